@@ -1,0 +1,1 @@
+"""The networks: segmentor, regressor, hierarchical VAE and deformation head."""

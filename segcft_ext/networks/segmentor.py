@@ -1,0 +1,59 @@
+"""The segmentor: any of MONAI's segmentation networks, in a checkpoint that says what its channels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from monai.networks import nets
+from torch import Tensor, nn
+
+from segcft_ext.checkpoints import SelfDescribing
+
+__all__ = ["Segmentor"]
+
+
+class Segmentor(SelfDescribing):
+    """Image -> logits of the structures, by a network of :mod:`monai.networks.nets`.
+
+    Args:
+        labels: value of each structure in the label map, which is its channel; ``background`` is 0.
+        architecture: class name in :mod:`monai.networks.nets`, built with ``in_channels=1``.
+        spatial_dims: 2 or 3.
+        **arguments: further arguments of that class.
+
+    Raises:
+        ValueError: when the architecture is unknown, or ``labels`` has no background.
+
+    Example:
+        >>> net = Segmentor({"background": 0, "heart": 1}, "BasicUNet", features=(8, 8, 16, 16, 32, 8))
+        >>> net(torch.rand(1, 1, 64, 64)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+
+    def __init__(
+        self, labels: Mapping[str, int], architecture: str = "BasicUNet", spatial_dims: int = 2, **arguments: Any
+    ) -> None:
+        super().__init__({"labels": labels, "architecture": architecture, "spatial_dims": spatial_dims, **arguments})
+        if labels.get("background") != 0:
+            raise ValueError(f"Segmentor: labels are {dict(labels)}, expected 'background' to be 0")
+        self.labels = {name: int(value) for name, value in labels.items()}
+        found = getattr(nets, architecture, None)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            similar = get_close_matches(architecture, dir(nets))
+            raise ValueError(
+                f"Segmentor: architecture is {architecture!r}, expected a class of monai.networks.nets {similar}"
+            )
+        self.network = found(
+            spatial_dims=spatial_dims, in_channels=1, out_channels=max(self.labels.values()) + 1, **arguments
+        )
+
+    @property
+    def structures(self) -> list[str]:
+        """The structures in the order of their label values, without the background."""
+        return [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of shape (B, C, \\*spatial) for images in [-1, 1] of shape (B, 1, \\*spatial)."""
+        return self.network(image)
