@@ -72,5 +72,5 @@ class Regressor(SelfDescribing):
 
 def _convolution(spatial_dims: int, narrow: int, wide: int, stride: int) -> nn.Module:
     return Convolution(
-        spatial_dims, narrow, wide, strides=stride, kernel_size=3, act="SILU", norm=("GROUP", {"num_groups": wide // 8})
+        spatial_dims, narrow, wide, strides=stride, kernel_size=3, act="LEAKYRELU", norm="BATCH", bias=False
     )
