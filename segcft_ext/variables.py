@@ -160,7 +160,7 @@ class Variables(nn.Module):
         self.units, self.categories = [str(unit) for unit in units], names_of_categories
 
     def scale(self, values: Tensor) -> Tensor:
-        """Continuous variables to [-1, 1] by the training range without clipping, others unchanged: (B, K) -> (B, K)."""
+        """Continuous variables to [-1, 1] by the training range, not clipped; others unchanged: (B, K) -> (B, K)."""
         return torch.where(self.is_continuous, 2 * (values - self.low) / (self.high - self.low) - 1, values)
 
     def unscale(self, scaled: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""What a user types as an intervention, and the physical targets that follow from it for each case.
+
+An intervention is a mapping from variables to changes, or JSON text of one:
+
+====================  ==================================================================================
+``12.5``, ``"12.5"``  set to 12.5, in the variable's unit; a JSON number is absolute, with any sign
+``"+20%"``            20 % more than the factual value, ``"-20%"`` less
+``"+1.5"``            1.5 more than the factual value, in the variable's unit, ``"-1.5"`` less
+``"q90"``             the 90 % quantile of the training split; ``"quantile:0.9"`` is the same
+``"M"``, ``1``        a category by name or by index (binary and categorical variables)
+``["-20%", "+20%"]``  a sweep: one intervention for each
+====================  ==================================================================================
+
+Example:
+    >>> for intervention in expand_sweep('{"left_lung_area": ["-20%", "+20%"], "sex": "F"}'):
+    ...     targets = resolve(intervention, variables, values)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segcft_ext.variables import Variables
+
+__all__ = ["Change", "expand_sweep", "parse_intervention", "resolve"]
+
+NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
+PATTERNS = {
+    "relative": re.compile(rf"([+-](?:{NUMBER}))\s*%"),
+    "additive": re.compile(rf"([+-](?:{NUMBER}))"),
+    "absolute": re.compile(rf"({NUMBER})"),
+    "percentile": re.compile(rf"q({NUMBER})"),
+    "quantile": re.compile(rf"quantile:\s*({NUMBER})"),
+}
+FORMS = '12.5, "+20%", "+1.5", "q90", "quantile:0.9" or the name of a category'
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to happen to one variable.
+
+    Attributes:
+        form: "absolute" (``amount`` in the unit), "relative" (0.2 for +20 %), "additive" (in the unit), "quantile"
+            (0 … 1) or "name" (of a category, in ``text``; ``amount`` is NaN).
+        amount: the number.
+        text: what was typed.
+    """
+
+    form: str
+    amount: float
+    text: str
+
+
+def parse_intervention(intervention: str | Mapping[str, Any]) -> dict[str, Change]:
+    """Read one intervention, which is no sweep.
+
+    Raises:
+        ValueError: when it cannot be read; names the variable, what was found and what was expected.
+    """
+    return {name: _parse_change(change, name) for name, change in _read(intervention).items()}
+
+
+def expand_sweep(intervention: str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One intervention for each value of a list; of several lists, each combination, the last varying fastest.
+
+    Without a list this is the intervention itself, alone.
+
+    Raises:
+        ValueError: when the intervention is no mapping, or a list in it is empty.
+    """
+    mapping = _read(intervention)
+    choices = [change if isinstance(change, (list, tuple)) else [change] for change in mapping.values()]
+    for name, choice in zip(mapping, choices):
+        if not choice:
+            raise ValueError(f"intervention on {name!r}: found an empty list, expected the values of a sweep")
+    return [dict(zip(mapping, combination)) for combination in itertools.product(*choices)]
+
+
+def resolve(intervention: str | Mapping[str, Any], variables: Variables, values: Tensor) -> dict[str, Tensor]:
+    """The physical targets of an intervention, each (B,), as :meth:`segcft_ext.scm.SCM.counterfactual` takes them.
+
+    Targets are not clipped to the training range.
+
+    Arguments:
+        intervention: one intervention, which is no sweep.
+        variables: fitted variables, for quantiles and names of categories.
+        values: factual values (B, K).
+
+    Raises:
+        ValueError: when the intervention cannot be read, a variable or category is unknown, the change does not suit
+            the kind of the variable, or the factual value is missing where the change needs it.
+    """
+    return {
+        name: _resolve_change(change, variables, variables.index(name), values)
+        for name, change in parse_intervention(intervention).items()
+    }
+
+
+def _read(intervention: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    found = intervention
+    if isinstance(intervention, str):
+        try:
+            intervention = json.loads(intervention)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'intervention: found {found!r}, expected JSON like {{"heart_area": "+20%"}}: {error}'
+            ) from None
+    if not isinstance(intervention, Mapping) or not all(isinstance(name, str) for name in intervention):
+        raise ValueError(f'intervention: found {found!r}, expected a mapping like {{"heart_area": "+20%"}}')
+    return intervention
+
+
+def _parse_change(change: Any, name: str) -> Change:
+    where = f"intervention on {name!r}"
+    if isinstance(change, (list, tuple)):
+        raise ValueError(f"{where}: found the sweep {list(change)}, expected one value; see expand_sweep")
+    if isinstance(change, (int, float)) and not isinstance(change, bool):
+        if not math.isfinite(change):
+            raise ValueError(f"{where}: found {change}, expected a finite number")
+        return Change("absolute", float(change), str(change))
+    if not isinstance(change, str) or not change.strip():
+        raise ValueError(f"{where}: found {change!r}, expected {FORMS}")
+    text = change.strip()
+    for form, pattern in PATTERNS.items():
+        match = pattern.fullmatch(text)
+        if match is None:
+            continue
+        amount = float(match.group(1)) / (100 if form in ("relative", "percentile") else 1)
+        if not math.isfinite(amount):
+            raise ValueError(f"{where}: found {text!r}, expected a finite number")
+        if form in ("percentile", "quantile"):
+            if amount > 1:
+                raise ValueError(f'{where}: found {text!r}, expected a quantile from "q0" to "q100" or "quantile:1"')
+            form = "quantile"
+        return Change(form, amount, text)
+    return Change("name", math.nan, text)
+
+
+def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor) -> Tensor:
+    where = f"intervention on {variables.names[k]!r}"
+    if variables.kinds[k] != "continuous":
+        return torch.full_like(values[:, k], _category(change, variables, k))
+    if change.form == "name":
+        raise ValueError(f"{where}: found {change.text!r}, expected {FORMS.removesuffix(' or the name of a category')}")
+    if change.form == "absolute":
+        return torch.full_like(values[:, k], change.amount)
+    if change.form == "quantile":
+        if not variables.fitted:
+            raise ValueError(
+                f"{where}: {change.text!r} needs fitted variables, but they have no training quantiles yet"
+            )
+        return torch.full_like(values[:, k], _quantile(variables.quantiles[k].tolist(), change.amount))
+    missing = values[:, k].isnan().nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(f"{where}: {change.text!r} needs the factual value, which is missing in rows {missing}")
+    return values[:, k] * (1 + change.amount) if change.form == "relative" else values[:, k] + change.amount
+
+
+def _category(change: Change, variables: Variables, k: int) -> int:
+    names, count = variables.categories[k], variables.num_categories[k]
+    if change.text in names:
+        return names.index(change.text)
+    if change.form != "absolute" or change.amount not in range(count):
+        expected = f"one of {names} or an index" if names else "an index"
+        raise ValueError(
+            f"intervention on {variables.names[k]!r}: found {change.text!r}, expected {expected} in 0 … {count - 1}"
+        )
+    return int(change.amount)
+
+
+def _quantile(quantiles: list[float], level: float) -> float:
+    """Between the stored percentiles, by linear interpolation."""
+    position = level * (len(quantiles) - 1)
+    below = min(int(position), len(quantiles) - 2)
+    return quantiles[below] + (position - below) * (quantiles[below + 1] - quantiles[below])

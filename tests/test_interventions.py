@@ -1,0 +1,129 @@
+import math
+import re
+
+import pytest
+import torch
+
+from segcft_ext.interventions import Change, expand_sweep, parse_intervention, resolve
+from segcft_ext.variables import Variables
+
+VALUES = torch.tensor([[10.0, 20, 0, 1], [20.0, 60, 1, 2]])
+
+
+@pytest.fixture(scope="module")
+def variables() -> Variables:
+    variables = Variables(
+        [
+            {"name": "area", "kind": "continuous"},
+            {"name": "age", "kind": "continuous"},
+            {"name": "sex", "kind": "binary"},
+            {"name": "view", "kind": "categorical", "num_categories": 3},
+        ]
+    )
+    column = torch.arange(201.0)
+    variables.fit(
+        torch.stack([column / 2, column, column % 2, column % 3], dim=1),
+        ["percent", "years", "", ""],
+        [[], [], ["F", "M"], ["PA", "AP", "2"]],
+    )
+    return variables
+
+
+@pytest.mark.parametrize(
+    ("change", "targets"),
+    [
+        (12.5, [12.5, 12.5]),
+        (-3, [-3, -3]),
+        ("12.5", [12.5, 12.5]),
+        ("+20%", [12, 24]),
+        ("-20 %", [8, 16]),
+        ("+1.5", [11.5, 21.5]),
+        (" -1.5", [8.5, 18.5]),
+        ("+1e1", [20, 30]),
+        ("-.5", [9.5, 19.5]),
+        ("q90", [90, 90]),
+        ("q2.5", [2.5, 2.5]),
+        ("q100", [100, 100]),
+        ("quantile:0.9", [90, 90]),
+        ("quantile: 0", [0, 0]),
+    ],
+)
+def test_every_form_gives_its_physical_targets(variables, change, targets):
+    resolved = resolve({"area": change}, variables, VALUES)
+    assert list(resolved) == ["area"] and resolved["area"].dtype == torch.float32
+    assert resolved["area"].tolist() == pytest.approx(targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "index"),
+    [("sex", "M", 1), ("sex", 0, 0), ("sex", "1", 1), ("view", "AP", 1), ("view", "2", 2), ("view", 1, 1)],
+)
+def test_categories_go_by_name_or_index(variables, name, change, index):
+    assert resolve({name: change}, variables, VALUES)[name].tolist() == [index, index]
+
+
+def test_several_variables_and_json_text(variables):
+    resolved = resolve('{"area": "+20%", "age": 50}', variables, VALUES)
+    assert list(resolved) == ["area", "age"]
+    assert resolve({}, variables, VALUES) == {}
+    assert parse_intervention({"area": "+20%"}) == {"area": Change("relative", 0.2, "+20%")}
+
+
+def test_sweeps_are_expanded_to_every_combination():
+    assert expand_sweep({"area": ["-20%", 3], "sex": ["F", "M"], "age": 50}) == [
+        {"area": "-20%", "sex": "F", "age": 50},
+        {"area": "-20%", "sex": "M", "age": 50},
+        {"area": 3, "sex": "F", "age": 50},
+        {"area": 3, "sex": "M", "age": 50},
+    ]
+    assert expand_sweep('{"area": "q90"}') == [{"area": "q90"}]
+
+
+@pytest.mark.parametrize(
+    ("intervention", "message"),
+    [
+        ({"weight": 3}, "no variable 'weight'; the variables are ['area', 'age', 'sex', 'view']"),
+        ({"area": "large"}, "intervention on 'area': found 'large', expected 12.5, \"+20%\""),
+        ({"area": "20%"}, "found '20%'"),
+        ({"area": "++2"}, "found '++2'"),
+        ({"area": "nan"}, "found 'nan'"),
+        ({"area": "+1e999"}, "found '+1e999', expected a finite"),
+        ({"area": math.inf}, "found inf, expected a finite"),
+        ({"area": None}, "found None"),
+        ({"area": True}, "found True"),
+        ({"area": ""}, "found ''"),
+        ({"area": "q101"}, "found 'q101', expected a quantile"),
+        ({"area": "quantile:90"}, "found 'quantile:90', expected a quantile"),
+        ({"area": [1, 2]}, "found the sweep [1, 2], expected one value; see expand_sweep"),
+        ({"sex": "X"}, "intervention on 'sex': found 'X', expected one of ['F', 'M'] or an index in 0 … 1"),
+        ({"sex": 2}, "found '2', expected one of ['F', 'M'] or an index in 0 … 1"),
+        ({"sex": 0.5}, "found '0.5'"),
+        ({"sex": "+1"}, "found '+1'"),
+        ("area=3", "found 'area=3', expected JSON like {\"heart_area\""),
+        ("[1]", "found '[1]', expected a mapping"),
+    ],
+)
+def test_what_cannot_be_read_is_named(variables, intervention, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(intervention, variables, VALUES)
+
+
+def test_an_empty_sweep_is_refused():
+    with pytest.raises(ValueError, match="'area': found an empty list"):
+        expand_sweep({"area": []})
+
+
+def test_a_relative_change_needs_the_factual_value(variables):
+    values = VALUES.clone()
+    values[1, 0] = math.nan
+    for change in ("+20%", "-1"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"'{change}' needs the factual value, which is missing in rows [1]")
+        ):
+            resolve({"area": change}, variables, values)
+    assert resolve({"area": 3}, variables, values)["area"].tolist() == [3, 3]
+
+
+def test_quantiles_need_fitted_variables():
+    with pytest.raises(ValueError, match="'q50' needs fitted variables"):
+        resolve({"a": "q50"}, Variables([{"name": "a", "kind": "continuous"}]), torch.zeros(1, 1))
