@@ -1,0 +1,118 @@
+"""A case on its way from a source to the datalist, and the reasons for which one is left out.
+
+A source knows which cases there are (:attr:`Source.items`) and how to load one (:meth:`Source.load`). Loading raises
+:class:`Rejected` for a case that cannot be used, so that whoever runs the source counts it and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["REASONS", "Case", "Item", "Rejected", "Source"]
+
+REASONS = {
+    "unsupported_format": "the file is none of PNG, DICOM, NIfTI",
+    "unreadable": "the file cannot be decoded",
+    "colour": "the image has colours",
+    "multi_frame": "the file holds several frames or slices",
+    "not_finite": "the image has NaN or infinite pixels",
+    "constant_image": "all pixels of the image are equal",
+    "missing_image": "there are masks but no image",
+    "missing_mask": "the mask of a structure is missing",
+    "mask_not_binary": "the mask is neither binary nor a soft mask",
+    "shape_mismatch": "image and mask differ in size",
+    "spacing_mismatch": "image and mask differ in pixel spacing",
+    "spacing_unknown": "areas in mm2 are asked for, the pixel spacing is unknown",
+    "empty_structure": "a structure has no pixel",
+    "structures_overlap": "two structures cover each other",
+    "swapped_sides": "left and right structures are swapped",
+    "duplicate_name": "two files of the source have the same name",
+    "duplicate_row": "the table has several rows for the case",
+    "bad_value": "the table holds a value that the variable cannot take",
+}
+
+
+class Rejected(Exception):
+    """A case that is left out: a reason code of :data:`REASONS` and a text for people.
+
+    The text must not hold a file name, a path or anything else that may identify a patient: it is written to
+    ``rejected.csv``.
+    """
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        self.reason = reason
+        self.text = text or REASONS[reason]
+        super().__init__(reason, self.text)  # both arguments, so that it survives pickling between processes
+
+
+@dataclass(frozen=True)
+class Item:
+    """A case that a source has found and not yet opened.
+
+    Attributes:
+        source: the source's name, the stratum of the splits.
+        name: the case's name, unique within the source up to faults in the data; may identify the patient.
+        index: position among the source's own things to load.
+        patient: the patient's name in the user's data, or None where a case is a patient of its own.
+    """
+
+    source: str
+    name: str
+    index: int
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loaded case at its final size.
+
+    Attributes:
+        image: shape (H, W), float, in [0, 1].
+        label: label map of shape (H, W), uint8.
+        spacing: pixel spacing of these arrays in mm, (row, column), or None where unknown.
+        variables: values of the variables that are not measured; None where missing, categories by index.
+        exogenous: what a renderer of true counterfactuals needs to draw this case again (phantoms only).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, float] | None = None
+    variables: Mapping[str, float | int | None] = field(default_factory=dict)
+    exogenous: Mapping[str, Any] | None = None
+
+
+class Source(Protocol):
+    """What :func:`data_prep.collect.prepare` takes cases from. It is pickled to worker processes.
+
+    Attributes:
+        labels: value of each structure in the label map, the background included as 0.
+        variables: definitions of the variables that are not measured, as they stand in a datalist's header.
+        size: (H, W) of the loaded cases.
+        truth: the datalist's ``truth``.
+        items: every case found, in an order that does not depend on the machine.
+    """
+
+    size: tuple[int, int]
+
+    @property
+    def labels(self) -> Mapping[str, int]: ...
+
+    @property
+    def variables(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def truth(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def items(self) -> Sequence[Item]: ...
+
+    def load(self, item: Item) -> Case:
+        """Load one case; pure, so that it may run in any process and any order.
+
+        Raises:
+            Rejected: when the case cannot be used.
+        """

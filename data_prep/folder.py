@@ -1,0 +1,133 @@
+"""The source ``folder``: image folders with one mask folder for each structure and an optional table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.cases import Case, Item, Rejected
+from data_prep.geometry import fit_image, fit_label, fit_spacing
+from data_prep.intensity import to_unit_range
+from data_prep.readers import Picture, read_picture, strip_suffix
+from data_prep.structures import combine_masks, label_values, threshold_mask
+from data_prep.table import Table
+
+__all__ = ["FolderSource"]
+
+
+class FolderSource:
+    """Cases of one or several folders; each folder is a source, named after the folder unless the table says otherwise.
+
+    A case is a file anywhere below a folder of images; its masks have the same name (the suffix may differ) below the
+    folders of masks. Every file is a case, except hidden ones: what is not an image is rejected with that reason. A
+    mask without an image is a case too, and rejected.
+
+    Args:
+        roots: the folders.
+        images: where the images lie, relative to each root.
+        masks: where the masks of each structure lie, relative to each root, in the order of the label values; where
+            masks overlap, the later structure wins.
+        size: (H, W) of the prepared arrays.
+        table: further variables, sources and patients.
+
+    Raises:
+        ValueError: when a folder does not exist or no case is found.
+    """
+
+    truth: Mapping[str, Any] | None = None
+
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        images: str,
+        masks: Mapping[str, str],
+        size: tuple[int, int],
+        table: Table | None = None,
+    ) -> None:
+        self.size = size
+        self.labels = label_values(list(masks))
+        self.variables: list[dict[str, Any]] = table.definitions if table else []
+        self._table = table
+        self._files: list[dict[str, list[Path]]] = []  # for each item: "image" and each structure -> the files found
+        self._rows: list[list[dict[str, str]]] = []  # for each item: its rows in the table
+        self.items: list[Item] = []
+        self.rows_without_case = len(table) if table else 0
+        names = [root.resolve().name for root in roots]
+        if len(set(names)) != len(names):
+            raise ValueError(f"folders: {names} are to be the sources' names, so they must differ")
+        for name, root in sorted(zip(names, roots)):
+            self._find(name, {"image": root / images, **{s: root / folder for s, folder in masks.items()}})
+        if not self.items:
+            raise ValueError(f"no file in {', '.join(str(root / images) for root in roots)}")
+
+    def _find(self, source: str, folders: Mapping[str, Path]) -> None:
+        found: dict[str, dict[str, list[Path]]] = {}
+        for key, folder in folders.items():
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: no such folder (expected there: {key})")
+            for path in _files_below(folder):
+                name = strip_suffix(path.relative_to(folder).as_posix())
+                found.setdefault(name, {}).setdefault(key, []).append(path)
+        for name in sorted(found):
+            rows = self._table.rows(source, name) if self._table else []
+            self.rows_without_case -= len(rows)
+            row = rows[0] if self._table and len(rows) == 1 else None
+            named, patient = (
+                (self._table.source(row), self._table.patient(row)) if self._table and row else (None, None)
+            )
+            self.items.append(Item(named or source, name, len(self._files), patient))
+            self._files.append(found[name])
+            self._rows.append(rows)
+
+    def load(self, item: Item) -> Case:
+        """Read image and masks, bring them to the common geometry and intensity."""
+        files, rows = self._files[item.index], self._rows[item.index]
+        if len(rows) > 1:
+            raise Rejected("duplicate_row", f"the table has {len(rows)} rows for the case")
+        if "image" not in files:
+            raise Rejected("missing_image")
+        structures = [name for name in self.labels if name != "background"]
+        absent = [name for name in structures if name not in files]
+        if absent:
+            raise Rejected("missing_mask", f"no mask of {', '.join(absent)}")
+        twice = [name for name, paths in files.items() if len(paths) > 1]
+        if twice:
+            raise Rejected("duplicate_name", f"several files of the same name for {', '.join(twice)}")
+        variables = self._table.values(rows[0] if rows else None) if self._table else {}
+
+        image = read_picture(files["image"][0])
+        masks = {name: _read_mask(files[name][0], name, image) for name in structures}
+        return Case(
+            image=fit_image(to_unit_range(image.pixels), self.size),
+            label=fit_label(combine_masks(masks), self.size),
+            spacing=fit_spacing(image.spacing, image.pixels.shape, self.size),
+            variables=variables,
+        )
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files but hidden ones, sorted; links to folders are not followed, so that a loop of them is harmless."""
+    paths = [Path(root, file) for root, _, files in os.walk(folder) for file in files if not file.startswith(".")]
+    return sorted(paths)
+
+
+def _read_mask(path: Path, name: str, image: Picture) -> np.ndarray:
+    """The mask of one structure as booleans.
+
+    Raises:
+        Rejected: as for any picture, with the structure's name; and when it does not lie on the image.
+    """
+    try:
+        mask = read_picture(path)
+        pixels = threshold_mask(mask.pixels)
+    except Rejected as fault:
+        raise Rejected(fault.reason, f"{name}: {fault.text}") from None
+    if pixels.shape != image.pixels.shape:
+        raise Rejected("shape_mismatch", f"the image has shape {image.pixels.shape}, {name} has {pixels.shape}")
+    if image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, rtol=1e-2):
+        raise Rejected("spacing_mismatch", f"the image has spacing {image.spacing} mm, {name} has {mask.spacing} mm")
+    return pixels

@@ -1,0 +1,49 @@
+"""Ids without identity: salted hashes, with the salt and the mapping kept in a file of the user's own.
+
+The file lies beside the prepared folder, not in it, so that the folder can be passed on. Without the salt an id cannot
+be tried out against a list of known file names.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.cases import Item
+
+__all__ = ["case_id", "read_salt", "write_mapping"]
+
+
+def case_id(item: Item, salt: str, occurrence: int = 0) -> str:
+    """16 hexadecimal digits from source and name; ``occurrence`` tells apart cases that a source names alike."""
+    message = "\0".join((item.source, item.name, str(occurrence)))
+    return hmac.new(salt.encode(), message.encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:16]
+
+
+def read_salt(mapping: Path) -> str:
+    """The salt of an earlier run, so that a case keeps its id; a new one when there is none.
+
+    Raises:
+        ValueError: when the file exists and holds no salt.
+    """
+    try:
+        salt = json.loads(mapping.read_text(encoding="utf-8"))["salt"]
+    except FileNotFoundError:
+        return secrets.token_hex(16)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{mapping}: expected the mapping of an earlier run with a key 'salt' ({error!r})") from error
+    return str(salt)
+
+
+def write_mapping(mapping: Path, salt: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write salt and mapping (id -> source, name, patient, outcome), readable by the user alone."""
+    scratch = mapping.with_name(mapping.name + ".tmp")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        json.dump({"salt": salt, "cases": cases}, file, indent=1, ensure_ascii=False)
+    os.replace(scratch, mapping)

@@ -1,0 +1,91 @@
+"""Two pictures to look at before training: a contact sheet with contours, and the variables' distributions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from segcft_ext.datalist import SPLITS, Datalist, Variable
+
+__all__ = ["draw_contact_sheet", "draw_variables"]
+
+MAX_CASES = 40
+COLUMNS = 8
+
+
+def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASES) -> None:
+    """Draw cases of every source, spread evenly over the datalist, with one contour for each structure."""
+    shown = _spread(datalist, max_cases)
+    rows = -(-len(shown) // COLUMNS)
+    height, width = datalist.size
+    figure = Figure(figsize=(1.6 * COLUMNS, (1.6 * height / width + 0.22) * rows + 0.5), layout="constrained")
+    colours = {name: f"C{i}" for i, name in enumerate(datalist.structures)}
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (split, entry) in zip(axes, shown):
+        image = np.asarray(Image.open(datalist.path.parent / entry["image"]))
+        label = np.asarray(Image.open(datalist.path.parent / entry["label"]))
+        low, high = datalist.intensity_range
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        for name, colour in colours.items():
+            axis.contour(label == datalist.labels[name], levels=[0.5], colors=colour, linewidths=0.9)
+        axis.set_title(f"{entry['source']} {entry['id'][:6]} {split}", fontsize=6, pad=2)
+    handles = [matplotlib.lines.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_variables(datalist: Datalist, path: Path) -> None:
+    """Draw the distribution of every variable, by split on the left and by source on the right."""
+    entries = [{**entry, "split": split} for split in SPLITS for entry in datalist.entries[split]]
+    figure = Figure(figsize=(9, 2.1 * len(datalist.variables)), layout="constrained")
+    axes = figure.subplots(len(datalist.variables), 2, squeeze=False)
+    for row, variable in zip(axes, datalist.variables):
+        values = np.array([_number(entry["variables"].get(variable.name)) for entry in entries])
+        for axis, key in zip(row, ("split", "source")):
+            groups = list(dict.fromkeys(entry[key] for entry in entries))
+            member = np.array([groups.index(entry[key]) for entry in entries])
+            _draw_distribution(axis, variable, [values[member == g] for g in range(len(groups))], groups)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_distribution(axis: Any, variable: Variable, values: list[np.ndarray], groups: list[str]) -> None:
+    known = [v[np.isfinite(v)] for v in values]
+    together = np.concatenate(known)
+    if variable.categories:
+        edges = np.arange(len(variable.categories) + 1) - 0.5
+        axis.set_xticks(range(len(variable.categories)), variable.categories)
+    else:
+        edges = np.histogram_bin_edges(together, bins=24) if together.size else np.linspace(0, 1, 2)
+    for g, (group, present) in enumerate(zip(groups, known)):
+        missing = values[g].size - present.size
+        text = f"{group}: {present.size}" + (f" ({missing} missing)" if missing else "")
+        share = np.histogram(present, edges)[0] / max(present.size, 1)
+        axis.stairs(100 * share, edges, color=f"C{g}", label=text)
+    axis.set_xlabel(f"{variable.name} [{variable.unit}]" if variable.unit else variable.name, fontsize=8)
+    axis.set_ylabel("% of cases", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _number(value: float | int | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _spread(datalist: Datalist, wanted: int) -> list[tuple[str, Any]]:
+    """At most ``wanted`` cases, as many of each source as of the others where there are enough."""
+    of_source: dict[str, list[tuple[str, Any]]] = {}
+    for split in SPLITS:
+        for entry in datalist.entries[split]:
+            of_source.setdefault(entry["source"], []).append((split, entry))
+    shown = []
+    for cases in of_source.values():
+        chosen = np.linspace(0, len(cases) - 1, min(len(cases), max(1, wanted // len(of_source)))).round().astype(int)
+        shown += [cases[i] for i in chosen]
+    return shown

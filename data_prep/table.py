@@ -1,0 +1,181 @@
+"""The optional table of further variables (sex, age, …): CSV or TSV, one row for each case.
+
+Only the columns that are asked for are looked at: a column of a hospital's table may well hold a name or a date of
+birth. Cells are kept as text until a case needs them, so that a cell that makes no sense rejects one case, not the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data_prep.cases import Rejected
+from data_prep.readers import strip_suffix
+
+__all__ = ["Table", "infer_kind"]
+
+MAX_CATEGORIES = 10
+"""A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
+
+_MISSING = ("", "na", "n/a", "nan", "none", "null")
+
+
+class Table:
+    """Rows of a table by case, and the definitions of the variables that are taken from it.
+
+    Args:
+        path: CSV; TSV when the name ends in ``.tsv`` or ``.tab``.
+        variables: names of the columns wanted; or a mapping from name to ``"continuous"`` or to the list of its
+            categories. With names only, the kind is inferred (:func:`infer_kind`).
+        units: unit of each continuous variable.
+        missing: for each variable the value, or values, that mean "missing". Empty cells, NA and NaN always do.
+        id_column: the column with the case's file name, with or without suffix.
+        source_column: the column that names the case's source.
+        patient_column: the column that names the case's patient.
+
+    Raises:
+        ValueError: when the table cannot be read, lacks a column, or a kind cannot be inferred.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        variables: Sequence[str] | Mapping[str, str | Sequence[Any]] = (),
+        units: Mapping[str, str] | None = None,
+        missing: Mapping[str, Any] | None = None,
+        id_column: str = "id",
+        source_column: str | None = None,
+        patient_column: str | None = None,
+    ) -> None:
+        separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+        try:
+            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: the table cannot be read: {error}") from error
+        units, missing = dict(units or {}), dict(missing or {})
+        wanted = [id_column, *variables, *filter(None, (source_column, patient_column))]
+        unknown = [column for column in wanted if column not in frame.columns]
+        if unknown:
+            raise ValueError(f"{path}: no column {', '.join(map(repr, unknown))}; the table has {list(frame.columns)}")
+        for option, given in (("units", units), ("missing", missing)):
+            if set(given) - set(variables):
+                raise ValueError(
+                    f"{option}: {sorted(set(given) - set(variables))} are not among the variables asked for"
+                )
+        if not wanted[1:]:
+            raise ValueError(f"{path}: say which columns are wanted as variables; the table has {list(frame.columns)}")
+
+        self._missing = {
+            name: {_plain(value) for value in (given if isinstance(given, (list, tuple)) else [given])}
+            for name, given in missing.items()
+        }
+        self.definitions: list[dict[str, Any]] = []
+        for name in variables:
+            kind = variables[name] if isinstance(variables, Mapping) else None
+            if kind is None:
+                column = [cell for cell in map(str.strip, frame[name]) if not self._is_missing(name, cell)]
+                kind = infer_kind(column, f"{path}: column {name!r}")
+            self.definitions.append(_definition(name, kind, units.get(name, "")))
+
+        self._rows: dict[str, list[dict[str, str]]] = {}
+        self._source_column, self._patient_column = source_column, patient_column
+        for row in frame[wanted].to_dict("records"):
+            self._rows.setdefault(strip_suffix(str(row[id_column]).strip()), []).append(
+                {str(key): str(value).strip() for key, value in row.items()}
+            )
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def rows(self, source: str, name: str) -> list[dict[str, str]]:
+        """The rows of a case; more than one is a fault of the table, none means that all its values are missing.
+
+        A row may give the case's name with or without the folders that lead to it; where several sources hold a case
+        of this name, the source column decides.
+        """
+        rows = self._rows.get(name) or self._rows.get(name.rsplit("/", 1)[-1]) or []
+        if len(rows) > 1 and self._source_column:
+            rows = [row for row in rows if row[self._source_column] == source] or rows
+        return rows
+
+    def source(self, row: Mapping[str, str]) -> str | None:
+        """The source that the row names, or None."""
+        return (row[self._source_column] or None) if self._source_column else None
+
+    def patient(self, row: Mapping[str, str]) -> str | None:
+        """The patient that the row names, or None."""
+        return (row[self._patient_column] or None) if self._patient_column else None
+
+    def values(self, row: Mapping[str, str] | None) -> dict[str, float | int | None]:
+        """The variables of one row; all missing without a row.
+
+        Raises:
+            Rejected: when a cell is not a number where one is due, or not one of the categories.
+        """
+        values: dict[str, float | int | None] = {}
+        for definition in self.definitions:
+            name = definition["name"]
+            cell = row[name] if row is not None else ""
+            if self._is_missing(name, cell):
+                values[name] = None
+            elif definition["kind"] == "continuous":
+                number = _number(cell)
+                if number is None:
+                    raise Rejected("bad_value", f"{name} is not a number")
+                values[name] = number
+            else:
+                codes = {_plain(category): index for index, category in enumerate(definition["categories"])}
+                if _plain(cell) not in codes:
+                    raise Rejected("bad_value", f"{name} is none of {definition['categories']}")
+                values[name] = codes[_plain(cell)]
+        return values
+
+    def _is_missing(self, name: str, cell: str) -> bool:
+        return cell.lower() in _MISSING or _plain(cell) in self._missing.get(name, ())
+
+
+def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:
+    """``"continuous"`` for numbers, else the sorted categories; 0 and 1 alone are two categories.
+
+    Raises:
+        ValueError: when there is nothing to infer from, only one category, or too many.
+    """
+    numbers = [_number(cell) for cell in cells]
+    if numbers and None not in numbers and set(numbers) != {0.0, 1.0}:
+        return "continuous"
+    categories = sorted({_plain(cell) for cell in cells})
+    if not 2 <= len(categories) <= MAX_CATEGORIES:
+        raise ValueError(
+            f"{where}: {len(categories)} different values, so its kind cannot be inferred; "
+            f'give it, e.g. {{"name": "continuous"}} or {{"name": ["A", "B"]}}'
+        )
+    return categories
+
+
+def _definition(name: str, kind: str | Sequence[Any], unit: str) -> dict[str, Any]:
+    if kind == "continuous":
+        return {"name": name, "kind": "continuous", "unit": unit}
+    if isinstance(kind, str) or len(kind) < 2:
+        raise ValueError(f'variables: {name!r} is {kind!r}, expected "continuous" or a list of two or more categories')
+    categories = [_plain(category) for category in kind]
+    if len(set(categories)) != len(categories):
+        raise ValueError(f"variables: {name!r} has a category twice in {categories}")
+    return {"name": name, "kind": "binary" if len(kind) == 2 else "categorical", "unit": "", "categories": categories}
+
+
+def _number(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _plain(value: Any) -> str:
+    """A value as text; numbers in one spelling, so that 0, "0" and "0.0" are the same."""
+    number = _number(str(value).strip())
+    return str(value).strip() if number is None else f"{number:g}"
