@@ -1,0 +1,199 @@
+"""A procedural chest radiograph with a known causal model: a phantom whose true counterfactuals can be rendered.
+
+.. code-block:: text
+
+    sex ──> body size ──> left_lung_area, right_lung_area, heart_area
+    age ──────────────────^
+
+``sample`` draws a case's variables and all its exogenous noise, ``render`` is a pure function of the two. So the
+*true counterfactual* of a case is the picture of other variables with the same exogenous noise:
+
+    >>> phantom = ChestPhantom(size=64)
+    >>> variables, exogenous = phantom.sample(seed=0)
+    >>> image, label = phantom.render(variables, exogenous)
+    >>> variables, image, label = phantom.counterfactual(variables, exogenous, {"left_lung_area": 9.0})
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_prep import chest_tissues as tissues
+from data_prep.chest_anatomy import LEFT, RIGHT, Frame, Heart, Lung, body_frame, solve_heart, solve_lung
+from data_prep.xray import expose
+
+__all__ = ["ChestPhantom"]
+
+AREAS = ("left_lung_area", "right_lung_area", "heart_area")
+SHAPE = (
+    "heart_axis", "heart_apex", "heart_height", "heart_x", "dome_left", "dome_right", "cage", "knob", "trunk", "shoulders",
+    "girth", "thickness", "rib_fall", "rib_drop", "rib_space", "clavicles", "scapula", "scoliosis", "breast",
+    "breast_level", "asymmetry",
+)  # fmt: skip
+
+
+class ChestPhantom:
+    """Chest radiographs of ``size`` x ``size`` pixels.
+
+    Args:
+        size: pixels along each side, 32 or more.
+    """
+
+    labels: Mapping[str, int] = {"background": 0, "left_lung": 1, "right_lung": 2, "heart": 3}
+
+    def __init__(self, size: int = 64) -> None:
+        if size < 32:
+            raise ValueError(f"ChestPhantom: size is {size}, expected 32 or more")
+        self.size = int(size)
+        self.supersampling = max(1, min(3, 512 // self.size))
+
+    def sample(self, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """Draw a case.
+
+        Returns:
+            The variables (areas in percent of the picture, age in years, sex 0 = F or 1 = M) and the exogenous noise, a
+            dict of plain numbers that JSON can carry.
+        """
+        rng = np.random.default_rng([seed, 0])
+
+        def normal(limit: float = 2.3) -> float:
+            return round(float(np.clip(rng.normal(), -limit, limit)), 6)
+
+        exogenous: dict[str, Any] = {
+            "texture_seed": int(rng.integers(2**31)),
+            "noise": {name: normal() for name in ("body", "inspiration", *AREAS)},
+            "shape": {name: normal() for name in SHAPE},
+            "view": {"x": normal(), "y": normal(), "width": normal(), "tilt": normal()},
+            "exposure": {
+                name: normal() for name in ("level", "width", "gamma", "scatter", "noise", "bone", "black", "white")
+            },
+            "bubble": round(float(max(0.0, rng.uniform(-0.8, 1.3))), 6),
+        }
+        sex = int(rng.integers(2))
+        age = round(float(np.clip(57 + 16 * rng.normal(), 20, 90)), 1)
+        variables = {**self._areas(age, sex, exogenous), "age": age, "sex": float(sex)}
+        return variables, exogenous
+
+    def render(self, variables: Mapping[str, float], exogenous: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The radiograph, float32 (H, W) in [0, 1], and its label map, uint8 (H, W), of a case.
+
+        Raises:
+            ValueError: when the picture has no room for an area that is asked for.
+        """
+        shape = exogenous["shape"]
+        pixels = self._frame(variables, exogenous, self.size)
+        heart = Heart(shape)
+        level = heart.level(pixels)
+        scale = solve_heart(heart, pixels, variables["heart_area"])
+        label = np.zeros((self.size, self.size), np.uint8)
+        lungs: dict[int, tuple[Lung, float]] = {}
+        for side, name in ((LEFT, "left_lung"), (RIGHT, "right_lung")):
+            lung = Lung(side, shape, heart, scale, pixels.bottom)
+            t = solve_lung(lung, pixels, level, variables[f"{name}_area"])
+            lungs[side] = (lung, t)
+            label[lung.depth_inside(pixels, t) > 0] = self.labels[name]
+        label[level < scale] = self.labels["heart"]
+
+        fine = self._frame(variables, exogenous, self.size * self.supersampling)
+        attenuation, scatter = self._attenuation(variables, exogenous, fine, heart, scale, lungs)
+        noise = np.random.default_rng([exogenous["texture_seed"], 9]).standard_normal(label.shape, np.float32)
+        image = expose(attenuation, scatter, noise, self._exposure(exogenous), self.supersampling)
+        return image, label
+
+    def counterfactual(
+        self, variables: Mapping[str, float], exogenous: Mapping[str, Any], do: Mapping[str, float]
+    ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """The true counterfactual: variables after the action with their descendants recomputed, picture, label map.
+
+        Raises:
+            ValueError: when an unknown variable is acted upon, or the picture has no room for an area.
+        """
+        unknown = set(do) - set(variables)
+        if unknown:
+            raise ValueError(f"ChestPhantom: do() names {sorted(unknown)}, expected some of {sorted(variables)}")
+        after = {**variables, **do}
+        before_areas = self._areas(variables["age"], variables["sex"], exogenous)
+        after_areas = self._areas(after["age"], after["sex"], exogenous)
+        for name in AREAS:
+            # the noise is multiplicative, so the factual value carries it; no change of the causes, no change at all
+            if name not in do and before_areas[name] != after_areas[name]:
+                after[name] = variables[name] * after_areas[name] / before_areas[name]
+        return after, *self.render(after, exogenous)
+
+    @staticmethod
+    def _body(age: float, sex: float, exogenous: Mapping[str, Any]) -> float:
+        """Logarithm of the body's size in the picture."""
+        return 0.072 * exogenous["noise"]["body"] + 0.03 * (sex - 0.5) - 0.0004 * (age - 57)
+
+    def _areas(self, age: float, sex: float, exogenous: Mapping[str, Any]) -> dict[str, float]:
+        noise = exogenous["noise"]
+        frame = 2 * self._body(age, sex, exogenous) + 0.03 * exogenous["view"]["width"]
+        breath = 0.185 * noise["inspiration"] - 0.0010 * (age - 57)
+        logs = {
+            "left_lung_area": math.log(11.75) + frame + breath + 0.12 * noise["left_lung_area"],
+            "right_lung_area": math.log(14.55) + frame + breath + 0.06 * noise["right_lung_area"],
+            "heart_area": math.log(9.2) + frame - 0.45 * breath + 0.10 * noise["heart_area"] + 0.0025 * (age - 57),
+        }
+        return {name: round(math.exp(value), 6) for name, value in logs.items()}
+
+    def _frame(self, variables: Mapping[str, float], exogenous: Mapping[str, Any], size: int) -> Frame:
+        view = exogenous["view"]
+        return body_frame(
+            size,
+            scale=math.exp(self._body(variables["age"], variables["sex"], exogenous)),
+            width=math.exp(0.03 * view["width"]),
+            centre=0.505 + 0.016 * view["x"],
+            top=0.106 + 0.022 * view["y"],
+            tilt=0.018 * view["tilt"],
+        )
+
+    @staticmethod
+    def _exposure(exogenous: Mapping[str, Any]) -> dict[str, float]:
+        e = exogenous["exposure"]
+        return {
+            "level": 1.75 + 0.15 * e["level"],
+            "width": 1.9 * math.exp(0.15 * e["width"]),
+            "gamma": math.exp(0.15 * e["gamma"]),
+            "noise": 0.006 * math.exp(0.4 * e["noise"]),
+            "blur": 0.0012,
+            "black": max(0.0, 0.06 + 0.06 * e["black"]),
+            "white": min(1.0, 0.92 + 0.05 * e["white"]),
+        }
+
+    @staticmethod
+    def _attenuation(
+        variables: Mapping[str, float],
+        exogenous: Mapping[str, Any],
+        frame: Frame,
+        heart: Heart,
+        scale: float,
+        lungs: Mapping[int, tuple[Lung, float]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Line integrals and scattered intensity, each of the frame's shape."""
+        shape, exposure = exogenous["shape"], exogenous["exposure"]
+        soft = tissues.soft_tissue(frame, shape, lungs) + tissues.breasts(frame, shape, variables["sex"] < 0.5)
+        rho = heart.level(frame) / scale
+        outside_heart = tissues.ramp(rho - 1, 0.05)
+        density = math.exp(0.2 * exposure["bone"] - 0.003 * (variables["age"] - 57))
+        bone = tissues.bones(frame, shape)
+        air = tissues.airways(frame, shape)
+        in_lung = np.zeros(frame.x.shape, np.float32)
+        for side, (lung, t) in lungs.items():
+            inside = tissues.ramp(lung.depth_inside(frame, t), 0.006 + frame.pixel) * outside_heart
+            cage = 4.2 * tissues.cage_depth(frame, lung, t)
+            rng = np.random.default_rng([exogenous["texture_seed"], 1 if side == LEFT else 2])
+            air = air + inside * np.maximum(0.80 * cage - tissues.vessels(frame, side, rng), 0)
+            bone = bone + tissues.ribs(frame, lung, t, shape)
+            in_lung += inside
+        # some lung lies behind the heart, more towards its border
+        behind = (1 - outside_heart) * np.clip(1 - np.clip(rho, 0, 1) ** 3, 0, 1)
+        air = air + 4.2 * 0.10 * (1 - outside_heart) * (1 - behind)
+        air = air + tissues.gastric_bubble(frame, shape, exogenous["bubble"]) * (1 - in_lung) * outside_heart
+        attenuation = np.maximum(soft - air, 0.0) + density * bone
+        inside_body = tissues.ramp(soft - 0.4, 0.8)
+        scatter = (0.040 * math.exp(0.25 * exposure["scatter"]) * inside_body).astype(np.float32)
+        return attenuation.astype(np.float32), scatter
