@@ -1,0 +1,10 @@
+"""Ignite handlers that MONAI does not have; they attach to any MONAI trainer or evaluator."""
+
+from segcft_ext.handlers.epoch_seed import EpochSeed
+from segcft_ext.handlers.mlflow_run import MLflowRun
+from segcft_ext.handlers.model_saver import ModelSaver
+from segcft_ext.handlers.progress import Progress
+from segcft_ext.handlers.training_checkpoint import TrainingCheckpoint
+from segcft_ext.handlers.weight_average import WeightAverage
+
+__all__ = ["EpochSeed", "MLflowRun", "ModelSaver", "Progress", "TrainingCheckpoint", "WeightAverage"]

@@ -1,0 +1,89 @@
+"""Resuming: everything that a training needs to go on as if it had never stopped, in one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines import Workflow
+
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpoint, plain, save_atomically
+
+__all__ = ["TrainingCheckpoint"]
+
+PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
+
+
+class TrainingCheckpoint:
+    """Save the state of a training after every epoch, atomically, and restore it when the training is resumed.
+
+    Place it after the handlers that change the state at the end of an epoch (schedule, validation). With
+    :class:`~segcft_ext.handlers.epoch_seed.EpochSeed`, which makes the randomness a function of the epoch, a training
+    that was killed at any moment and resumed ends with the weights of one that was not.
+
+    Args:
+        path: the file.
+        objects: what to save, by name: anything with ``state_dict``; of a trainer or validator its progress is saved.
+        resume: restore from the file, if it exists, when the training starts.
+
+    Raises:
+        CheckpointError: at the start, when the file belongs to another definition of the training.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = False) -> None:
+        self.path = Path(path)
+        self.objects = objects
+        self.resume = resume
+
+    def attach(self, engine: Workflow) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Workflow) -> None:
+        if not self.resume:
+            return
+        if not self.path.exists():
+            engine.logger.info(f"{self.path} does not exist: the training starts from the beginning")
+            return
+        self.restore()
+        if engine.state.epoch > engine.state.max_epochs:
+            raise CheckpointError(
+                f"{self.path}: epoch: the checkpoint holds {engine.state.epoch}, asked for a training "
+                f"of {engine.state.max_epochs} epochs"
+            )
+        engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
+
+    def save(self, engine: Workflow) -> None:
+        if engine.state.rank == 0:
+            save_atomically({name: _state(item) for name, item in self.objects.items()}, self.path)
+
+    def restore(self) -> None:
+        checkpoint = load_checkpoint(self.path)
+        found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        if found != sorted(self.objects):
+            raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {sorted(self.objects)}")
+        for name, item in self.objects.items():
+            try:
+                _restore(item, checkpoint[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"{self.path}: {name}: {error}") from error
+
+
+def _state(item: Any) -> Any:
+    if isinstance(item, Workflow):
+        return plain({key: getattr(item.state, key) for key in PROGRESS})
+    return item.state_dict()
+
+
+def _restore(item: Any, state: Any) -> None:
+    if isinstance(item, Workflow):
+        for key in PROGRESS:
+            setattr(item.state, key, state[key])
+        return
+    asked = item.data if isinstance(item, SelfDescribing) else None
+    item.load_state_dict(state)
+    if asked and item.data != asked:
+        raise CheckpointError(f"data: the checkpoint holds {item.data}, asked for {asked}")

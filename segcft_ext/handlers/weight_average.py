@@ -1,0 +1,36 @@
+"""Exponential moving average of a network's weights, which is what is validated and saved as the model."""
+
+from __future__ import annotations
+
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["WeightAverage"]
+
+
+class WeightAverage:
+    """Update an :class:`~torch.optim.swa_utils.AveragedModel` after every iteration.
+
+    The average starts as an exact copy of the network when the training starts, so that what was fitted or described
+    after it was built (the range of the variables, the description of the data) is in it too.
+
+    Args:
+        network: the network that is trained, without ``DistributedDataParallel`` around it.
+        average: the averaged model of that network.
+    """
+
+    def __init__(self, network: nn.Module, average: AveragedModel) -> None:
+        self.network = network
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def start(self) -> None:
+        if self.average.n_averaged == 0:  # otherwise it was restored from a checkpoint
+            self.average.module.load_state_dict(self.network.state_dict())
+
+    def update(self) -> None:
+        self.average.update_parameters(self.network)

@@ -1,0 +1,34 @@
+"""Where runs are recorded: one MLflow store, artifacts beside it, and a name for each run that no other run has."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+from monai.utils import path_to_sqlite_uri, path_to_uri
+
+__all__ = ["artifact_location", "default_tracking_uri", "unique_run_name"]
+
+SQLITE = "sqlite:///"
+
+
+def default_tracking_uri() -> str:
+    """``$MLFLOW_TRACKING_URI``, else an SQLite database ``mlflow.db`` in the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(Path.cwd() / "mlflow.db")
+
+
+def artifact_location(tracking_uri: str) -> str | None:
+    """The folder ``mlruns`` beside an SQLite database; None, i.e. the server's choice, for any other store."""
+    if not tracking_uri.startswith(SQLITE):
+        return None
+    return path_to_uri(Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns")
+
+
+def unique_run_name(stage: str) -> str:
+    """A run name: stage, time, and a random suffix that no seed repeats.
+
+    MLflow lets runs share a name, and MONAI's handler then adopts an unfinished one, a crashed one too.
+    """
+    return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
