@@ -259,7 +259,7 @@ def _validate_variable(variable: Any, index: int, fail: Any) -> Variable:
     kind, categories = variable.get("kind"), variable.get("categories") or []
     if kind not in KINDS:
         raise fail(f"{where}.kind", kind, " or ".join(map(repr, KINDS)))
-    if kind != "continuous" and len(categories) < 2 or kind == "binary" and len(categories) != 2:
+    if (kind != "continuous" and len(categories) < 2) or (kind == "binary" and len(categories) != 2):
         raise fail(
             f"{where}.categories", categories, "two names for a binary variable, two or more for a categorical one"
         )

@@ -40,6 +40,10 @@ class Measurement(ABC):
             One value per image in :attr:`unit`, shape (B,).
         """
 
+    @abstractmethod
+    def support(self, probabilities: Tensor) -> Tensor:
+        """Where the variable lives: the soft mask, shape (B, 1, *spatial), outside of which it does not look."""
+
 
 class Area(Measurement):
     """Area (2-D) or volume (3-D) of one structure: the sum of its class probability over the pixels.
@@ -75,6 +79,9 @@ class Area(Measurement):
                 f"(found {dims}-D, spacing {'unknown' if spacing is None else 'known'})"
             )
         return share.sum(1) * spacing.to(share).prod(1)
+
+    def support(self, probabilities: Tensor) -> Tensor:
+        return probabilities[:, self.label : self.label + 1]
 
     def __repr__(self) -> str:
         return f"Area(label={self.label}, unit={self.unit!r})"

@@ -1,0 +1,178 @@
+"""The deep structural causal model: mechanisms of the scalar variables and of the image.
+
+Counterfactuals follow Pearl's three steps (Pawlowski et al. 2020): abduction of the exogenous noise, action, prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
+from segcft_ext.networks.hvae import HVAE, Posterior
+from segcft_ext.scm import SCM
+from segcft_ext.variables import Variables
+
+__all__ = ["DSCM", "Abduction", "Counterfactual"]
+
+
+@dataclass(frozen=True)
+class Abduction:
+    """The exogenous noise of a batch of images, with the evidence it was abducted from.
+
+    Attributes:
+        image: the factual image, shape (B, 1, *spatial).
+        values: its factual variables in physical units, shape (B, K).
+        posterior: the HVAE's latents and its likelihood under the factual parents.
+        residual: u_x = (x - mu) / sigma, shape of the image.
+        features: the deformation head's features e, or None without a head.
+    """
+
+    image: Tensor
+    values: Tensor
+    posterior: Posterior
+    residual: Tensor
+    features: Tensor | None
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What would have been.
+
+    Attributes:
+        image: shape (B, 1, *spatial), in [-1, 1].
+        values: all variables after the action, in physical units, shape (B, K).
+        displacement: phi - id in pixels, shape (B, D, *spatial), or None without a deformation head.
+        velocity: its generator in pixels of the head's grid, or None.
+    """
+
+    image: Tensor
+    values: Tensor
+    displacement: Tensor | None = None
+    velocity: Tensor | None = None
+
+    @property
+    def jacobian_determinant(self) -> Tensor | None:
+        """det of the deformation's Jacobian at each pixel; zero or less is a fold. None without a deformation head."""
+        return None if self.displacement is None else jacobian_determinant(self.displacement)
+
+
+class DSCM(SelfDescribing):
+    """Scalar mechanisms, hierarchical VAE and, optionally, deformation head in one network and one checkpoint.
+
+    Args:
+        variables: definitions of the scalar variables, see :class:`~segcft_ext.variables.Variables`.
+        parents: the graph over them, ``{variable: [its parents]}``; no edges by default.
+        hvae: arguments of :class:`~segcft_ext.networks.hvae.HVAE`.
+        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`; None for no head.
+
+    Example:
+        >>> dscm = DSCM([{"name": "heart_area", "kind": "continuous"}])
+        >>> dscm.variables.fit(torch.tensor([[5.0], [15.0]]), ["percent"])
+        >>> image, values = torch.rand(2, 1, 64, 64), torch.tensor([[8.0], [9.0]])
+        >>> dscm.counterfactual(image, values, {"heart_area": 1.2 * values[:, 0]}).image.shape
+        torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Mapping[str, Any]],
+        parents: Mapping[str, Sequence[str]] | None = None,
+        hvae: Mapping[str, Any] | None = None,
+        deformation: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            {
+                "variables": variables,
+                "parents": parents or {},
+                "hvae": hvae or {},
+                "deformation": None if deformation is None else dict(deformation),
+            }
+        )
+        self.variables = Variables(variables)
+        self.scm = SCM(self.variables, parents)
+        self.hvae = HVAE(self.variables.encoded_channels, **(hvae or {}))
+        self.deformation = (
+            None if deformation is None else DeformationHead(self.variables.encoded_channels, **deformation)
+        )
+
+    def with_deformation(self, deformation: Mapping[str, Any]) -> DSCM:
+        """This model with a fresh deformation head, whose fields are zero: it makes the same counterfactuals."""
+        extended = DSCM(**{**self.definition, "deformation": deformation})
+        extended.data = self.data
+        missing, unexpected = extended.load_state_dict(
+            {key: value for key, value in self.state_dict().items() if not key.startswith(("deformation.", "_extra"))},
+            strict=False,
+        )
+        wrong = [key for key in missing if not key.startswith(("deformation.", "_extra"))] + unexpected
+        assert not wrong, wrong
+        return extended
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruction of images (B, 1, *spatial) whose variables are not known: the likelihood's mean in [-1, 1]."""
+        unknown = image.new_full((len(image), len(self.variables)), torch.nan)
+        posterior = self.hvae.posterior(image, self.variables.encode(unknown), temperature=0)
+        return posterior.mean.clamp(-1, 1)
+
+    def abduct(self, image: Tensor, values: Tensor, temperature: float = 0.0) -> Abduction:
+        """Infer the exogenous noise of images and their variables.
+
+        Args:
+            image: shape (B, 1, *spatial), in [-1, 1].
+            values: physical units, shape (B, K), NaN where missing.
+            temperature: of the latents' posterior; 0 is its mean, 1 a sample.
+        """
+        posterior = self.hvae.posterior(image, self.variables.encode(values), temperature)
+        residual = (image - posterior.mean) * torch.exp(-posterior.log_scale)
+        features = None if self.deformation is None else self.deformation.features(image)
+        return Abduction(image, values, posterior, residual, features)
+
+    def predict(self, abduction: Abduction, values: Tensor) -> Counterfactual:
+        """The image under other values of its variables.
+
+        Args:
+            abduction: from :meth:`abduct`.
+            values: all variables after the action, descendants included (see :attr:`scm`), shape (B, K).
+
+        Returns:
+            x~ = clamp(mu(z, pa~) + sigma(z, pa~) u_x, -1, 1), warped by exp(v) where there is a deformation head.
+        """
+        parents = self.variables.encode(values)
+        size = abduction.image.shape[2:]
+        mean, log_scale = self.hvae.decode(abduction.posterior.latents, parents, size)
+        image = (mean + log_scale.exp() * abduction.residual).clamp(-1, 1)
+        if self.deformation is None or abduction.features is None:
+            return Counterfactual(image, values)
+        factual = self.variables.encode(abduction.values)
+        velocity = self.deformation.velocity(abduction.features, factual, parents)
+        displacement = self.deformation.displacement(velocity, size)
+        return Counterfactual(self.deformation.warp(image, displacement), values, displacement, velocity)
+
+    def counterfactual(
+        self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
+    ) -> Counterfactual:
+        """Abduction, action and prediction.
+
+        Args:
+            image: shape (B, 1, *spatial), in [-1, 1].
+            values: factual variables in physical units, shape (B, K), NaN where missing.
+            do: target of each intervened variable in physical units, shape (B,).
+            temperature: of the latents' posterior.
+        """
+        return self.predict(self.abduct(image, values, temperature), self.scm.counterfactual(values, do))
+
+    def sample(self, count: int, size: Sequence[int], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Images (count, 1, *size) and variables (count, K) from the model, with the prior's latents."""
+        values = self.scm.sample(count)
+        return self.hvae.sample(self.variables.encode(values), size, temperature), values
+
+    @property
+    def image_parameters(self) -> list[nn.Parameter]:
+        """Weights of the image mechanism: what counterfactual fine-tuning trains."""
+        head = [] if self.deformation is None else list(self.deformation.parameters())
+        return [*self.hvae.parameters(), *head]

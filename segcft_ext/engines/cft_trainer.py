@@ -1,0 +1,111 @@
+"""Counterfactual fine-tuning: one trainer for No-, Reg-, Seg- and Pos-Seg-CFT; only the guide differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.utils.enums import CommonKeys
+from torch import Tensor
+
+from segcft_ext.dscm import DSCM
+from segcft_ext.engines.guarded_trainer import GuardedTrainer
+from segcft_ext.guides import Guide
+from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
+
+__all__ = ["CFTTrainer"]
+
+
+class CFTTrainer(GuardedTrainer):
+    """Fine-tunes the image mechanism of a DSCM (``network``) against a frozen guide.
+
+    Each step draws one intervention for each case, makes the counterfactual and asks the guide for its variables. The
+    HVAE takes part where its parameters ask for gradients; then the negative ELBO of the factual images is constrained,
+    with a bound measured on one epoch of the training data as trained. Without a guide there is nothing to train:
+    No-CFT is the pretrained DSCM as it is.
+
+    Output of a step: ``loss``, ``effectiveness``, ``locality``, ``smoothness``, ``gradient_norm`` and, where the HVAE
+    is trained, ``negative_elbo``, ``bound`` and ``lambda``.
+
+    Args:
+        guide: the guide, or None.
+        objective: weighs the terms of the loss.
+        lagrangian: the constraint on the negative ELBO.
+        intervene_on: variables that are intervened on; all that the guide predicts by default.
+        temperature: of the latents' posterior.
+        **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
+
+    Raises:
+        ValueError: when a variable of the guide or of ``intervene_on`` is not in the DSCM.
+    """
+
+    network: DSCM
+
+    def __init__(
+        self,
+        guide: Guide | None,
+        objective: CFTObjective,
+        lagrangian: Lagrangian,
+        intervene_on: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        variables = self.network.variables
+        self.guide = guide
+        self.objective = objective
+        self.lagrangian = lagrangian
+        self.temperature = temperature
+        self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
+        self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
+        self.constrained = any(p.requires_grad for p in self.network.hvae.parameters())
+        if guide is None:
+            self.add_event_handler(Events.STARTED, self.terminate)
+        elif self.constrained:
+            self.add_event_handler(Events.STARTED, self._measure_bound)
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+        image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        assert self.guide is not None
+        dscm = self.network
+        dscm.train()
+        targets, mask = draw_interventions(values, self.intervened)
+        wanted = dscm.scm.counterfactual_rows(values, targets, mask)
+        with self.autocast():
+            with torch.no_grad():
+                factual_prediction = self.guide(image, spacing)
+            abduction = dscm.abduct(image, values, self.temperature)
+            counterfactual = dscm.predict(abduction, wanted)
+            prediction = self.guide(counterfactual.image, spacing)
+            terms = self.objective(
+                image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
+            )
+            loss = self.objective.total(terms)
+            output = {
+                "effectiveness": terms.effectiveness.item(),
+                "locality": terms.locality.item(),
+                "smoothness": terms.smoothness.item(),
+            }
+            if self.constrained:
+                negative_elbo = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
+                loss = loss + self.lagrangian.penalty(negative_elbo)
+                output["negative_elbo"] = negative_elbo.item()
+                output["bound"] = self.lagrangian.bound.item()
+                output["lambda"] = self.lagrangian.multiplier.item()
+        output["gradient_norm"] = self.guarded_step(loss)
+        if self.constrained:
+            self.lagrangian.ascend(negative_elbo)
+        return {CommonKeys.LOSS: loss.item(), **output}
+
+    @torch.no_grad()
+    def _measure_bound(self) -> None:
+        if self.lagrangian.bounded:  # resumed
+            return
+        measured: list[Tensor] = []
+        for batchdata in self.state.dataloader or ():
+            image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+            posterior = self.network.hvae.posterior(image, self.network.variables.encode(values), self.temperature)
+            measured.append(self.network.hvae.negative_elbo(image, posterior).mean())
+        self.lagrangian.set_bound(torch.stack(measured).mean())

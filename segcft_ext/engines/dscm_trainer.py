@@ -1,0 +1,45 @@
+"""Pretraining of the DSCM: the mechanisms by maximum likelihood, the HVAE by its ELBO, in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai.utils.enums import CommonKeys
+
+from segcft_ext.dscm import DSCM
+from segcft_ext.engines.guarded_trainer import GuardedTrainer
+
+__all__ = ["DSCMTrainer"]
+
+
+class DSCMTrainer(GuardedTrainer):
+    """Trains a :class:`~segcft_ext.dscm.DSCM` (``network``) on images and their variables.
+
+    The loss is the negative ELBO in nats per dimension plus the mechanisms' negative log likelihood in nats, each for
+    its own weights. Output of a step: ``loss``, ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``,
+    ``gradient_norm``.
+    """
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+        image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        dscm = self.network
+        dscm.train()
+        with self.autocast():
+            terms = dscm_loss_terms(dscm, image, values)
+        loss = terms["negative_elbo"] + terms["mechanisms"]
+        norm = self.guarded_step(loss)
+        return {
+            CommonKeys.LOSS: loss.item(),
+            **{name: value.item() for name, value in terms.items()},
+            "gradient_norm": norm,
+        }
+
+
+def dscm_loss_terms(dscm: DSCM, image: Any, values: Any) -> dict[str, Any]:
+    """Batch means of the negative ELBO and the KL (nats per dimension) and of the mechanisms' NLL (nats)."""
+    posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
+    return {
+        "negative_elbo": dscm.hvae.negative_elbo(image, posterior).mean(),
+        "kl": posterior.kl.mean() / image[0].numel(),
+        "mechanisms": -dscm.scm.log_prob(values).sum(1).mean(),
+    }

@@ -1,0 +1,78 @@
+"""The part that both trainers share: a step that is clipped, and skipped and counted when its gradient is unsound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["GuardedTrainer"]
+
+
+class GuardedTrainer(Trainer):
+    """A MONAI trainer whose optimiser steps are guarded.
+
+    The gradient norm is taken over the optimiser's own parameters, so frozen networks have no part in it. A step whose
+    norm is not finite, or above ``skip_gradient_norm``, is skipped; ``engine.state.metrics["skipped_steps"]`` counts
+    them over the whole run.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: batches for ``prepare_batch``.
+        network: what is trained; in train mode during a step.
+        optimizer: over the parameters that are trained.
+        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
+        clip_gradient_norm: largest gradient norm of a step.
+        skip_gradient_norm: gradient norm above which a step is skipped; None skips only what is not finite.
+        train_handlers: ignite handlers.
+        amp: autocast to bfloat16 on a CUDA device.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        network: nn.Module,
+        optimizer: Optimizer,
+        prepare_batch: Callable[..., Any],
+        clip_gradient_norm: float = 1.0,
+        skip_gradient_norm: float | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        amp: bool = False,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            prepare_batch=prepare_batch,
+            handlers=train_handlers,
+        )
+        self.network = network
+        self.optimizer = optimizer
+        self.clip_gradient_norm = clip_gradient_norm
+        self.skip_gradient_norm = skip_gradient_norm
+        self.bfloat16 = amp and torch.device(device).type == "cuda"
+        self.state.metrics["skipped_steps"] = 0
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(torch.device(self.state.device).type, torch.bfloat16, enabled=self.bfloat16)
+
+    def guarded_step(self, loss: Tensor) -> float:
+        """Backward pass and optimiser step; returns the gradient norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip_gradient_norm))
+        threshold = float("inf") if self.skip_gradient_norm is None else self.skip_gradient_norm
+        if norm < threshold:  # False for NaN
+            self.optimizer.step()
+        else:
+            self.state.metrics["skipped_steps"] += 1
+        return norm

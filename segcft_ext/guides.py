@@ -1,0 +1,102 @@
+"""Guides: what fine-tuning asks for the variables of a counterfactual image.
+
+The trainer sees a guide and cannot tell Reg- from Seg- from Pos-Seg-CFT.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segcft_ext.checkpoints import check_compatible, freeze, load_model
+from segcft_ext.datalist import Datalist
+from segcft_ext.measurements import Measurement, measure
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+
+__all__ = ["Guide", "GuidePrediction", "RegressorGuide", "SegmentorGuide", "load_guide"]
+
+
+@dataclass(frozen=True)
+class GuidePrediction:
+    """What a guide sees in a batch of images.
+
+    Attributes:
+        values: its variables in physical units, shape (B, J).
+        support: soft mask of where each variable lives, shape (B, J, *spatial), in [0, 1].
+    """
+
+    values: Tensor
+    support: Tensor
+
+
+class Guide(nn.Module, ABC):
+    """A frozen predictor of variables through which gradients flow into the image.
+
+    Attributes:
+        names: the variables it predicts, in the order of its columns.
+    """
+
+    names: list[str]
+
+    @abstractmethod
+    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
+        """Predict the variables of images (B, 1, \\*spatial) with pixel spacing (B, D) in mm, if it is known."""
+
+
+class SegmentorGuide(Guide):
+    """Seg-CFT: measurements of a frozen segmentor's probabilities (Xia et al. 2025).
+
+    Args:
+        segmentor: image -> logits; frozen here.
+        measurements: the measurement of each variable.
+    """
+
+    def __init__(self, segmentor: nn.Module, measurements: Mapping[str, Measurement]) -> None:
+        super().__init__()
+        self.segmentor = freeze(segmentor)
+        self.measurements = dict(measurements)
+        self.names = list(measurements)
+
+    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
+        probabilities = torch.softmax(self.segmentor(image).float(), dim=1)
+        support = torch.cat([m.support(probabilities) for m in self.measurements.values()], dim=1)
+        return GuidePrediction(measure(self.measurements, probabilities, image, spacing), support)
+
+
+class RegressorGuide(Guide):
+    """Reg-CFT: a frozen regressor. It cannot say where a variable lives, so its support is the whole image."""
+
+    def __init__(self, regressor: Regressor) -> None:
+        super().__init__()
+        self.regressor = freeze(regressor)
+        self.names = list(regressor.names)
+
+    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
+        support = image.new_ones(()).expand(len(image), len(self.names), *image.shape[2:])
+        return GuidePrediction(self.regressor(image).float(), support)
+
+
+def load_guide(checkpoint: str | os.PathLike[str] | None, datalist: Datalist, device: str | torch.device) -> Guide | None:
+    """The guide in a checkpoint: a segmentor's gives Seg-CFT, a regressor's Reg-CFT, none No-CFT.
+
+    Args:
+        checkpoint: a segmentor's or a regressor's ``model.pt``, or None.
+        datalist: names the measurements; the checkpoint must have been trained for the same kind of data.
+        device: where the guide is wanted.
+
+    Raises:
+        CheckpointError: when the checkpoint is neither, or was trained for other data.
+    """
+    if not checkpoint:
+        return None
+    model = load_model(checkpoint, (Segmentor, Regressor))
+    check_compatible(model, datalist)
+    if isinstance(model, Regressor):
+        return RegressorGuide(model).to(device)
+    return SegmentorGuide(model, datalist.measurements()).to(device)

@@ -1,0 +1,153 @@
+"""The deformation head: an edit of size as a movement of anatomy (method §3b).
+
+From the factual image alone come features ``e``; from them and the action a stationary velocity field for each
+variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import DVF2DDF, Warp
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+__all__ = ["DeformationHead", "jacobian_determinant"]
+
+INTEGRATION_STEPS = 6
+
+
+class DeformationHead(nn.Module):
+    """Velocity fields B_k(e, pa, pa~), one for each channel of the encoded parents.
+
+    .. math:: v = \\sum_k (\\tilde{pa}_k - pa_k) B_k(e, pa, \\tilde{pa}), \\qquad \\phi = \\exp(v)
+
+    The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
+    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside.
+
+    Args:
+        parent_channels: length of the encoded parents.
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        channels: width of the features at each resolution; each stage halves the image.
+        grid_stage: the stage (counted from 1) at whose resolution the velocity lives: 1 is half the image's.
+        hidden_channels: width of the layers that combine features and action.
+        margin: width of the border over which the velocity fades to zero, as a fraction of the image.
+
+    Raises:
+        ValueError: when ``grid_stage`` is not one of the stages.
+    """
+
+    def __init__(
+        self,
+        parent_channels: int,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 48, 64, 64),
+        grid_stage: int = 1,
+        hidden_channels: int = 48,
+        margin: float = 0.06,
+    ) -> None:
+        super().__init__()
+        if not 1 <= grid_stage <= len(channels):
+            raise ValueError(f"DeformationHead: grid_stage is {grid_stage}, expected 1 to {len(channels)}")
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.spatial_dims = spatial_dims
+        self.parent_channels = parent_channels
+        self.grid_stage = grid_stage
+        self.margin = margin
+        widths = [in_channels, *channels]
+        self.down = nn.ModuleList(
+            nn.ModuleList([conv(a, b, 3, stride=2, padding=1), conv(b, b, 3, padding=1)])
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.up = nn.ModuleList(
+            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1)
+            for i in range(len(channels) - 1, grid_stage - 1, -1)
+        )
+        width = channels[grid_stage - 1]
+        self.film = nn.Linear(2 * parent_channels, 2 * hidden_channels)
+        self.combine = conv(width, hidden_channels, 3, padding=1)
+        self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
+        self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
+        nn.init.zeros_(self.velocity_head.weight)
+        nn.init.zeros_(self.velocity_head.bias)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
+            self.integrate = DVF2DDF(INTEGRATION_STEPS, padding_mode="border")
+            # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
+            self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
+
+    def features(self, image: Tensor) -> Tensor:
+        """The abducted exogenous part e of the factual image (B, C, \\*spatial): (B, F, \\*grid)."""
+        hidden, skips = image, []
+        for first, second in self.down:
+            hidden = F.gelu(first(hidden))
+            hidden = hidden + F.gelu(second(hidden))
+            skips.append(hidden)
+        for up, skip in zip(self.up, reversed(skips[self.grid_stage - 1 : -1]), strict=True):
+            hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
+            hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
+        return hidden
+
+    def velocity(self, features: Tensor, parents: Tensor, target: Tensor) -> Tensor:
+        """The velocity of an action, in grid pixels.
+
+        Args:
+            features: from :meth:`features`.
+            parents: encoded factual parents, shape (B, P).
+            target: encoded parents after the action, shape (B, P).
+
+        Returns:
+            Shape (B, D, \\*grid); zero where ``target`` equals ``parents``.
+        """
+        ones = [1] * self.spatial_dims
+        change = target - parents
+        gain, shift = self.film(torch.cat([parents, change], dim=1)).view(len(parents), -1, *ones).chunk(2, dim=1)
+        hidden = F.gelu(self.combine(features) * (1 + gain) + shift)
+        hidden = hidden + F.gelu(self.refine(hidden))
+        fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
+        velocity = (fields * change.view(*change.shape, 1, *ones)).sum(1)
+        # A field of order one moves anatomy by a tenth of the image.
+        return velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
+
+    def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
+        """exp(v) - id by scaling and squaring, in pixels of an image of this size: (B, D, \\*size)."""
+        displacement = self.integrate(velocity.float())
+        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
+        ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
+        displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
+        return F.interpolate(displacement, size=tuple(size), mode=mode, align_corners=True)
+
+    def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
+        """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
+        warped = self.resample(image.float(), displacement).clamp(-1, 1)
+        return torch.where((displacement == 0).all(1, keepdim=True), image, warped)
+
+    def _window(self, velocity: Tensor) -> Tensor:
+        window = torch.ones((), device=velocity.device)
+        for axis, length in enumerate(velocity.shape[2:]):
+            position = torch.linspace(0, 1, length, device=velocity.device)
+            ramp = (torch.minimum(position, 1 - position) / self.margin).clamp(max=1)
+            window = window * ramp.view([-1 if a == axis else 1 for a in range(self.spatial_dims)])
+        return window
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """det(I + grad u) of displacements in pixels (B, D, \\*spatial), by forward differences: (B, \\*(spatial - 1)).
+
+    A value of zero or less is a fold.
+    """
+    dims = displacement.shape[1]
+    columns = []
+    for axis in range(dims):
+        difference = displacement.diff(dim=2 + axis)
+        for other in range(dims):
+            if other != axis:
+                difference = difference.narrow(2 + other, 0, difference.shape[2 + other] - 1)
+        columns.append(difference)
+    gradient = torch.stack(columns, dim=-1).movedim(1, -2)
+    return torch.linalg.det(gradient + torch.eye(dims, device=displacement.device))

@@ -1,0 +1,62 @@
+"""Augmentation moves image and label map together and invents nothing."""
+
+import pytest
+import torch
+
+from segcft_ext.augmentation import BatchAugmentation
+
+
+def discs(batch: int = 4, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    label = torch.zeros(batch, 1, size, size)
+    label[:, 0][:, (y - 16) ** 2 + (x - 16) ** 2 < 64] = 1
+    label[:, 0][:, (y - 30) ** 2 + (x - 32) ** 2 < 80] = 3
+    return label / 3 * 1.6 - 0.8, label
+
+
+def test_image_and_label_stay_together() -> None:
+    torch.manual_seed(0)
+    image, label = discs()
+    moved, moved_label = BatchAugmentation(gamma=0, contrast=0, brightness=0)(image, label)
+    expected = moved_label / 3 * 1.6 - 0.8
+    edge = torch.nn.functional.max_pool2d(expected, 3, 1, 1) + torch.nn.functional.max_pool2d(-expected, 3, 1, 1) > 0
+    assert (moved_label != label).any()
+    assert (moved - expected)[~edge].abs().max() < 0.25
+
+
+def test_no_label_is_invented() -> None:
+    image, label = discs()
+    assert set(BatchAugmentation()(image, label)[1].unique().tolist()) <= {0.0, 1.0, 3.0}
+
+
+def test_nothing_drawn_changes_nothing() -> None:
+    image, label = discs()
+    still = BatchAugmentation(gamma=0, contrast=0, brightness=0, probability=0)
+    moved, moved_label = still(image, label)
+    torch.testing.assert_close(moved, image, atol=1e-5, rtol=0)
+    assert torch.equal(moved_label, label)
+
+
+def test_drawing_is_seeded_and_applying_is_pure() -> None:
+    image, label = discs()
+    augmentation = BatchAugmentation()
+    torch.manual_seed(3)
+    parameters = augmentation.draw(image)
+    torch.manual_seed(3)
+    again = augmentation.draw(image)
+    assert torch.equal(parameters.affine, again.affine)
+    first, second = (augmentation.apply(parameters, image, label)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_volumes() -> None:
+    image = torch.rand(2, 1, 12, 10, 8) * 2 - 1
+    moved, label = BatchAugmentation()(image, (image > 0).float())
+    assert moved.shape == label.shape == image.shape
+    assert moved.abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 20)])
+def test_images_that_are_not_square(size: tuple[int, int]) -> None:
+    image = torch.rand(2, 1, *size) * 2 - 1
+    assert BatchAugmentation()(image, (image > 0).float())[0].shape == image.shape

@@ -1,0 +1,75 @@
+"""Properties of the deformation head."""
+
+import pytest
+import torch
+
+from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
+
+
+def moving_head(spatial_dims: int = 2) -> DeformationHead:
+    torch.manual_seed(0)
+    head = DeformationHead(2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8)
+    torch.nn.init.normal_(head.velocity_head.weight, std=0.1)
+    return head
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 12, 20)])
+def test_no_action_no_velocity_and_an_exact_copy(size: tuple[int, ...]) -> None:
+    head = moving_head(len(size))
+    image, parents = torch.rand(2, 1, *size) * 2 - 1, torch.randn(2, 2)
+    velocity = head.velocity(head.features(image), parents, parents)
+    displacement = head.displacement(velocity, size)
+    assert displacement.shape == (2, len(size), *size)
+    assert torch.equal(velocity, torch.zeros_like(velocity))
+    assert torch.equal(head.warp(image, displacement), image)
+
+
+def test_a_fresh_head_does_not_move_anything() -> None:
+    head = DeformationHead(2, channels=(8, 8))
+    velocity = head.velocity(head.features(torch.rand(2, 1, 16, 16)), torch.zeros(2, 2), torch.ones(2, 2))
+    assert torch.equal(velocity, torch.zeros_like(velocity))
+
+
+def test_the_border_stays_where_it_is() -> None:
+    head = moving_head()
+    image = torch.rand(1, 1, 32, 32)
+    displacement = head.displacement(
+        head.velocity(head.features(image), torch.zeros(1, 2), torch.ones(1, 2)), (32, 32)
+    )
+    assert displacement.abs().max() > 0.01
+    border = torch.ones(32, 32, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    assert displacement[..., border].abs().max() < 1e-4
+
+
+def test_the_opposite_velocity_brings_every_pixel_back() -> None:
+    head = moving_head()
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    bump = torch.exp(-4 * (x**2 + y**2))
+    velocity = torch.stack([3 * bump, -2 * bump])[None]
+    there, back = (head.displacement(v, (64, 64)) for v in (velocity, -velocity))
+    round_trip = there + head.resample(back, there)
+    assert there.abs().max() > 3
+    assert round_trip.abs().max() < 0.15
+    assert (jacobian_determinant(there) > 0).all()
+
+
+def test_jacobian_of_known_maps() -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    stretch = torch.stack([0.5 * y, 0.0 * x])[None]
+    torch.testing.assert_close(jacobian_determinant(stretch), torch.full((1, 7, 7), 1.5))
+    mirror = torch.stack([0 * y, -2 * x])[None]
+    torch.testing.assert_close(jacobian_determinant(mirror), torch.full((1, 7, 7), -1.0))
+
+
+def test_gradients_reach_the_whole_head() -> None:
+    head = moving_head()
+    image = torch.rand(2, 1, 32, 32)
+    velocity = head.velocity(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    head.warp(image, head.displacement(velocity, (32, 32))).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+def test_a_grid_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid_stage is 3, expected 1 to 2"):
+        DeformationHead(1, channels=(8, 8), grid_stage=3)

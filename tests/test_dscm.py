@@ -1,0 +1,99 @@
+"""The axioms that hold by construction, and checkpoints of the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from segcft_ext.checkpoints import load_model, save_model
+from segcft_ext.dscm import DSCM
+
+VARIABLES = [{"name": "left", "kind": "continuous"}, {"name": "right", "kind": "continuous"}]
+HVAE = {"channels": (8, 8, 8), "strides": (2, 2), "blocks": (0, 1, 1), "latent_channels": 4}
+DEFORMATION = {"channels": (8, 8), "hidden_channels": 8}
+
+
+def model(deformation: bool, conditional_prior: bool = False, parents: dict[str, list[str]] | None = None) -> DSCM:
+    """A model whose weights are away from their start at zero, so that parents and action matter."""
+    torch.manual_seed(0)
+    dscm = DSCM(
+        VARIABLES, parents, {**HVAE, "conditional_prior": conditional_prior}, DEFORMATION if deformation else None
+    )
+    dscm.variables.fit(torch.tensor([[5.0, 10.0], [15.0, 30.0], [12.0, 11.0]]), ["percent", "percent"])
+    with torch.no_grad():
+        for parameter in dscm.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return dscm.eval()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(3, 1, 24, 24) * 1.8 - 0.9, torch.tensor([[6.0, 12.0], [9.0, 28.0], [14.0, 20.0]])
+
+
+@pytest.mark.parametrize("deformation", [False, True])
+@pytest.mark.parametrize("conditional_prior", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_composition(deformation: bool, conditional_prior: bool, temperature: float) -> None:
+    dscm, (image, values) = model(deformation, conditional_prior), batch()
+    for do in ({}, {"left": values[:, 0]}):
+        counterfactual = dscm.counterfactual(image, values, do, temperature)
+        torch.testing.assert_close(counterfactual.image, image, atol=1e-5, rtol=0)
+        assert torch.equal(counterfactual.values, values)
+
+
+@pytest.mark.parametrize("deformation", [False, True])
+def test_an_action_changes_the_image_and_stays_in_range(deformation: bool) -> None:
+    dscm, (image, values) = model(deformation), batch()
+    counterfactual = dscm.counterfactual(image, values, {"left": 1.5 * values[:, 0]})
+    assert (counterfactual.image - image).abs().max() > 1e-3
+    assert counterfactual.image.abs().max() <= 1
+    torch.testing.assert_close(counterfactual.values[:, 0], 1.5 * values[:, 0])
+    assert (counterfactual.displacement is None) is not deformation
+
+
+def test_descendants_follow_the_action() -> None:
+    dscm, (image, values) = model(False, parents={"right": ["left"]}), batch()
+    after = dscm.counterfactual(image, values, {"left": values[:, 0] + 3}).values
+    assert (after[:, 1] != values[:, 1]).all()
+    after = dscm.counterfactual(image, values, {"right": values[:, 1] + 3}).values
+    assert torch.equal(after[:, 0], values[:, 0])
+
+
+def test_a_fresh_deformation_head_changes_no_counterfactual() -> None:
+    plain, (image, values) = model(False), batch()
+    extended = plain.with_deformation(DEFORMATION).eval()
+    do = {"right": values[:, 1].flip(0)}
+    torch.testing.assert_close(
+        extended.counterfactual(image, values, do).image, plain.counterfactual(image, values, do).image
+    )
+
+
+@pytest.mark.parametrize("deformation", [False, True])
+def test_a_checkpoint_rebuilds_the_model(deformation: bool, tmp_path: Path) -> None:
+    dscm, (image, values) = model(deformation, parents={"right": ["left"]}), batch()
+    save_model(dscm, tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.pt", DSCM)
+    do = {"left": values[:, 0].flip(0)}
+    assert torch.equal(loaded.counterfactual(image, values, do).image, dscm.counterfactual(image, values, do).image)
+    assert loaded.variables.units == ["percent", "percent"]
+    assert loaded.scm.parents == {"left": [], "right": ["left"]}
+
+
+def test_an_image_alone_is_reconstructed() -> None:
+    image, _ = batch()
+    assert model(True)(image).shape == image.shape
+
+
+def test_missing_variables_are_no_obstacle() -> None:
+    dscm, (image, values) = model(True), batch()
+    values[0, 1] = torch.nan
+    counterfactual = dscm.counterfactual(image, values, {"left": 1.2 * values[:, 0]})
+    assert torch.isfinite(counterfactual.image).all()
+    assert counterfactual.values[0, 1].isnan()
+
+
+def test_samples() -> None:
+    images, values = model(False).sample(2, (24, 24))
+    assert images.shape == (2, 1, 24, 24)
+    assert values.shape == (2, 2)

@@ -1,0 +1,120 @@
+"""Guides let gradients through and keep their own weights; the objective asks for what it should."""
+
+import pytest
+import torch
+
+from segcft_ext.dscm import Counterfactual
+from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
+from segcft_ext.measurements import Area
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
+from segcft_ext.variables import Variables
+
+DEFINITIONS = [{"name": "a", "kind": "continuous"}, {"name": "b", "kind": "continuous"}]
+
+
+def fitted() -> Variables:
+    variables = Variables(DEFINITIONS)
+    variables.fit(torch.tensor([[0.0, 0.0], [20.0, 40.0]]), ["percent", "percent"])
+    return variables
+
+
+def segmentor_guide() -> SegmentorGuide:
+    torch.manual_seed(0)
+    labels = {"background": 0, "a": 1, "b": 2}
+    segmentor = Segmentor(labels, "BasicUNet", features=(8, 8, 8, 8, 8, 8))
+    return SegmentorGuide(segmentor, {"a": Area(1), "b": Area(2)})
+
+
+def regressor_guide() -> RegressorGuide:
+    torch.manual_seed(0)
+    regressor = Regressor(DEFINITIONS, channels=(8, 8))
+    regressor.variables.fit(torch.tensor([[0.0, 0.0], [20.0, 40.0]]), ["percent", "percent"])
+    return RegressorGuide(regressor)
+
+
+@pytest.mark.parametrize("make", [segmentor_guide, regressor_guide])
+def test_the_gradient_reaches_the_image_and_no_weight(make) -> None:  # type: ignore[no-untyped-def]
+    guide = make()
+    torch.nn.ModuleDict({"guide": guide}).train()
+    image = torch.rand(2, 1, 32, 32, requires_grad=True)
+    before = {name: value.clone() for name, value in guide.state_dict().items() if isinstance(value, torch.Tensor)}
+    prediction = guide(image)
+    prediction.values.sum().backward()
+    assert prediction.values.shape == (2, 2)
+    assert prediction.support.shape == (2, 2, 32, 32)
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in guide.parameters())
+    assert all(torch.equal(before[name], guide.state_dict()[name]) for name in before)  # batch norm too
+
+
+def test_a_segmentor_measures_its_own_support() -> None:
+    prediction = segmentor_guide()(torch.rand(2, 1, 32, 32))
+    torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
+
+
+def test_interventions_come_from_the_marginal_one_for_each_case() -> None:
+    torch.manual_seed(0)
+    values = torch.rand(64, 3)
+    values[5, 2] = torch.nan
+    targets, mask = draw_interventions(values, [0, 2])
+    assert (mask.sum(1) == 1).all() and not mask[:, 1].any() and mask[:, 0].any() and mask[:, 2].any()
+    assert set(targets[:, 0].tolist()) == set(values[:, 0].tolist())
+    assert targets[:5].isfinite().all()
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor, Counterfactual, GuidePrediction]:
+    """Structure a lives in the left half, b in the right; the action is on a."""
+    image, values = torch.zeros(1, 1, 64, 64), torch.tensor([[8.0, 10.0]])
+    support = torch.zeros(1, 2, 64, 64)
+    support[:, 0, :, :24], support[:, 1, :, 40:] = 1, 1
+    counterfactual = Counterfactual(image.clone(), torch.tensor([[12.0, 10.0]]))
+    return image, values, counterfactual, GuidePrediction(torch.tensor([[9.0, 10.0]]), support)
+
+
+def terms(objective: CFTObjective, predicted: list[float], counterfactual: Counterfactual | None = None):  # type: ignore[no-untyped-def]
+    image, values, asked, factual = scene()
+    prediction = GuidePrediction(torch.tensor([predicted]), factual.support)
+    return objective(image, values, counterfactual or asked, factual, prediction, fitted(), [0, 1])
+
+
+def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> None:
+    assert terms(CFTObjective(), [13.0, 10.0]).effectiveness == 0
+    assert terms(CFTObjective(anchored=False), [12.0, 10.0]).effectiveness == 0
+    assert terms(CFTObjective(), [12.0, 10.0]).effectiveness > 0
+
+
+def test_an_edit_that_moves_another_variable_is_punished() -> None:
+    assert terms(CFTObjective(), [13.0, 12.0]).effectiveness > 0
+
+
+def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None:
+    image, _, asked, _ = scene()
+    inside, outside = image.clone(), image.clone()
+    inside[..., :24], outside[..., 40:] = 0.5, 0.5
+    free = terms(CFTObjective(), [13.0, 10.0], Counterfactual(inside, asked.values)).locality
+    cost = terms(CFTObjective(), [13.0, 10.0], Counterfactual(outside, asked.values)).locality
+    assert free == 0
+    assert cost == pytest.approx(0.5 * 24 / 64)
+
+
+def test_the_multiplier_rises_while_the_constraint_is_broken_and_never_falls_below_zero() -> None:
+    lagrangian = Lagrangian(initial=0.05, learning_rate=0.1, slack=0.5)
+    assert not lagrangian.bounded
+    lagrangian.set_bound(1.0)
+    lagrangian.ascend(torch.tensor(2.5))
+    assert lagrangian.multiplier.item() == pytest.approx(0.15)
+    for _ in range(3):
+        lagrangian.ascend(torch.tensor(0.0))
+    assert lagrangian.multiplier.item() == 0
+
+
+def test_the_penalty_is_the_damped_lagrangian() -> None:
+    lagrangian = Lagrangian(initial=2.0, damping=10.0, slack=0.0)
+    lagrangian.set_bound(1.0)
+    negative_elbo = torch.tensor(1.5, requires_grad=True)
+    penalty = lagrangian.penalty(negative_elbo)
+    penalty.backward()
+    assert penalty.item() == pytest.approx((2 + 10 * 0.5) * 0.5)
+    assert negative_elbo.grad is not None and negative_elbo.grad.item() == pytest.approx(7.0)

@@ -1,0 +1,101 @@
+"""Properties of the hierarchical VAE and its likelihood."""
+
+import math
+
+import pytest
+import torch
+
+from segcft_ext.networks.hvae import HVAE, discretised_gaussian_log_likelihood
+
+
+def small(parent_channels: int = 2, **arguments: object) -> HVAE:
+    settings: dict = {"channels": (8, 8, 8), "strides": (2, 4), "blocks": (0, 2, 1), "latent_channels": 4}
+    return HVAE(parent_channels, **{**settings, **arguments})
+
+
+def awake(network: HVAE) -> HVAE:
+    """Weights away from their start at zero, so that latents and parents matter."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("mean", [-1.3, -0.2, 0.0, 0.7])
+@pytest.mark.parametrize("log_scale", [-7.0, -3.0, 0.0])
+def test_the_bins_of_a_pixel_sum_to_one(mean: float, log_scale: float) -> None:
+    bins = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    log_likelihood = discretised_gaussian_log_likelihood(bins, torch.tensor(mean), torch.tensor(log_scale))
+    assert float(log_likelihood.exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_likelihood_is_finite_with_finite_gradients_far_out() -> None:
+    image = torch.tensor([-1.0, 1.0, 0.3, 0.3])
+    mean = torch.tensor([1.0, -1.0, -1.0, 0.3], requires_grad=True)
+    log_scale = torch.full((4,), -7.0, requires_grad=True)
+    discretised_gaussian_log_likelihood(image, mean, log_scale).sum().backward()
+    assert mean.grad is not None and log_scale.grad is not None
+    assert torch.isfinite(mean.grad).all() and torch.isfinite(log_scale.grad).all()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_decoding_the_posterior_with_the_same_parents_gives_its_mean(conditional: bool) -> None:
+    network = awake(small(conditional_prior=conditional))
+    image, parents = torch.rand(3, 1, 16, 24) * 2 - 1, torch.randn(3, 2)
+    for temperature in (0.0, 1.0):
+        posterior = network.posterior(image, parents, temperature)
+        mean, log_scale = network.decode(posterior.latents, parents, (16, 24))
+        torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(log_scale, posterior.log_scale, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_prior_sees_the_parents_only_when_conditional(conditional: bool) -> None:
+    network = awake(small(conditional_prior=conditional))
+    block = network.decoder[1][0]
+    state = torch.randn(2, 8, 4, 4)
+    one, other = block.prior(state, torch.zeros(2, 2))[0], block.prior(state, torch.ones(2, 2))[0]
+    assert torch.equal(one, other) is not conditional
+
+
+def test_the_kl_vanishes_where_posterior_and_prior_agree() -> None:
+    network = small()  # both heads start at zero
+    posterior = network.posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
+    assert posterior.kl.abs().max() < 1e-5
+
+
+def test_free_bits_are_a_floor_for_each_block() -> None:
+    posterior = small(free_bits=2.0).posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
+    torch.testing.assert_close(posterior.kl, torch.full((2,), 6.0))  # three stochastic blocks
+
+
+def test_negative_elbo_is_in_nats_per_dimension() -> None:
+    network = small(beta=2.0)
+    image, parents = torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 2)
+    posterior = network.posterior(image, parents)
+    likelihood = discretised_gaussian_log_likelihood(image, posterior.mean, posterior.log_scale).mean((1, 2, 3))
+    expected = 2 * posterior.kl / 256 - likelihood
+    torch.testing.assert_close(network.negative_elbo(image, posterior), expected)
+
+
+def test_one_set_of_weights_serves_every_image_size_and_gradients_reach_all_of_them() -> None:
+    network = awake(small())
+    for size in ((16, 16), (20, 33)):
+        image = torch.rand(2, 1, *size) * 2 - 1
+        posterior = network.posterior(image, torch.randn(2, 2))
+        assert posterior.mean.shape == image.shape
+        network.negative_elbo(image, posterior).mean().backward()
+        assert network.sample(torch.zeros(2, 2), size).shape == image.shape
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_volumes() -> None:
+    network = small(spatial_dims=3)
+    image = torch.rand(1, 1, 8, 12, 8) * 2 - 1
+    assert math.isfinite(network.negative_elbo(image, network.posterior(image, torch.zeros(1, 2))).item())
+
+
+def test_settings_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 channels, 3 blocks and 1 strides"):
+        HVAE(1, channels=(8, 8), strides=(2,), blocks=(1, 1, 1))
