@@ -82,7 +82,9 @@ class RegressorGuide(Guide):
         return GuidePrediction(self.regressor(image).float(), support)
 
 
-def load_guide(checkpoint: str | os.PathLike[str] | None, datalist: Datalist, device: str | torch.device) -> Guide | None:
+def load_guide(
+    checkpoint: str | os.PathLike[str] | None, datalist: Datalist, device: str | torch.device
+) -> Guide | None:
     """The guide in a checkpoint: a segmentor's gives Seg-CFT, a regressor's Reg-CFT, none No-CFT.
 
     Args:

@@ -28,7 +28,9 @@ def draw_interventions(values: Tensor, columns: Sequence[int]) -> tuple[Tensor, 
         Targets (B, K) and a boolean mask (B, K) with one True in each row. A case whose target is missing keeps its own
         value.
     """
-    chosen = torch.tensor(columns, device=values.device)[torch.randint(len(columns), (len(values),), device=values.device)]
+    chosen = torch.tensor(columns, device=values.device)[
+        torch.randint(len(columns), (len(values),), device=values.device)
+    ]
     mask = F.one_hot(chosen, values.shape[1]).bool()
     targets = values[torch.randperm(len(values), device=values.device)]
     return torch.where(targets.isnan(), values, targets), mask

@@ -33,9 +33,7 @@ def test_a_fresh_head_does_not_move_anything() -> None:
 def test_the_border_stays_where_it_is() -> None:
     head = moving_head()
     image = torch.rand(1, 1, 32, 32)
-    displacement = head.displacement(
-        head.velocity(head.features(image), torch.zeros(1, 2), torch.ones(1, 2)), (32, 32)
-    )
+    displacement = head.displacement(head.velocity(head.features(image), torch.zeros(1, 2), torch.ones(1, 2)), (32, 32))
     assert displacement.abs().max() > 0.01
     border = torch.ones(32, 32, dtype=torch.bool)
     border[1:-1, 1:-1] = False

@@ -210,7 +210,9 @@ class HVAE(nn.Module):
             if level < lowest:
                 stride = strides[level]
                 self.down.append(
-                    nn.Sequential(Pool[Pool.AVG, spatial_dims](stride, ceil_mode=True), conv(width, channels[level + 1], 1))
+                    nn.Sequential(
+                        Pool[Pool.AVG, spatial_dims](stride, ceil_mode=True), conv(width, channels[level + 1], 1)
+                    )
                 )
                 self.up.append(conv(channels[level + 1], width, 1))
         self.start = nn.Parameter(torch.zeros(1, channels[-1], *[1] * spatial_dims))
