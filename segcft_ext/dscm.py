@@ -1,6 +1,7 @@
 """The deep structural causal model: mechanisms of the scalar variables and of the image.
 
-Counterfactuals follow Pearl's three steps (Pawlowski et al. 2020): abduction of the exogenous noise, action, prediction.
+Counterfactuals follow Pearl's three steps (Pawlowski et al. 2020): abduction of the exogenous noise, action and
+prediction.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class CFTTrainer(GuardedTrainer):
         dscm = self.network
         dscm.train()
         targets, mask = draw_interventions(values, self.intervened)
-        wanted = dscm.scm.counterfactual_rows(values, targets, mask)
+        with torch.no_grad():
+            wanted = dscm.scm.counterfactual_rows(values, targets, mask)
         with self.autocast():
             with torch.no_grad():
                 factual_prediction = self.guide(image, spacing)

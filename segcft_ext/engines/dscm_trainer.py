@@ -20,6 +20,8 @@ class DSCMTrainer(GuardedTrainer):
     ``gradient_norm``.
     """
 
+    network: DSCM
+
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
         image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         dscm = self.network
@@ -41,5 +43,5 @@ def dscm_loss_terms(dscm: DSCM, image: Any, values: Any) -> dict[str, Any]:
     return {
         "negative_elbo": dscm.hvae.negative_elbo(image, posterior).mean(),
         "kl": posterior.kl.mean() / image[0].numel(),
-        "mechanisms": -dscm.scm.log_prob(values).sum(1).mean(),
+        "mechanisms": dscm.scm.nll(values),
     }

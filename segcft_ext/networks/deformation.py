@@ -6,6 +6,7 @@ variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 
@@ -60,10 +61,8 @@ class DeformationHead(nn.Module):
         self.grid_stage = grid_stage
         self.margin = margin
         widths = [in_channels, *channels]
-        self.down = nn.ModuleList(
-            nn.ModuleList([conv(a, b, 3, stride=2, padding=1), conv(b, b, 3, padding=1)])
-            for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
+        self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
         self.up = nn.ModuleList(
             conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1)
             for i in range(len(channels) - 1, grid_stage - 1, -1)
@@ -84,9 +83,9 @@ class DeformationHead(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial): (B, F, \\*grid)."""
         hidden, skips = image, []
-        for first, second in self.down:
-            hidden = F.gelu(first(hidden))
-            hidden = hidden + F.gelu(second(hidden))
+        for down, mix in zip(self.down, self.mix, strict=True):
+            hidden = F.gelu(down(hidden))
+            hidden = hidden + F.gelu(mix(hidden))
             skips.append(hidden)
         for up, skip in zip(self.up, reversed(skips[self.grid_stage - 1 : -1]), strict=True):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")

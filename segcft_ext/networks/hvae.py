@@ -6,8 +6,9 @@ bottom-up encoder gives features at each resolution, a top-down decoder adds wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +185,7 @@ class HVAE(nn.Module):
             )
         conv = Conv[Conv.CONV, spatial_dims]
         self.spatial_dims = spatial_dims
+        self.strides = tuple(strides)
         self.beta = beta
         self.free_bits = free_bits
         self.conditional_prior = conditional_prior
@@ -299,15 +301,16 @@ class HVAE(nn.Module):
 
     def _sizes(self, size: Sequence[int]) -> list[torch.Size]:
         sizes = [torch.Size(size)]
-        for down in self.down:
-            stride = down[0].kernel_size
+        for stride in self.strides:
             sizes.append(torch.Size(-(-s // stride) for s in sizes[-1]))
         return sizes
 
-    def _decode(self, latent_of, parents: Tensor, sizes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def _decode(
+        self, latent_of: Callable[[StochasticBlock, Tensor, int], Tensor], parents: Tensor, sizes: Sequence[torch.Size]
+    ) -> tuple[Tensor, Tensor]:
         state = self.start.expand(len(parents), -1, *sizes[-1])
         for level in reversed(range(len(self.decoder))):
-            for block in self.decoder[level]:
+            for block in cast("Sequence[StochasticBlock]", self.decoder[level]):
                 state = block.update(state, latent_of(block, state, level), parents)
             if level > 0:
                 state = F.interpolate(self.up[level - 1](state), size=sizes[level - 1], mode="nearest")
