@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fire
-from fire.decorators import SetParseFns
 
 from data_prep.collect import Summary, prepare
 from data_prep.folder import FolderSource
@@ -18,29 +17,15 @@ from data_prep.structures import CHEST
 from data_prep.table import Table
 from segcft_ext.datalist import SPLITS
 
-
-def _typed(text: Any) -> Any:
-    """JSON where it is JSON, a list where there are commas, else the text as it is."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return [part.strip() for part in text.split(",")] if "," in text and text.lstrip()[:1] not in "{[" else text
+DEFAULT_STRUCTURES = ",".join(CHEST)
 
 
-# Fire would turn a folder named 1.10 into the number 1.1.
-@SetParseFns(
-    *[str] * 64, out=str, images=str, masks=_typed, structures=_typed, table=str, variables=_typed, units=_typed,
-    missing=_typed, id_column=str, source_column=str, patient_column=str, size=_typed, unit=str, fractions=_typed,
-    name=str, salt=str, mapping=str,
-)  # fmt: skip
 def folder(
     *folders: str,
     out: str,
     images: str = "images",
     masks: Any = "masks",
-    structures: Any = CHEST,
+    structures: Any = DEFAULT_STRUCTURES,
     table: str | None = None,
     variables: Any = (),
     units: Any = None,
@@ -59,7 +44,10 @@ def folder(
 ) -> None:
     """Prepare folders of images (PNG of 8 or 16 bit, DICOM, NIfTI) with one mask folder for each structure.
 
-    Each FOLDER is a source, named after it: FOLDER/images/a.png with FOLDER/masks/heart/a.png and so on. Example:
+    Each FOLDER is a source and gives it its name. FOLDER/images/a.png goes with FOLDER/masks/heart/a.png and so on;
+    the suffixes may differ. What cannot be used is listed with its reason in OUT/rejected.csv.
+
+    Example:
 
         python -m data_prep folder jsrt wingspan --images png --masks mask --table cases.csv
         --variables '{"age": "continuous", "sex": ["F", "M"]}' --missing '{"age": 0}' --size 64 --out prepared
@@ -68,41 +56,50 @@ def folder(
         folders: one or several folders.
         out: folder to write to; what an earlier run left there is replaced.
         images: folder of the images, relative to each FOLDER; sub-folders are searched too.
-        masks: folder with one folder of masks for each structure, relative to each FOLDER; or a JSON mapping from
-            structure to folder, '{"heart": "masks/h", ...}', which then replaces --structures.
-        structures: names, in the order of the label values 1, 2, ...; where masks overlap, the later one wins.
+        masks: folder that holds one folder of masks for each structure, relative to each FOLDER. Or, as JSON, a mapping
+            from structure to folder, which then replaces --structures.
+        structures: names in the order of the label values 1, 2, ...; where masks overlap, the later one wins.
         table: CSV or TSV with one row for each case.
-        variables: columns of the table to take: names ("age,sex"; the kind is inferred), or a JSON mapping from name to
-            "continuous" or to the list of categories.
+        variables: columns of the table to take. Names ("age,sex", the kind is then inferred), or a JSON mapping from
+            name to "continuous" or to the list of categories.
         units: JSON mapping from continuous variable to its unit, '{"age": "years"}'.
-        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'; empty cells always do.
+        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'. Empty cells always do.
         id_column: column with the image's file name, with or without suffix.
         source_column: column that names the source; without it the source is the FOLDER.
         patient_column: column that names the patient; a patient's cases stay in one split.
-        size: of the prepared images in pixels: 64, or height and width as 96,64.
-        unit: of the areas: "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
+        size: of the prepared images in pixels, as 64, or as height and width 96,64.
+        unit: of the areas. "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
         seed: of the splits.
-        fractions: of the splits, as JSON; by default training 0.7, validation 0.1, test 0.2.
+        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
         mapping: file for the salt and the file names behind the ids, by default OUT.mapping.json beside the folder OUT.
-            It stays with you: it is the only output that names a case.
+            It stays with you, being the only output that names a case.
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
+    masks = _parse(masks)
     masks_of = masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in _names(structures)}
     rows = None
     if table is not None:
-        chosen = variables if isinstance(variables, dict) else _names(variables)
-        rows = Table(Path(table), chosen, units, missing, id_column, source_column, patient_column)
+        chosen = _parse(variables) if isinstance(_parse(variables), dict) else _names(variables)
+        rows = Table(Path(table), chosen, _parse(units), _parse(missing), id_column, source_column, patient_column)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
     source = FolderSource([Path(f) for f in folders], images, masks_of, _image_size(size), rows)
     target = Path(out)
     names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
     summary = prepare(
-        source, target, name=name, seed=seed, fractions=fractions, unit=unit, workers=workers, salt=salt, mapping=names
+        source,
+        target,
+        name=name,
+        seed=_whole("seed", seed),
+        fractions=_parse(fractions),
+        unit=unit,
+        workers=_whole("workers", workers),
+        salt=salt,
+        mapping=names,
     )
     _report(summary)
     if source.rows_without_case:
@@ -110,7 +107,6 @@ def folder(
     print(f"names behind the ids (keep to yourself): {names}")
 
 
-@SetParseFns(kind=str, out=str, fractions=_typed, name=str)
 def phantom(
     *,
     out: str,
@@ -124,15 +120,17 @@ def phantom(
 ) -> None:
     """Render phantoms with a known causal model, whose true counterfactuals can be rendered too.
 
-    Example: python -m data_prep phantom --kind chest --count 600 --size 64 --out phantoms
+    Example:
+
+        python -m data_prep phantom --kind chest --count 600 --size 64 --out phantoms
 
     Args:
         out: folder to write to; what an earlier run left there is replaced.
-        kind: what to draw: "chest".
+        kind: what to draw; "chest" is what there is.
         count: number of cases.
         size: of the square images in pixels.
         seed: of the cases and of the splits.
-        fractions: of the splits, as JSON; by default training 0.7, validation 0.1, test 0.2.
+        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
@@ -140,40 +138,71 @@ def phantom(
         raise ValueError(f"kind: found {kind!r}, expected 'chest'")
     from data_prep.phantom_chest import ChestPhantom
 
-    truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": size}
-    source = PhantomSource(ChestPhantom(size=size), count, (size, size), seed, truth)
-    _report(prepare(source, Path(out), name=name, seed=seed, fractions=fractions, workers=workers))
+    pixels, seed = _whole("size", size), _whole("seed", seed)
+    truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
+    source = PhantomSource(ChestPhantom(size=pixels), _whole("count", count), (pixels, pixels), seed, truth)
+    workers = _whole("workers", workers)
+    _report(prepare(source, Path(out), name=name, seed=seed, fractions=_parse(fractions), workers=workers))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a mistake of the user's ends with one line, not with a traceback."""
+    commands: dict[str, Callable[..., None]] = {"folder": folder, "phantom": phantom}
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
+    except (ValueError, OSError) as error:
+        sys.exit(f"data_prep: {error}")
+
+
+def _as_text(argument: str) -> str:
+    """Quote a value, so that Fire leaves it alone: it would take a folder named 1.10 for the number 1.1."""
+    if not argument.startswith("-"):
+        return repr(argument)
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={value!r}" if equals else argument
+
+
+def _parse(given: Any) -> Any:
+    """JSON, where a text looks like an object or a list of JSON; anything else as it is."""
+    if not isinstance(given, str) or given.lstrip()[:1] not in ("{", "["):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{given!r} is no JSON: {error}") from error
 
 
 def _names(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) and given else [str(name) for name in given]
+    """Names from "a,b", a JSON list or a sequence."""
+    given = _parse(given)
+    parts = given.split(",") if isinstance(given, str) else given
+    return [name for name in (str(part).strip() for part in parts) if name]
+
+
+def _whole(option: str, given: Any) -> int:
+    try:
+        return int(given)
+    except ValueError:
+        raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
 
 
 def _image_size(given: Any) -> tuple[int, int]:
-    numbers = given if isinstance(given, list) else [given, given]
-    if len(numbers) != 2 or not all(isinstance(n, int) and n >= 8 for n in numbers):
+    numbers = [_whole("size", n) for n in _names(given if isinstance(given, (str, list, tuple)) else [given])]
+    if len(numbers) not in (1, 2) or min(numbers) < 8:
         raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96,64)")
-    return numbers[0], numbers[1]
+    return numbers[0], numbers[-1]
 
 
 def _report(summary: Summary) -> None:
     datalist, rejected = summary.datalist, summary.rejected
     print(f"{summary.found} cases found, {summary.found - rejected.total()} accepted, {rejected.total()} rejected")
     for reason, count in rejected.most_common():
-        print(f"  {reason}: {count}")
+        print(f"  rejected as {reason}: {count}")
     for split in SPLITS:
         sources = [entry["source"] for entry in datalist.entries[split]]
         print(f"  {split}: {len(sources)} (" + ", ".join(f"{s} {sources.count(s)}" for s in sorted(set(sources))) + ")")
     print(f"datalist: {datalist.path}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a mistake of the user's ends with one line, not with a traceback."""
-    commands: dict[str, Callable[..., None]] = {"folder": folder, "phantom": phantom}
-    try:
-        fire.Fire(commands, command=arguments, name="python -m data_prep")
-    except (ValueError, OSError) as error:
-        sys.exit(f"data_prep: {error}")
 
 
 if __name__ == "__main__":
