@@ -1,0 +1,1 @@
+"""Judging counterfactuals: effectiveness, locality, axioms, realism and, on phantoms, the truth."""

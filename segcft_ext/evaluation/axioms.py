@@ -1,0 +1,77 @@
+"""Axioms that every counterfactual must obey (Galles & Pearl 1998; Monteiro et al. 2023).
+
+* composition: setting variables to the values they have changes nothing, once or ten times over;
+* reversibility: do(k = v) and then do(k = pa_k) leads back.
+
+Both are mean absolute differences in intensity (L1), images being in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from segcft_ext.evaluation.methods import Method
+
+__all__ = ["REPEATS", "composition", "l1", "reversibility"]
+
+REPEATS = (1, 10)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of two batches of images, shape (B,)."""
+    return (a - b).abs().flatten(1).double().mean(1)
+
+
+@torch.no_grad()
+def composition(
+    method: Method,
+    image: Tensor,
+    values: Tensor,
+    variables: Sequence[str],
+    temperature: float = 0.0,
+    repeats: Sequence[int] = REPEATS,
+) -> dict[int, Tensor]:
+    """L1 to the factual image after null interventions in a row.
+
+    A null intervention sets ``variables`` to the values they have. It is a real pass through abduction, action and
+    prediction, each time from the last image and the last variables.
+
+    Args:
+        method: what makes the counterfactuals.
+        image: factual images, shape (B, 1, *spatial).
+        values: factual variables in the method's order, shape (B, K).
+        variables: those that are set; none of them missing.
+        temperature: of the latents' posterior.
+        repeats: after how many null interventions to look.
+
+    Returns:
+        For each number of repeats the L1, shape (B,).
+    """
+    columns = [method.variables.names.index(name) for name in variables]
+    found, now, now_values = {}, image, values
+    for count in range(1, max(repeats) + 1):
+        null = {name: now_values[:, column] for name, column in zip(variables, columns)}
+        result = method.counterfactual(now, now_values, null, temperature)
+        now, now_values = result.image, result.values
+        if count in repeats:
+            found[count] = l1(now, image)
+    return found
+
+
+@torch.no_grad()
+def reversibility(
+    method: Method, image: Tensor, counterfactual: Tensor, values: Tensor, back: Mapping[str, Tensor]
+) -> Tensor:
+    """L1 between the factual image and what the counterfactual becomes when the intervention is taken back.
+
+    Args:
+        method: what made the counterfactual.
+        image: factual images, shape (B, 1, *spatial).
+        counterfactual: images after the intervention, same shape.
+        values: variables after the intervention, shape (B, K).
+        back: factual value of each intervened variable, shape (B,).
+    """
+    return l1(method.counterfactual(counterfactual, values, back).image, image)

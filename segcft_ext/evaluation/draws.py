@@ -1,0 +1,40 @@
+"""Drawing the interventions of an evaluation: once, seeded, the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segcft_ext.datalist import Datalist, DatalistError
+
+__all__ = ["draw_targets", "intervened_variables"]
+
+
+def intervened_variables(datalist: Datalist, names: Sequence[str] | None = None) -> list[str]:
+    """The variables that are intervened on: every continuous measured one, or those of them named.
+
+    Raises:
+        DatalistError: when a named variable is unknown, not continuous or not measured, or none is left.
+    """
+    possible = [v.name for v in datalist.variables if v.kind == "continuous" and v.measurement is not None]
+    wrong = [name for name in names or [] if name not in possible]
+    if wrong or not possible:
+        raise DatalistError(f"{datalist.path}: variables to intervene on: found {wrong}, expected some of {possible}")
+    return list(names) if names else possible
+
+
+def draw_targets(datalist: Datalist, name: str, cases: int, draws: int, seed: int) -> np.ndarray:
+    """Target values for interventions on one variable, from its marginal over the training split.
+
+    The training values are shuffled and dealt out one after the other, and shuffled again when they are used up, so
+    that the targets cover the marginal evenly.
+
+    Returns:
+        Targets in the variable's unit, shape (cases, draws).
+    """
+    values = np.array([entry["variables"][name] for entry in datalist.entries["training"]], dtype=float)
+    # the variable's place in the header keeps the draws of different variables apart
+    rng = np.random.default_rng([seed, datalist.variable_names.index(name)])
+    rounds = -(-cases * draws // len(values))
+    return np.concatenate([rng.permutation(values) for _ in range(rounds)])[: cases * draws].reshape(cases, draws)

@@ -1,0 +1,227 @@
+"""The engine that judges: every test case, every method, every intervention, one table of raw figures.
+
+It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``spacing`` and ``id``, as
+:meth:`segcft_ext.datalist.Datalist.items` gives them; when it has run,
+:attr:`CounterfactualEvaluator.evaluation` is the content of ``evaluation.json`` and
+:attr:`CounterfactualEvaluator.pairs` has one row for each method, case and intervention.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from ignite.engine import Engine, Events
+from monai.data.meta_tensor import MetaTensor
+from monai.engines import Evaluator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from segcft_ext.datalist import Datalist
+from segcft_ext.evaluation.axioms import composition, reversibility
+from segcft_ext.evaluation.cases import Cases
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables
+from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
+from segcft_ext.evaluation.locality import change, folding, region_of_change
+from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
+from segcft_ext.evaluation.realism import BottleneckFeatures
+from segcft_ext.evaluation.summary import flat_metrics, summarise
+from segcft_ext.evaluation.truth import Truth, image_quality
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import upstream
+
+__all__ = ["CounterfactualEvaluator"]
+
+TEMPERATURES = {"composition": 0.0, "composition_sampled": 1.0}
+
+
+class CounterfactualEvaluator(Evaluator):
+    """Judges counterfactuals of any number of methods side by side (method §5).
+
+    Args:
+        device: where everything is computed.
+        val_data_loader: batches of test cases.
+        network: the judge, a segmentor that took no part in the training of any method.
+        datalist: the data.
+        methods: the models that are judged, by name; ``identity`` is added.
+        interventions: variables that are intervened on; every continuous measured one by default.
+        interventions_per_case: targets for each case and variable.
+        seed: seed of targets, bootstrap and sampling.
+        inferer: how the judge is applied to a batch of images.
+        reference_loader: batches with ``image`` of real training cases, for the realism of real images.
+        val_handlers: MONAI's handlers; at the end of the epoch they find the result.
+
+    Raises:
+        CheckpointError: when the judge is not independent of a method's guide.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: DataLoader,
+        network: Segmentor,
+        datalist: Datalist,
+        methods: Mapping[str, Method],
+        interventions: Sequence[str] | None = None,
+        interventions_per_case: int = 4,
+        seed: int = 0,
+        inferer: Callable[[Tensor, nn.Module], Tensor] | None = None,
+        reference_loader: Iterable | None = None,
+        val_handlers: Sequence | None = None,
+    ) -> None:
+        check_independent(network, methods)
+        super().__init__(device=device, val_data_loader=val_data_loader, decollate=False)
+        self.loader = val_data_loader
+        self.datalist = datalist
+        self.seed = seed
+        self.draws = interventions_per_case
+        self.interventions = intervened_variables(datalist, interventions)
+        self.judge = Judge(network.to(device), datalist.measurements(), datalist.num_classes, inferer)
+        self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names), **methods}
+        for method in methods.values():
+            if isinstance(method, nn.Module):
+                method.to(device)
+        self.truth = Truth(datalist) if datalist.truth else None
+        example = torch.zeros(1, 1, *datalist.size, device=device)
+        self.features = BottleneckFeatures(network, example, f"judge ({network.definition['architecture']})")
+        self.reference_loader = reference_loader
+        test = [entry["id"] for entry in datalist.entries["test"]]
+        self.rows = {key: row for row, key in enumerate(test)}
+        self.targets = {name: draw_targets(datalist, name, len(test), self.draws, seed) for name in self.interventions}
+        self.evaluation: dict[str, Any] = {}
+        self.pairs = pd.DataFrame()
+        self.add_event_handler(Events.STARTED, CounterfactualEvaluator._start)
+        self.add_event_handler(Events.EPOCH_COMPLETED, CounterfactualEvaluator._finish)
+        self._register_handlers(val_handlers or [])
+
+    def _start(self) -> None:
+        self._pairs: list[pd.DataFrame] = []
+        self._cases: list[pd.DataFrame] = []
+        self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._features: dict[str, list[Tensor]] = defaultdict(list)
+        steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
+        self._progress = tqdm(total=steps, desc="judging", unit="batch")
+
+    @torch.no_grad()
+    def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Any]:
+        cases, judged = self.cases(batchdata)
+        for name, (dice, percent) in structure_scores(judged, cases.label, self.datalist.labels).items():
+            self._structures[name] += list(zip(dice.tolist(), percent.tolist()))
+        self._features["real"].append(self.features(cases.image).cpu())
+        self._cases.append(cases.frame({"before": cases.before, "factual": cases.factual}, method="judge"))
+        for name, method in self.methods.items():
+            self._cases.append(cases.frame(self._compose(method, cases), method=name))
+            self._progress.update()
+        for variable in self.interventions:
+            self._intervene(variable, cases)
+        return {"image": cases.image, "label": cases.label, "pred": judged}
+
+    def cases(self, batchdata: Mapping[str, Any]) -> tuple[Cases, Tensor]:
+        """A batch on the device with the judge's measurements, and the judge's label maps (B, 1, *spatial)."""
+        image, label, values, spacing = (
+            self._tensor(batchdata[key]) for key in ("image", "label", "variables", "spacing")
+        )
+        judged = self.judge.segment(image)
+        before = self.judge.measure(judged, image, spacing)
+        names = self.datalist.variable_names
+        return Cases(list(batchdata["id"]), image, label, spacing, values, names, before, self.judge.names), judged
+
+    def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for key, temperature in TEMPERATURES.items():
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(self.seed)  # the same draws whatever else is judged
+                errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
+            found |= {f"{key}.{count}": error for count, error in errors.items()}
+        return found
+
+    def _intervene(self, variable: str, cases: Cases) -> None:
+        targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
+        draw = np.tile(np.arange(self.draws), len(targets))
+        cases = cases.repeat(self.draws)
+        target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
+        truth = self.truth(cases.ids, {variable: target.tolist()}) if self.truth is not None else None
+        for name, method in self.methods.items():
+            figures, image, judged = self._judge(method, variable, target, cases)
+            if truth is not None:
+                figures |= self._compare(image, judged, self._tensor(truth[0]), self._tensor(truth[1]), variable, cases)
+            self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
+            self._features[name].append(self.features(image).cpu())
+            self._progress.update()
+
+    def _judge(
+        self, method: Method, variable: str, target: Tensor, cases: Cases
+    ) -> tuple[dict[str, Any], Tensor, Tensor]:
+        values = cases.of_method(method)
+        result = method.counterfactual(cases.image, values, {variable: target})
+        judged = self.judge.segment(result.image)
+        asked = cases.factual.clone()
+        for column, name in enumerate(cases.measured):
+            if name in method.variables.names:
+                asked[:, column] = result.values[:, method.variables.names.index(name)]
+        region = region_of_change(cases.label, judged, asked != cases.factual, self.judge.labels)
+        outside, inside = change(cases.image, result.image, region)
+        back = {variable: cases.of([variable])[:, 0]}
+        figures = {
+            "asked": asked,
+            "measured": self.judge.measure(judged, result.image, cases.spacing),
+            "before": cases.before,
+            "factual": cases.factual,
+            "outside": outside,
+            "inside": inside,
+            "reversibility": reversibility(method, cases.image, result.image, result.values, back),
+        }
+        determinant = result.jacobian_determinant
+        if determinant is not None:
+            figures["folded"], figures["jacobian_minimum"] = folding(determinant)
+        return figures, result.image, judged
+
+    def _compare(
+        self, image: Tensor, judged: Tensor, true_image: Tensor, true_label: Tensor, variable: str, cases: Cases
+    ) -> dict[str, Tensor]:
+        label = self.judge.labels[cases.measured.index(variable)]
+        dice, _ = structure_scores(judged, true_label, {variable: label})[variable]
+        return {
+            **{f"truth.{figure}": value for figure, value in image_quality(image, true_image).items()},
+            "truth.dice": dice,
+            "true": self.judge.measure(true_label, true_image, cases.spacing),
+        }
+
+    def _finish(self) -> None:
+        self._progress.close()
+        self.pairs = pd.concat(self._pairs, ignore_index=True)
+        with torch.no_grad():
+            reference = [self.features(self._tensor(batch["image"])).cpu() for batch in self.reference_loader or []]
+        self.evaluation = summarise(
+            pairs=self.pairs,
+            cases=pd.concat(self._cases, ignore_index=True),
+            structures=self._structures,
+            features={name: torch.cat(parts) for name, parts in self._features.items()},
+            reference=torch.cat(reference) if reference else None,
+            measured=self.judge.names,
+            seed=self.seed,
+        )
+        judge = self.judge.segmentor
+        assert isinstance(judge, Segmentor)
+        self.evaluation["data"] = {
+            "name": self.datalist.name,
+            "image_size": list(self.datalist.size),
+            "cases": int(self.pairs["id"].nunique()),
+            "interventions": self.interventions,
+            "interventions_per_case": self.draws,
+            "seed": self.seed,
+            "units": {name: self.datalist.variable(name).unit for name in self.judge.names},
+            "realism_features": self.features.name,
+            "judge": upstream(judge),
+            "methods": describe_methods(self.methods),
+        }
+        self.state.metrics |= flat_metrics(self.evaluation)
+
+    def _tensor(self, value: Any) -> Tensor:
+        value = value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
+        return value.to(self.state.device)

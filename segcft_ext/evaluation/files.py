@@ -1,0 +1,59 @@
+"""The files of an evaluation: JSON with every figure, CSV with every cell of the tables, Markdown to read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segcft_ext.evaluation.tables import Table, evaluation_tables, label, summary_line
+
+__all__ = ["finite", "to_markdown", "write_evaluation"]
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown; the best method of each column in bold."""
+    lines = [f"### {table.title}", "", table.note, "", "| | " + " | ".join(table.columns) + " |"]
+    lines.append("|---" * (len(table.columns) + 1) + "|")
+    for name, cells in table.rows:
+        texts = [f"**{c.text(table.digits)}**" if c.best else c.text(table.digits) for c in cells]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same content with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike[str]) -> None:
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.md`` into a folder."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(finite(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
+    (directory / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    tables = evaluation_tables(evaluation)
+    with (directory / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["table", "row", "column", "value", "ci95_low", "ci95_high", "best"])
+        for table in tables:
+            for name, cells in table.rows:
+                for heading, cell in zip(table.columns, cells):
+                    numbers = [finite(value) for value in (cell.value, *(cell.interval or (None, None)))]
+                    writer.writerow([table.key, name, heading, *numbers, int(cell.best)])
+    head = f"# Evaluation: {evaluation['data']['name']}\n\n{summary_line(evaluation)}\n"
+    judge = ["### The judge on real test images", "", "| | Dice | error of the area, % |", "|---|---|---|"]
+    judge += [
+        f"| {label(name)} | {scores['dice']:.3f} | {scores['area_mape']:.1f} |"
+        for name, scores in evaluation["judge"].items()
+    ]
+    markdown = "\n".join([head, *map(to_markdown, tables), "\n".join(judge)])
+    (directory / "evaluation.md").write_text(markdown + "\n", encoding="utf-8")

@@ -1,0 +1,139 @@
+"""The judge: a segmentor that took no part in the training, and the one ruler applied to what it sees.
+
+The judge's label map is the most probable class of each pixel, measured like any label map. Hard masks are used
+because they are what a reader would outline: a faint haze over the image adds to soft areas, but to no mask unless it
+turns a pixel over. Its own error on real images is the *floor*: no method can be shown to be better than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing
+from segcft_ext.evaluation.effectiveness import error
+from segcft_ext.measurements import Measurement, measure_label_map
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import fingerprint
+
+__all__ = ["Judge", "check_independent", "floor", "structure_scores", "summarise_structures"]
+
+
+class Judge(nn.Module):
+    """Image -> label map -> measured variables.
+
+    Args:
+        segmentor: image (B, 1, *spatial) in [-1, 1] -> logits (B, C, *spatial).
+        measurements: the measured variables.
+        num_classes: C.
+        inferer: how the segmentor is applied, ``inferer(image, network)``; by default in one go.
+    """
+
+    def __init__(
+        self,
+        segmentor: nn.Module,
+        measurements: Mapping[str, Measurement],
+        num_classes: int,
+        inferer: Callable[[Tensor, nn.Module], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+        self.measurements = dict(measurements)
+        self.inferer = inferer
+        self.num_classes = num_classes
+
+    @property
+    def names(self) -> list[str]:
+        """The measured variables, in the order of :meth:`measure`."""
+        return list(self.measurements)
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of each measured variable's structure; -1 for a measurement that is not of one structure."""
+        return [int(getattr(measurement, "label", -1)) for measurement in self.measurements.values()]
+
+    @torch.no_grad()
+    def segment(self, image: Tensor) -> Tensor:
+        """Label maps, integers of shape (B, 1, *spatial)."""
+        logits = self.inferer(image, self.segmentor) if self.inferer else self.segmentor(image)
+        return logits.argmax(1, keepdim=True)
+
+    def measure(self, label: Tensor, image: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """The variables of label maps, shape (B, J), in the datalist's units."""
+        return measure_label_map(self.measurements, label, self.num_classes, image, spacing)
+
+
+def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Dice and relative area error of the judge on real images.
+
+    Args:
+        judged: the judge's label maps, shape (B, 1, *spatial).
+        label: the true label maps, same shape.
+        labels: value of each structure; the background is left out.
+
+    Returns:
+        For each structure its Dice and its absolute area error in percent of the true area, two tensors of shape (B,),
+        NaN where the structure is absent from the true label map.
+    """
+    found = {}
+    for name, value in labels.items():
+        if value == 0:
+            continue
+        true, seen = ((maps == value).flatten(1) for maps in (label, judged))
+        area, overlap = true.sum(1).double(), (true & seen).sum(1).double()
+        dice = 2 * overlap / (area + seen.sum(1))
+        percent = 100 * (seen.sum(1) - area).abs() / area
+        present = area > 0
+        found[name] = (torch.where(present, dice, torch.nan), torch.where(present, percent, torch.nan))
+    return found
+
+
+def summarise_structures(scores: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
+    """``{structure: {"dice", "area_mape"}}``, each the mean over the cases that show the structure."""
+    return {
+        name: {
+            "dice": float(np.nanmean([dice for dice, _ in rows])),
+            "area_mape": float(np.nanmean([percent for _, percent in rows])),
+        }
+        for name, rows in scores.items()
+    }
+
+
+def floor(
+    measured: np.ndarray, factual: np.ndarray, cases: Sequence, names: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """The judge's own error on real images, shape (N, J) each, in the same figures as the effectiveness."""
+    return {name: error(measured[:, j], factual[:, j], cases, seed) for j, name in enumerate(names)}
+
+
+def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
+    """Refuse a judge that is, or resembles, the network that guided a method.
+
+    Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
+    other training cases than each guide named in the checkpoints (``data["guide"]``, see
+    :mod:`segcft_ext.provenance`).
+
+    Raises:
+        CheckpointError: names judge, method, key, and what both hold.
+    """
+    for name, method in methods.items():
+        guide = method.data.get("guide") if isinstance(method, SelfDescribing) else None
+        if guide is None:
+            continue
+        pairs = [
+            ("weights", fingerprint(judge), guide["fingerprint"], "another network"),
+            ("data.use", judge.data.get("use"), guide["data"].get("use"), "other training cases"),
+        ]
+        if guide["class"] == type(judge).__name__:
+            held, guided = judge.definition["architecture"], guide["definition"]["architecture"]
+            pairs.append(("definition.architecture", held, guided, "another architecture"))
+        for key, held, guided, expected in pairs:
+            if held == guided:
+                raise CheckpointError(
+                    f"{judge.origin}: {key}: the judge holds {held!r}, and so does the guide of method {name!r} "
+                    f"({method.origin}); an independent judge needs {expected}"
+                )

@@ -1,0 +1,115 @@
+"""Locality: does an edit stay where its structure is, and does the deformation stay invertible?
+
+The *region of change* of a counterfactual is the union of the masks of the structures whose variables ought to change
+(the intervened one and, where the causal graph has edges, its descendants) before and after: in the factual image by
+its label map, in the counterfactual by the judge's segmentation of it. It is widened by 5 pixels at 256 pixels, i.e. by
+``5 * size / 256`` pixels in Euclidean distance.
+
+    outside = mean |x~ - x| outside of the region        inside = mean |x~ - x| inside of it
+    leakage = outside / inside                           (both averaged over cases and interventions first)
+
+The ratio of averages is used because a single edit may ask for nearly no change, which makes its own ratio noise. Where
+nothing changed at all the leakage is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segcft_ext.evaluation.bootstrap import ratio_interval
+
+__all__ = ["change", "dilate", "folding", "leakage", "margin", "region_of_change"]
+
+MARGIN_AT_256 = 5.0
+
+
+def margin(size: Sequence[int]) -> float:
+    """Width of the margin in pixels: 5 for images of 256 pixels, in proportion for others (longest side)."""
+    return MARGIN_AT_256 * max(size) / 256
+
+
+def dilate(mask: Tensor, radius: float) -> Tensor:
+    """Widen masks to all pixels whose centre is within ``radius`` pixels of a mask pixel's centre.
+
+    This is the Euclidean distance transform, thresholded; for the few pixels asked for here it is quicker as a
+    convolution with the ball of offsets, on any device.
+
+    Args:
+        mask: boolean, shape (B, 1, *spatial), two or three spatial dimensions.
+        radius: in pixels, need not be whole.
+    """
+    reach, dims = math.floor(radius), mask.ndim - 2
+    offsets = torch.arange(-reach, reach + 1, device=mask.device, dtype=torch.float32)
+    squared = sum(o**2 for o in torch.meshgrid(*[offsets] * dims, indexing="ij"))
+    ball = (torch.as_tensor(squared, device=mask.device) <= radius**2).float()[None, None]
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    return convolve(mask.float(), ball, padding=reach) > 0.5
+
+
+def region_of_change(before: Tensor, after: Tensor, changed: Tensor, labels: Sequence[int]) -> Tensor:
+    """Where the counterfactual may differ from the factual image.
+
+    Args:
+        before: label maps of the factual images, shape (B, 1, *spatial).
+        after: the judge's label maps of the counterfactuals, same shape.
+        changed: which variables ought to change, boolean, shape (B, J).
+        labels: the label of each variable's structure, length J.
+
+    Returns:
+        Boolean masks, shape (B, 1, *spatial), the margin included.
+    """
+    region = torch.zeros_like(before, dtype=torch.bool)
+    for column, label in enumerate(labels):
+        wanted = changed[:, column].view(-1, *[1] * (before.ndim - 1))
+        region |= wanted & ((before == label) | (after == label))
+    return dilate(region, margin(before.shape[2:]))
+
+
+def change(factual: Tensor, counterfactual: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean absolute intensity change outside and inside of the region for each image, two tensors of shape (B,).
+
+    Intensities are in [-1, 1]. A side without any pixel gives NaN.
+    """
+    difference = (counterfactual - factual).abs().flatten(1).double()
+    inside = region.flatten(1).double()
+    outside = 1 - inside
+    return (difference * outside).sum(1) / outside.sum(1), (difference * inside).sum(1) / inside.sum(1)
+
+
+def leakage(outside: np.ndarray, inside: np.ndarray, cases: Sequence, seed: int = 0) -> dict[str, Any]:
+    """Leakage over counterfactuals whose changes are given, both of shape (N,).
+
+    Returns:
+        ``leakage`` with its 95 % interval ``ci95``, the mean changes ``outside`` and ``inside``, and ``n``.
+    """
+    known = np.isfinite(outside) & np.isfinite(inside)
+    outside, inside = outside[known], inside[known]
+    result: dict[str, Any] = {
+        "leakage": float("nan"),
+        "ci95": ratio_interval(outside, inside, np.asarray(cases)[known], seed),
+        "outside": float(outside.mean()) if len(outside) else float("nan"),
+        "inside": float(inside.mean()) if len(inside) else float("nan"),
+        "n": len(outside),
+    }
+    if len(outside) and not outside.any():
+        result |= {"leakage": 0.0, "ci95": [0.0, 0.0]}
+    elif len(outside) and inside.any():
+        result["leakage"] = result["outside"] / result["inside"]
+    return result
+
+
+def folding(jacobian_determinant: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of pixels where a deformation folds (determinant <= 0) and the smallest determinant, two tensors (B,).
+
+    Args:
+        jacobian_determinant: shape (B, 1, *spatial) or (B, *spatial).
+    """
+    determinant = jacobian_determinant.flatten(1)
+    return (determinant <= 0).double().mean(1), determinant.amin(1).double()

@@ -1,0 +1,100 @@
+"""What is judged: DSCM checkpoints side by side, and the identity as their zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
+from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM, Counterfactual
+from segcft_ext.provenance import upstream
+
+__all__ = ["IDENTITY", "Identity", "Method", "describe_methods", "load_methods"]
+
+IDENTITY = "identity"
+
+
+class Names(Protocol):
+    @property
+    def names(self) -> list[str]: ...
+
+
+class Method(Protocol):
+    """Anything that makes counterfactuals; a :class:`~segcft_ext.dscm.DSCM` is one.
+
+    ``values`` are in the order of ``variables.names``, in physical units.
+    """
+
+    @property
+    def variables(self) -> Names: ...
+
+    def counterfactual(
+        self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
+    ) -> Counterfactual: ...
+
+
+class _Listed:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+
+
+class Identity:
+    """Doing nothing: the image stays as it is, whatever is asked for. The zero of every table.
+
+    Args:
+        names: the variables.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.variables = _Listed(names)
+
+    def counterfactual(
+        self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
+    ) -> Counterfactual:
+        values = values.clone()
+        for name, target in do.items():
+            values[:, self.variables.names.index(name)] = target
+        return Counterfactual(image, values)
+
+
+def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, interventions: Sequence[str]) -> dict[str, DSCM]:
+    """Load the checkpoints to be judged.
+
+    Args:
+        methods: ``{name: path of a DSCM's model.pt}``, also as JSON text, which is how it comes from a command line.
+        datalist: the data; each checkpoint must fit it.
+        interventions: the variables that are intervened on; each checkpoint must know them.
+
+    Raises:
+        ValueError: when ``methods`` is no such mapping, or a name is taken.
+        CheckpointError: when a checkpoint cannot be used.
+    """
+    if isinstance(methods, str):
+        try:
+            methods = json.loads(methods)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"methods: found {methods!r}, expected JSON {{name: path}}: {error}") from error
+    if not isinstance(methods, Mapping) or not methods:
+        raise ValueError(f'methods: found {methods!r}, expected {{"name": "path of a DSCM\'s model.pt"}}')
+    if IDENTITY in methods:
+        raise ValueError(f"methods: {IDENTITY!r} is the name of doing nothing, which is always judged")
+    found = {}
+    for name, path in methods.items():
+        model = load_model(path, DSCM)
+        check_compatible(model, datalist)
+        for variable in interventions:
+            if variable not in model.variables.names:
+                raise CheckpointError(
+                    f"{path}: variables: the checkpoint holds {model.variables.names}, asked for {variable!r}"
+                )
+        found[name] = freeze(model)
+    return found
+
+
+def describe_methods(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """What each checkpoint says of itself: definition, training data, guide and fingerprint."""
+    return {name: upstream(method) for name, method in methods.items() if isinstance(method, SelfDescribing)}

@@ -1,0 +1,123 @@
+"""Realism: do counterfactuals look like real test images to a network?
+
+FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) compare the distribution of features of counterfactual images
+with that of the real test images, through :mod:`torchmetrics`. The usual Inception network would have to be downloaded
+and has never seen a radiograph; here the features are those at the judge's bottleneck, averaged over the image. They
+are named in every table, because figures in the features of another network cannot be compared. Features are
+standardised by the real test images' mean and deviation, so that no channel rules by its scale alone.
+
+With tens of real images FID is biased upwards and only its order means something; KID is unbiased. What two sets of
+*real* images get (training against test cases) stands beside them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+__all__ = ["BottleneckFeatures", "realism"]
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 50
+
+
+class BottleneckFeatures(nn.Module):
+    """Image -> features of a network where its resolution is lowest, averaged over the image.
+
+    The layer is found by running an example: of all layers whose output has the fewest pixels the last one.
+
+    Args:
+        network: a convolutional network on images (B, 1, *spatial).
+        example: an image of the size that is used, shape (1, 1, *spatial).
+        name: what to call the network.
+
+    Attributes:
+        name: network and layer, for tables.
+        num_features: length of the features.
+
+    Raises:
+        ValueError: when no layer has a lower resolution than the image.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor, name: str) -> None:
+        super().__init__()
+        self.network = network
+        pixels = example[0, 0].numel()
+        found: list[tuple[int, str, int]] = []
+
+        def look(layer: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and output.ndim == example.ndim and output[0, 0].numel() < pixels:
+                    found.append((output[0, 0].numel(), layer, output.shape[1]))
+
+            return hook
+
+        handles = [m.register_forward_hook(look(layer)) for layer, m in network.named_modules() if layer]
+        with torch.no_grad():
+            network(example)
+        for handle in handles:
+            handle.remove()
+        if not found:
+            raise ValueError(f"{name}: no layer has a lower resolution than the image, {tuple(example.shape[2:])}")
+        lowest = min(count for count, _, _ in found)
+        _, self.layer, self.num_features = [entry for entry in found if entry[0] == lowest][-1]
+        self.name = f"{name}, layer {self.layer}, averaged over the image ({self.num_features} features)"
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """Features of shape (B, num_features)."""
+        kept: list[Tensor] = []
+        handle = self.network.get_submodule(self.layer).register_forward_hook(
+            lambda module, inputs, output: kept.append(output)
+        )
+        try:
+            self.network(image)
+        finally:
+            handle.remove()
+        return kept[-1].flatten(2).mean(2)
+
+
+class _Given(nn.Module):
+    """Stands where torchmetrics wants its network: the features are there already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def realism(features: Tensor, real: Tensor, seed: int = 0) -> dict[str, Any]:
+    """FID and KID between two sets of features, shapes (N, F) and (M, F).
+
+    Returns:
+        ``fid``, ``kid`` and ``kid_sd`` (over random subsets), and the number ``n`` of images judged; NaN for fewer than
+        two images on either side.
+    """
+    if min(len(features), len(real)) < 2:
+        return {"fid": float("nan"), "kid": float("nan"), "kid_sd": float("nan"), "n": len(features)}
+    mean, deviation = real.double().mean(0), real.double().std(0)
+    # a channel that is nearly silent on real images must not drown the others
+    scale = deviation.clamp_min(0.01 * float(deviation.max()) or 1.0)
+    features, real = ((f.double() - mean) / scale for f in (features, real))
+    network = _Given(features.shape[1])
+    fid = FrechetInceptionDistance(feature=network).to(features.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
+        kid = KernelInceptionDistance(
+            feature=network, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, len(features), len(real))
+        )
+    for metric in (fid, kid):
+        metric.update(real, real=True)
+        metric.update(features, real=False)
+    # the subsets of KID are drawn from the global generator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kid_mean, kid_sd = kid.compute()
+    return {"fid": float(fid.compute()), "kid": float(kid_mean), "kid_sd": float(kid_sd), "n": len(features)}

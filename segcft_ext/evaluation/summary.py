@@ -1,0 +1,167 @@
+"""From one row for each counterfactual to the content of ``evaluation.json``.
+
+.. code-block:: text
+
+    {"methods": {name: {"effectiveness": {do: {measured: {"mape", "ci95", "mae", "mae_ci95", "n",
+                                                        "drift", "drift_ci95" (of the others)}}},
+                        "slope":    {do: {"slope", "ci95", "intercept", "n"}},
+                        "leakage":  {do: ratio},
+                        "locality": {do: {"leakage", "ci95", "outside", "inside", "n"}},
+                        "composition": {"1", "10"}, "composition_sampled": {"1", "10"},
+                        "reversibility": {do: L1},
+                        "folding": {do: {"share", "minimum"}} or null without a deformation,
+                        "realism": {"fid", "kid", "kid_sd", "n"},
+                        "truth": {do: {"psnr", "ssim", "mae", "dice", "n", "variables": {measured: {"mape", …}}}}
+                                 or null without a renderer}},
+     "identity": the same for x~ = x,
+     "judge": {structure: {"dice", "area_mape"}},
+     "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n"}},
+     "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
+     "data": {…}}
+
+Definitions stand in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.locality`,
+:mod:`~segcft_ext.evaluation.axioms`, :mod:`~segcft_ext.evaluation.realism` and :mod:`~segcft_ext.evaluation.truth`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from segcft_ext.evaluation.bootstrap import mean_interval
+from segcft_ext.evaluation.effectiveness import drift, error, slope
+from segcft_ext.evaluation.judge import floor, summarise_structures
+from segcft_ext.evaluation.locality import leakage
+from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.evaluation.realism import realism
+
+__all__ = ["flat_metrics", "summarise"]
+
+
+def summarise(
+    pairs: pd.DataFrame,
+    cases: pd.DataFrame,
+    structures: Mapping[str, Sequence[tuple[float, float]]],
+    features: Mapping[str, Tensor],
+    reference: Tensor | None,
+    measured: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """All figures of an evaluation.
+
+    Args:
+        pairs: a row for each method, intervened variable, case and draw.
+        cases: a row for each case with the judge's measurements, and one for each method and case with the composition.
+        structures: Dice and area error of each structure and case.
+        features: features of the "real" test images and of each method's counterfactuals.
+        reference: features of real training images.
+        measured: names of the measured variables.
+        seed: seed of bootstrap and subsets.
+    """
+    methods = {}
+    for name, rows in pairs.groupby("method", sort=False):
+        by_do = {str(do): part for do, part in rows.groupby("do", sort=False)}
+        own = cases[cases["method"] == name]
+        methods[str(name)] = {
+            "effectiveness": {do: _effectiveness(part, do, measured, seed) for do, part in by_do.items()},
+            "slope": {do: _slope(part, do, seed) for do, part in by_do.items()},
+            "leakage": {do: _locality(part, seed)["leakage"] for do, part in by_do.items()},
+            "locality": {do: _locality(part, seed) for do, part in by_do.items()},
+            "composition": _composition(own, "composition"),
+            "composition_sampled": _composition(own, "composition_sampled"),
+            "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
+            "folding": _each(by_do, "folded", _folding),
+            "realism": realism(features[str(name)], features["real"], seed),
+            "truth": _each(by_do, "truth.psnr", lambda part: _truth(part, measured, seed)),
+        }
+    real = cases[cases["method"] == "judge"]
+    return {
+        "methods": {name: figures for name, figures in methods.items() if name != IDENTITY},
+        "identity": methods[IDENTITY],
+        "judge": summarise_structures(structures),
+        "floor": floor(
+            _columns(real, "before", measured), _columns(real, "factual", measured), real["id"], measured, seed
+        ),
+        "realism_of_real_images": None if reference is None else realism(reference, features["real"], seed),
+    }
+
+
+def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The headline figures under names for a tracker, e.g. ``Seg-CFT/mape/heart_area``; NaN is left out."""
+    found = {}
+    for name, figures in {IDENTITY: evaluation["identity"], **evaluation["methods"]}.items():
+        for do, cells in figures["effectiveness"].items():
+            found[f"{name}/mape/{do}"] = cells[do]["mape"]
+            found |= {f"{name}/drift/{do}/{j}": cell["drift"] for j, cell in cells.items() if "drift" in cell}
+        for do in figures["effectiveness"]:
+            found[f"{name}/slope/{do}"] = figures["slope"][do]["slope"]
+            found[f"{name}/leakage/{do}"] = figures["leakage"][do]
+            found[f"{name}/reversibility/{do}"] = figures["reversibility"][do]
+        found |= {f"{name}/composition/{count}": value for count, value in figures["composition"].items()}
+        found |= {f"{name}/{key}": figures["realism"][key] for key in ("fid", "kid")}
+        for do, truth in (figures["truth"] or {}).items():
+            found |= {f"{name}/{key}/{do}": truth[key] for key in ("psnr", "ssim")}
+    for structure, scores in evaluation["judge"].items():
+        found |= {f"judge/{key}/{structure}": value for key, value in scores.items()}
+    # a tracker does not take every character that a method's name may have
+    return {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in found.items() if np.isfinite(value)}
+
+
+def _columns(rows: pd.DataFrame, figure: str, measured: Sequence[str]) -> np.ndarray:
+    return rows[[f"{figure}.{name}" for name in measured]].to_numpy()
+
+
+def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: int) -> dict[str, Any]:
+    cells = {}
+    for name in measured:
+        after, asked, before, factual = (
+            rows[f"{figure}.{name}"].to_numpy() for figure in ("measured", "asked", "before", "factual")
+        )
+        cells[name] = error(after, asked, rows["id"], seed)
+        if name != do:
+            cells[name] |= drift(after, before, factual, rows["id"], seed)
+    return cells
+
+
+def _slope(rows: pd.DataFrame, do: str, seed: int) -> dict[str, Any]:
+    achieved = rows[f"measured.{do}"] - rows[f"before.{do}"]
+    wanted = rows[f"asked.{do}"] - rows[f"factual.{do}"]
+    return slope(achieved.to_numpy(), wanted.to_numpy(), rows["id"], seed)
+
+
+def _locality(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    return leakage(rows["outside"].to_numpy(), rows["inside"].to_numpy(), rows["id"], seed)
+
+
+def _composition(rows: pd.DataFrame, key: str) -> dict[str, float]:
+    columns = [column for column in rows if str(column).startswith(f"{key}.")]
+    return {str(column).removeprefix(f"{key}."): float(rows[column].mean()) for column in columns}
+
+
+def _each(by_do: Mapping[str, pd.DataFrame], column: str, figures: Any) -> dict[str, Any] | None:
+    if not all(column in part and part[column].notna().any() for part in by_do.values()):
+        return None
+    return {do: figures(part) for do, part in by_do.items()}
+
+
+def _folding(rows: pd.DataFrame) -> dict[str, float]:
+    return {"share": float(rows["folded"].mean()), "minimum": float(rows["jacobian_minimum"].min())}
+
+
+def _truth(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for figure in ("psnr", "ssim", "mae", "dice"):
+        values = rows[f"truth.{figure}"].to_numpy()
+        found[figure] = float(values.mean())
+        found[f"{figure}_ci95"] = mean_interval(values, rows["id"], seed)
+    found["n"] = len(rows)
+    found["variables"] = {
+        name: error(rows[f"measured.{name}"].to_numpy(), rows[f"true.{name}"].to_numpy(), rows["id"], seed)
+        for name in measured
+    }
+    return found

@@ -1,0 +1,48 @@
+"""Counterfactuals to look at: sweeps of one variable, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segcft_ext.evaluation.cases import Cases
+from segcft_ext.evaluation.judge import Judge
+from segcft_ext.evaluation.methods import Method
+from segcft_ext.figures import Panel, picture
+
+__all__ = ["factual_panel", "panels", "sweep"]
+
+SYMBOLS = {"percent": " %", "mm2": " mm²", "mm3": " mm³"}
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, for people."""
+    return f"{value:.3g}{SYMBOLS.get(unit, f' {unit}' if unit else '')}"
+
+
+def panels(images: Tensor, masks: Tensor, asked: Sequence[float], measured: Sequence[float], unit: str) -> list[Panel]:
+    """Pictures of counterfactuals (B, 1, *spatial) with what was asked for and what the judge measures."""
+    return [
+        Panel(picture(image), picture(mask), f"do({quantity(wanted, unit)})", f"judged {quantity(found, unit)}")
+        for image, mask, wanted, found in zip(images, masks, asked, measured)
+    ]
+
+
+def factual_panel(case: Cases, variable: str, unit: str) -> Panel:
+    """The factual image of one case with its own label map and the value of a variable."""
+    value = float(case.of([variable])[0, 0])
+    return Panel(picture(case.image[0]), picture(case.label[0]), "factual", quantity(value, unit))
+
+
+@torch.no_grad()
+def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
+    """Counterfactuals of one case for several targets of a variable."""
+    cases = case.repeat(len(targets))
+    target = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=cases.image.device)
+    images = method.counterfactual(cases.image, cases.of_method(method), {variable: target}).image
+    masks = judge.segment(images)
+    measured = judge.measure(masks, images, cases.spacing)[:, judge.names.index(variable)]
+    return panels(images, masks, list(targets), measured.tolist(), unit)

@@ -1,0 +1,96 @@
+"""The truth, where it is known: a phantom's counterfactual, rendered again with the same noise.
+
+The datalist's ``truth`` names the renderer and each case keeps the ``exogenous`` noise it was drawn with. The true
+counterfactual is the same case with the variable set, everything else as it was. Against it:
+
+* ``psnr`` in dB and ``ssim`` of the image, ``mae`` of its intensities; images are in [-1, 1], so their range is 2;
+* ``dice`` of the judge's masks of the intervened structure;
+* the error of the judge's measurements against the *true* variables, measured on the true label map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.utils.module import optional_import
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from segcft_ext.datalist import Datalist, DatalistError
+
+__all__ = ["Truth", "image_quality"]
+
+RANGE = 2.0
+
+
+class Renderer(Protocol):
+    def counterfactual(
+        self, variables: Mapping[str, float], exogenous: Mapping[str, Any], do: Mapping[str, float]
+    ) -> tuple[Mapping[str, float], np.ndarray, np.ndarray]: ...
+
+
+class Truth:
+    """Renders the true counterfactuals of a datalist's test cases.
+
+    Args:
+        datalist: with ``truth`` in its header and ``exogenous`` in its test entries.
+
+    Raises:
+        DatalistError: when the renderer is not one of ``data_prep``, or a test case lacks its noise.
+    """
+
+    def __init__(self, datalist: Datalist) -> None:
+        config = dict(datalist.truth or {})
+        target = str(config.pop("_target_", ""))
+        module, _, name = target.rpartition(".")
+        # a datalist is data: it may name our renderers, and nothing else
+        found: Any = optional_import(module, name=name)[0] if module.startswith("data_prep.") else None
+        if not (isinstance(found, type) and hasattr(found, "counterfactual")):
+            raise DatalistError(
+                f"{datalist.path}: truth._target_: found {target!r}, expected a phantom of data_prep with a "
+                "'counterfactual' method"
+            )
+        self.renderer: Renderer = found(**config)
+        self.entries = {entry["id"]: entry for entry in datalist.entries["test"]}
+        for key, entry in self.entries.items():
+            if entry.get("exogenous") is None:
+                raise DatalistError(f"{datalist.path}: test case {key!r}: exogenous: found nothing, expected its noise")
+
+    def __call__(self, ids: Sequence[str], do: Mapping[str, Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """True counterfactuals of test cases.
+
+        Args:
+            ids: the cases, length B.
+            do: target of each intervened variable for each case.
+
+        Returns:
+            Images (B, 1, *spatial) in [-1, 1] and integer label maps (B, 1, *spatial).
+        """
+        images, labels = [], []
+        for row, key in enumerate(ids):
+            entry = self.entries[key]
+            _, image, label = self.renderer.counterfactual(
+                entry["variables"], entry["exogenous"], {name: float(targets[row]) for name, targets in do.items()}
+            )
+            images.append(torch.as_tensor(np.asarray(image, dtype=np.float32))[None] * 2 - 1)
+            labels.append(torch.as_tensor(np.asarray(label, dtype=np.int64))[None])
+        return torch.stack(images), torch.stack(labels)
+
+
+def image_quality(image: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """PSNR (dB), SSIM and mean absolute error of images against true ones, (B, 1, *spatial) in [-1, 1].
+
+    Returns:
+        ``psnr``, ``ssim`` and ``mae``, each of shape (B,). The PSNR of a perfect image is infinite.
+    """
+    difference = (image - truth).flatten(1).double()
+    squared = difference.square().mean(1)
+    ssim = structural_similarity_index_measure(image, truth, data_range=RANGE, reduction="none")
+    return {
+        "psnr": 10 * torch.log10(RANGE**2 / squared),
+        "ssim": torch.as_tensor(ssim).double().reshape(-1),
+        "mae": difference.abs().mean(1),
+    }

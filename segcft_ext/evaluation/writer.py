@@ -1,0 +1,167 @@
+"""What an evaluation leaves behind: tables, raw figures and pictures, in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+
+from segcft_ext.evaluation.evaluator import CounterfactualEvaluator
+from segcft_ext.evaluation.files import write_evaluation
+from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.evaluation.sweeps import factual_panel, panels, sweep
+from segcft_ext.evaluation.tables import label
+from segcft_ext.figures import (
+    Panel,
+    counterfactual_grid,
+    effectiveness_heatmap,
+    effectiveness_scatter,
+    save_figure,
+)
+
+__all__ = ["EvaluationWriter"]
+
+SWEEP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+COMPARED_QUANTILES = (0.1, 0.9)
+
+
+class EvaluationWriter:
+    """Writes the results of a :class:`~segcft_ext.evaluation.evaluator.CounterfactualEvaluator` when it is done.
+
+    ``evaluation.json``, ``evaluation.csv``, ``evaluation.md``; ``pairs.csv`` with a row for each counterfactual;
+    ``figures/*.png`` and ``figures/figures.json``, which says what each shows. The cases shown are spread evenly over
+    the test split, not chosen.
+
+    Args:
+        output_dir: the folder.
+        figure_cases: number of test cases that are shown.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], figure_cases: int = 2) -> None:
+        self.output_dir = Path(output_dir)
+        self.figure_cases = figure_cases
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: CounterfactualEvaluator) -> None:
+        write_evaluation(engine.evaluation, self.output_dir)
+        engine.pairs.to_csv(self.output_dir / "pairs.csv", index=False, float_format="%.6g")
+        self._shown: list[dict[str, str]] = []
+        self._aggregates(engine)
+        dataset: Any = engine.loader.dataset
+        positions = np.unique(np.linspace(0, len(dataset) - 1, self.figure_cases).round().astype(int))
+        for number, position in enumerate(positions.tolist()):
+            self._counterfactuals(engine, dataset[position], number)
+        text = json.dumps(self._shown, indent=1, ensure_ascii=False)
+        (self.output_dir / "figures" / "figures.json").write_text(text + "\n", encoding="utf-8")
+
+    def _save(self, figure: Figure, name: str, kind: str, caption: str) -> None:
+        path = save_figure(figure, self.output_dir / "figures" / f"{name}.png")
+        self._shown.append({"file": path.name, "kind": kind, "caption": caption})
+
+    def _aggregates(self, engine: CounterfactualEvaluator) -> None:
+        evaluation, pairs = engine.evaluation, engine.pairs
+        methods = {IDENTITY: evaluation["identity"], **evaluation["methods"]}
+        units = evaluation["data"]["units"]
+        changes = {name: _changes(pairs[pairs["method"] == name], engine.interventions) for name in methods}
+        lines = {
+            name: {do: (line["slope"], line["intercept"]) for do, line in figures["slope"].items()}
+            for name, figures in methods.items()
+        }
+        self._save(
+            effectiveness_scatter(changes, lines, units),
+            "effectiveness-scatter",
+            "scatter",
+            "Achieved over wanted change of the intervened variable, a point for each counterfactual. On the dashed "
+            "line the edit does what was asked; the solid line is the least-squares fit.",
+        )
+        measured = list(evaluation["floor"])
+        errors = {
+            name: np.array([[figures["effectiveness"][do][j]["mape"] for j in measured] for do in engine.interventions])
+            for name, figures in methods.items()
+        }
+        self._save(
+            effectiveness_heatmap(errors, engine.interventions, measured, "mean absolute error, %"),
+            "effectiveness-heatmap",
+            "heatmap",
+            "Error of every variable (columns) under every intervention (rows), in % of the value it should have.",
+        )
+
+    def _counterfactuals(self, engine: CounterfactualEvaluator, item: Mapping[str, Any], number: int) -> None:
+        batch = {key: item[key][None] for key in ("image", "label")}
+        batch |= {key: torch.as_tensor(item[key])[None] for key in ("variables", "spacing")}
+        case, _ = engine.cases({**batch, "id": [item["id"]]})
+        labels = {name: value for name, value in engine.datalist.labels.items() if value != 0}
+        for variable in engine.interventions:
+            unit = engine.datalist.variable(variable).unit
+            factual = factual_panel(case, variable, unit)
+            marginal = [entry["variables"][variable] for entry in engine.datalist.entries["training"]]
+            targets = np.quantile(marginal, SWEEP_QUANTILES).tolist()
+            for name, method in engine.methods.items():
+                if name != IDENTITY:
+                    figure = counterfactual_grid(
+                        factual,
+                        {name: sweep(method, engine.judge, case, variable, targets, unit)},
+                        labels,
+                        f"do({label(variable)}), {name}",
+                    )
+                    self._save(
+                        figure,
+                        f"sweep-{variable}-{_slug(name)}-{number + 1}",
+                        "sweep",
+                        f"{name}: {label(variable)} of test case {number + 1} set to the 5th, 25th, 50th, 75th and "
+                        "95th percentile of the training data.",
+                    )
+            targets = np.quantile(marginal, COMPARED_QUANTILES).tolist()
+            self._save(
+                counterfactual_grid(
+                    factual, _comparison(engine, case, variable, targets, unit), labels, f"do({label(variable)})"
+                ),
+                f"comparison-{variable}-{number + 1}",
+                "comparison",
+                f"All methods side by side: {label(variable)} of test case {number + 1} set to the 10th (above) and "
+                "the 90th percentile (below) of the training data. Solid contours: what the independent judge sees; "
+                "dotted: the structures of the factual image.",
+            )
+
+
+def _comparison(
+    engine: CounterfactualEvaluator, case: Any, variable: str, targets: Sequence[float], unit: str
+) -> dict[str, list[Panel]]:
+    """For each target a row of counterfactuals: the truth where it is known, then every method."""
+    rows: dict[str, list[Panel]] = {f"do({target:.3g})": [] for target in targets}
+    columns: dict[str, list[Panel]] = {}
+    if engine.truth is not None:
+        images, masks = engine.truth([case.ids[0]] * len(targets), {variable: list(targets)})
+        measured = engine.judge.measure(masks, images)[:, engine.judge.names.index(variable)].tolist()
+        columns["truth"] = panels(images, masks, targets, measured, unit)
+    for name, method in engine.methods.items():
+        if name != IDENTITY:
+            columns[name] = sweep(method, engine.judge, case, variable, targets, unit)
+    for name, column in columns.items():
+        for row, panel in zip(rows.values(), column):
+            row.append(Panel(panel.image, panel.mask, name, panel.subtitle))
+    return rows
+
+
+def _changes(rows: pd.DataFrame, interventions: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    found = {}
+    for do in interventions:
+        part = rows[rows["do"] == do]
+        wanted = part[f"asked.{do}"] - part[f"factual.{do}"]
+        achieved = part[f"measured.{do}"] - part[f"before.{do}"]
+        found[do] = (wanted.to_numpy(), achieved.to_numpy())
+    return found
+
+
+def _slug(name: str) -> str:
+    return "".join(character if character.isalnum() else "-" for character in name.lower()).strip("-")
