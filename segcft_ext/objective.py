@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from monai.losses import BendingEnergyLoss
 from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
@@ -34,6 +33,17 @@ def draw_interventions(values: Tensor, columns: Sequence[int]) -> tuple[Tensor, 
     mask = F.one_hot(chosen, values.shape[1]).bool()
     targets = values[torch.randperm(len(values), device=values.device)]
     return torch.where(targets.isnan(), values, targets), mask
+
+
+def bending_energy(field: Tensor) -> Tensor:
+    """Mean squared second derivative of a vector field (B, D, *spatial), mixed ones counted twice (Rueckert et al. 1999).
+
+    MONAI's ``BendingEnergyLoss`` relies on an indexing that PyTorch has deprecated as of 2.9.
+    """
+    axes = range(2, field.ndim)
+    pure = sum(field.diff(n=2, dim=a).square().mean() for a in axes)
+    mixed = sum(2 * field.diff(dim=a).diff(dim=b).square().mean() for a in axes for b in axes if a < b)
+    return torch.as_tensor(pure + mixed)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,6 @@ class CFTObjective(nn.Module):
         self.locality = locality
         self.smoothness = smoothness
         self.dilation = dilation
-        self.bending_energy = BendingEnergyLoss()
 
     def forward(
         self,
@@ -119,7 +128,7 @@ class CFTObjective(nn.Module):
 
         smoothness = image.new_zeros(())
         if counterfactual.velocity is not None:
-            smoothness = self.bending_energy(counterfactual.velocity)
+            smoothness = bending_energy(counterfactual.velocity)
         return CFTTerms(effectiveness, locality, smoothness)
 
     def total(self, terms: CFTTerms) -> Tensor:

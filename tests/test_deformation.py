@@ -30,6 +30,15 @@ def test_a_fresh_head_does_not_move_anything() -> None:
     assert torch.equal(velocity, torch.zeros_like(velocity))
 
 
+def test_a_fresh_head_can_learn() -> None:
+    head = DeformationHead(2, channels=(8, 8))
+    image = torch.rand(2, 1, 16, 16)
+    velocity = head.velocity(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    head.warp(image, head.displacement(velocity, (16, 16))).square().sum().backward()
+    gradient = head.velocity_head.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
 def test_the_border_stays_where_it_is() -> None:
     head = moving_head()
     image = torch.rand(1, 1, 32, 32)

@@ -124,7 +124,9 @@ class DeformationHead(nn.Module):
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
         warped = self.resample(image.float(), displacement).clamp(-1, 1)
-        return torch.where((displacement == 0).all(1, keepdim=True), image, warped)
+        still = (displacement == 0).all(1, keepdim=True)
+        # The copy has the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
+        return torch.where(still, image, warped).detach() + (warped - warped.detach())
 
     def _window(self, velocity: Tensor) -> Tensor:
         window = torch.ones((), device=velocity.device)
