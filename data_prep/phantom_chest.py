@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from data_prep import chest_tissues as tissues
-from data_prep.chest_anatomy import LEFT, RIGHT, Frame, Heart, Lung, body_frame, solve_heart, solve_lung
+from data_prep.chest_anatomy import LEFT, RIGHT, Frame, Heart, Lung, body_frame, ramp, solve_heart, solve_lung
+from data_prep.chest_bones import ribs, skeleton
 from data_prep.xray import expose
 
 __all__ = ["ChestPhantom"]
@@ -86,7 +87,7 @@ class ChestPhantom:
         """
         shape = exogenous["shape"]
         pixels = self._frame(variables, exogenous, self.size)
-        heart = Heart(shape)
+        heart = Heart(shape, 0.42 * self._breath(variables["age"], exogenous))
         level = heart.level(pixels)
         scale = solve_heart(heart, pixels, variables["heart_area"])
         label = np.zeros((self.size, self.size), np.uint8)
@@ -95,7 +96,7 @@ class ChestPhantom:
             lung = Lung(side, shape, heart, scale, pixels.bottom)
             t = solve_lung(lung, pixels, level, variables[f"{name}_area"])
             lungs[side] = (lung, t)
-            label[lung.depth_inside(pixels, t) > 0] = self.labels[name]
+            label[lung.covers(pixels, t)] = self.labels[name]
         label[level < scale] = self.labels["heart"]
 
         fine = self._frame(variables, exogenous, self.size * self.supersampling)
@@ -129,10 +130,15 @@ class ChestPhantom:
         """Logarithm of the body's size in the picture."""
         return 0.072 * exogenous["noise"]["body"] + 0.03 * (sex - 0.5) - 0.0004 * (age - 57)
 
+    @staticmethod
+    def _breath(age: float, exogenous: Mapping[str, Any]) -> float:
+        """Depth of breath: logarithm of the lungs' size relative to the body."""
+        return 0.185 * exogenous["noise"]["inspiration"] - 0.0010 * (age - 57)
+
     def _areas(self, age: float, sex: float, exogenous: Mapping[str, Any]) -> dict[str, float]:
         noise = exogenous["noise"]
         frame = 2 * self._body(age, sex, exogenous) + 0.03 * exogenous["view"]["width"]
-        breath = 0.185 * noise["inspiration"] - 0.0010 * (age - 57)
+        breath = self._breath(age, exogenous)
         logs = {
             "left_lung_area": math.log(11.75) + frame + breath + 0.12 * noise["left_lung_area"],
             "right_lung_area": math.log(14.55) + frame + breath + 0.06 * noise["right_lung_area"],
@@ -155,8 +161,8 @@ class ChestPhantom:
     def _exposure(exogenous: Mapping[str, Any]) -> dict[str, float]:
         e = exogenous["exposure"]
         return {
-            "level": 1.75 + 0.15 * e["level"],
-            "width": 1.9 * math.exp(0.15 * e["width"]),
+            "level": 1.95 + 0.15 * e["level"],
+            "width": 2.6 * math.exp(0.15 * e["width"]),
             "gamma": math.exp(0.15 * e["gamma"]),
             "noise": 0.006 * math.exp(0.4 * e["noise"]),
             "blur": 0.0012,
@@ -175,25 +181,23 @@ class ChestPhantom:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Line integrals and scattered intensity, each of the frame's shape."""
         shape, exposure = exogenous["shape"], exogenous["exposure"]
-        soft = tissues.soft_tissue(frame, shape, lungs) + tissues.breasts(frame, shape, variables["sex"] < 0.5)
-        rho = heart.level(frame) / scale
-        outside_heart = tissues.ramp(rho - 1, 0.05)
-        density = math.exp(0.2 * exposure["bone"] - 0.003 * (variables["age"] - 57))
-        bone = tissues.bones(frame, shape)
+        texture = exogenous["texture_seed"]
+        level = heart.level(frame)
+        beside_heart = ramp(level / scale - 1, 0.06)
+        mottle = tissues.mottle(frame, np.random.default_rng([texture, 3]))
         air = tissues.airways(frame, shape)
-        in_lung = np.zeros(frame.x.shape, np.float32)
+        air += tissues.air_behind_heart(frame, heart, level, scale) * (1 - beside_heart)
+        bone = skeleton(frame, shape)
+        bubble = tissues.gastric_bubble(frame, shape, lungs[LEFT][0].rest, exogenous["bubble"]) * beside_heart
         for side, (lung, t) in lungs.items():
-            inside = tissues.ramp(lung.depth_inside(frame, t), 0.006 + frame.pixel) * outside_heart
-            cage = 4.2 * tissues.cage_depth(frame, lung, t)
-            rng = np.random.default_rng([exogenous["texture_seed"], 1 if side == LEFT else 2])
-            air = air + inside * np.maximum(0.80 * cage - tissues.vessels(frame, side, rng), 0)
-            bone = bone + tissues.ribs(frame, lung, t, shape)
-            in_lung += inside
-        # some lung lies behind the heart, more towards its border
-        behind = (1 - outside_heart) * np.clip(1 - np.clip(rho, 0, 1) ** 3, 0, 1)
-        air = air + 4.2 * 0.10 * (1 - outside_heart) * (1 - behind)
-        air = air + tissues.gastric_bubble(frame, shape, exogenous["bubble"]) * (1 - in_lung) * outside_heart
-        attenuation = np.maximum(soft - air, 0.0) + density * bone
-        inside_body = tissues.ramp(soft - 0.4, 0.8)
-        scatter = (0.040 * math.exp(0.25 * exposure["scatter"]) * inside_body).astype(np.float32)
-        return attenuation.astype(np.float32), scatter
+            columns, half = frame.half(side)
+            vessel = tissues.vessels(half, side, heart.descent, np.random.default_rng([texture, 1 if side == LEFT else 2]))
+            filled = tissues.lung_air(half, lung, t, beside_heart[:, columns], vessel, mottle[:, columns])
+            air[:, columns] += filled
+            bubble[:, columns] *= np.clip(1 - 2 * filled, 0, 1)
+            bone[:, columns] += ribs(half, lung, t, shape)
+        density = math.exp(0.2 * exposure["bone"] - 0.003 * (variables["age"] - 57))
+        soft = tissues.trunk(frame, shape, lungs) + tissues.breasts(frame, shape, variables["sex"] < 0.5)
+        attenuation = np.maximum(soft - air - bubble, 0) + np.float32(density) * bone
+        scatter = np.float32(0.030 * math.exp(0.25 * exposure["scatter"])) * ramp(soft - 0.4, 0.8)
+        return attenuation, scatter
