@@ -60,7 +60,7 @@ _CAGE = curve([
 _MEDIASTINUM = {
     RIGHT: curve([
         (0.0, 0.145), (0.006, 0.114), (0.016, 0.088), (0.04, 0.066), (0.078, 0.055), (0.117, 0.052), (0.156, 0.053),
-        (0.20, 0.058), (0.26, 0.067), (0.32, 0.072), (0.40, 0.068), (0.60, 0.060), (1.5, 0.07),
+        (0.20, 0.060), (0.26, 0.072), (0.32, 0.082), (0.40, 0.080), (0.60, 0.060), (1.5, 0.07),
     ]),
     LEFT: curve([
         (0.0, 0.145), (0.006, 0.114), (0.016, 0.090), (0.04, 0.067), (0.078, 0.055), (0.117, 0.052), (0.156, 0.056),
@@ -198,7 +198,7 @@ class Lung:
     @property
     def _dome(self) -> float:
         """Depth of the costophrenic angle below the dome of the diaphragm."""
-        return 0.112 + 0.018 * self.shape["dome_left" if self.side == LEFT else "dome_right"]
+        return 0.120 + 0.018 * self.shape["dome_left" if self.side == LEFT else "dome_right"]
 
     @property
     def rest(self) -> float:
@@ -247,7 +247,7 @@ class Lung:
         q = (x - 0.06) / (APEX - 0.06 + self.stretch(t) * (CAGE - APEX))
         lateral, medial = np.clip((q - crest) / (1 - crest), 0.0, 1.2), np.clip((crest - q) / crest, 0.0, 1.2)
         shift = t if t < 0 else self._room * (1 - np.exp(-t / self._room))
-        return (self.rest + shift) + self._dome * lateral**2.7 + 0.022 * medial * medial
+        return (self.rest + shift) + self._dome * lateral**2.2 + 0.022 * medial * medial
 
     def covers(self, frame: Frame, t: float) -> np.ndarray:
         """Pixels inside the lung's outline, bool (H, W); what the heart hides is not taken out."""

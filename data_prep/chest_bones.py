@@ -38,12 +38,14 @@ def ribs(frame: Frame, lung: Lung, t: float, shape: Mapping[str, float]) -> np.n
     tangent = np.sqrt(1 - q * q)
     fall, drop = 0.125 + 0.015 * shape["rib_fall"], 0.17 + 0.02 * shape["rib_drop"]
     spacing = 0.069 + 0.004 * shape["rib_space"]
-    # rows are columns of bone: near the wall the beam runs along the rib
-    along = (1 + 0.5 * q**6) * ramp(wall - x, 0.006 + frame.pixel)
-    total = np.zeros_like(frame.x)
+    edge_of_cage = ramp(wall - x, 0.012 + frame.pixel)
+    # ribs and muscle between them line the wall, where the beam runs along it
+    lining = 0.10 * np.exp(-(((wall - x) / 0.010) ** 2)) * ramp(y - 0.06, 0.08) * ramp(0.95 - y, 0.3) * (x > 0.1)
+    below = ramp(y - 0.62, 0.25)
+    total = lining * edge_of_cage
     courses = (
-        (fall * (1 - tangent) - 0.03 * np.sin(np.pi * q), 0.155, 0.10, 0.40),
-        (fall + drop * tangent * (1 - 0.3 * tangent), 0.085, 0.50, 0.46),
+        (fall * (1 - tangent) - 0.03 * np.sin(np.pi * q), 0.20, 0.10, 0.40),
+        (fall + drop * tangent * (1 - 0.3 * tangent), 0.11, 0.50, 0.46),
     )
     for course, strength, inner, thickness in courses:
         phase = (y - course + 0.052) / spacing
@@ -53,8 +55,8 @@ def ribs(frame: Frame, lung: Lung, t: float, shape: Mapping[str, float]) -> np.n
         body = ramp(thickness / 2 - distance, edge)
         # the lower border is a thin flange, the upper one thick and round: denser below
         rim = ramp(distance - 0.3 * thickness, edge) * (0.6 + 0.8 * (offset > 0))
-        present = ramp(q - inner, 0.16) * ramp(phase - 0.75, 0.5) * ramp(11.0 - phase, 3.0)
-        total += strength * present * along * body * (0.85 + 0.35 * rim)
+        present = ramp(q - inner - 0.45 * below, 0.16) * ramp(phase - 0.5, 0.4) * ramp(11.0 - phase, 3.0)
+        total += strength * present * edge_of_cage * body * (0.85 + 0.35 * rim)
     return total
 
 
@@ -103,7 +105,7 @@ def _spine(frame: Frame, shape: Mapping[str, float]) -> np.ndarray:
     offset = np.abs(phase - np.floor(phase) - 0.5)
     across = np.abs(x)
     waist = half * (0.93 + 0.14 * offset)
-    column = np.sqrt(np.clip(1 - (x / waist) ** 4, 0, 1)) * (0.36 - 0.18 * ramp(offset - 0.41, 0.12))
+    column = np.clip(1 - np.abs(x / waist) ** 3, 0, 1) ** 0.6 * (0.36 - 0.18 * ramp(offset - 0.41, 0.12))
     pedicles = 0.14 * np.exp(-(((across - 0.62 * half) / 0.007) ** 2)) * np.exp(-((offset / 0.16) ** 2))
     process = 0.14 * np.exp(-((x / 0.006) ** 2)) * np.exp(-(((offset - 0.3) / 0.15) ** 2))
     transverse = 0.07 * np.exp(-((offset / 0.14) ** 2)) * ramp(0.085 - across, 0.02) * ramp(across - half, 0.01)

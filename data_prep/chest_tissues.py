@@ -19,8 +19,8 @@ __all__ = ["air_behind_heart", "airways", "breasts", "gastric_bubble", "lung_air
 TRUNK = 4.2  # attenuation of an average trunk where it is thickest
 
 _OUTLINE = curve([
-    (-0.8, 0.135), (-0.20, 0.125), (-0.13, 0.135), (-0.08, 0.175), (-0.04, 0.28), (0.00, 0.41), (0.05, 0.50), (0.12, 0.55),
-    (0.20, 0.545), (0.30, 0.505), (0.42, 0.475), (0.60, 0.462), (0.80, 0.465), (1.10, 0.48), (1.6, 0.5),
+    (-0.8, 0.150), (-0.30, 0.140), (-0.20, 0.165), (-0.15, 0.24), (-0.11, 0.35), (-0.06, 0.47), (0.0, 0.56), (0.10, 0.61),
+    (0.20, 0.60), (0.30, 0.555), (0.42, 0.525), (0.60, 0.51), (0.80, 0.51), (1.10, 0.52), (1.6, 0.54),
 ])  # fmt: skip
 _THICKNESS = curve([(-0.3, 0.60), (-0.1, 0.66), (0.05, 0.80), (0.25, 0.93), (0.6, 1.0), (0.9, 1.06)])
 _LUNG_DEPTH = curve([(0.0, 0.24), (0.05, 0.36), (0.14, 0.56), (0.32, 0.74), (1.0, 0.74)])
@@ -35,7 +35,7 @@ def trunk(frame: Frame, shape: Mapping[str, float], lungs: Mapping[int, tuple[Lu
         lungs: lung and displacement of its diaphragm for each side: where the rib cage has moved out, the skin follows.
     """
     y = frame.y
-    skin = _OUTLINE(y + 0.025 * shape["shoulders"] * np.clip((0.3 - y) / 0.3, 0, 1)) * (1.02 + 0.06 * shape["girth"])
+    skin = _OUTLINE(y + 0.04 * shape["shoulders"] * np.clip((0.3 - y) / 0.3, 0, 1)) * (1.02 + 0.06 * shape["girth"])
     share = np.empty_like(frame.x)
     for side, (lung, t) in lungs.items():
         columns, half = frame.half(side)
@@ -43,7 +43,7 @@ def trunk(frame: Frame, shape: Mapping[str, float], lungs: Mapping[int, tuple[Lu
         ours = side * half.x >= 0
         share[:, columns][ours] = (np.abs(half.x) / outline)[ours]
     thickest = TRUNK * (1 + 0.08 * shape["thickness"] + 0.05 * shape["girth"])
-    return np.float32(thickest) * _THICKNESS(y) * np.sqrt(np.clip(1 - share**2.4, 0, None))
+    return np.float32(thickest) * _THICKNESS(y) * np.sqrt(np.clip(1 - share**2.2, 0, None))
 
 
 def breasts(frame: Frame, shape: Mapping[str, float], female: bool) -> np.ndarray:
@@ -86,8 +86,8 @@ def air_behind_heart(frame: Frame, heart: Heart, heart_level: np.ndarray, scale:
     """Air of the lung behind the heart: more towards its border, none beside the spine and near the diaphragm."""
     rho = np.clip(heart_level / scale, 0, 1)
     low = heart.anchor[1] + 0.10 * scale
-    present = ramp(low - frame.y, 0.12) * ramp(np.abs(frame.x) - 0.07, 0.05)
-    return present * (0.30 * (1 - np.sqrt(1 - rho**3)) + 0.22 * ramp(frame.x, 0.02))
+    present = ramp(low - frame.y, 0.16) * ramp(np.abs(frame.x) - 0.07, 0.05)
+    return present * (0.30 * (1 - np.sqrt(1 - rho**3)) + 0.22 + 0.10 * ramp(frame.x, 0.02))
 
 
 def airways(frame: Frame, shape: Mapping[str, float]) -> np.ndarray:
@@ -108,15 +108,16 @@ def gastric_bubble(frame: Frame, shape: Mapping[str, float], level: float, size:
     x = (frame.x - np.float32(0.20 + 0.02 * shape["asymmetry"])) / np.float32(0.075 * size)
     y = (frame.y - np.float32(level + 0.03 + 0.045 * size)) / np.float32(0.045 * size)
     folds = 0.25 * np.sin(5 * x + 3 * y) * np.sin(4 * y - 2 * x)
-    return 0.55 * np.clip(1 - x * x - y * y + folds, 0, 1) ** 0.8
+    # the patient stands: fluid lies level below the gas
+    return 0.9 * np.clip(1 - x * x - y * y + folds, 0, 1) ** 0.7 * ramp(0.45 - y, 0.5)
 
 
 def mottle(frame: Frame, rng: np.random.Generator) -> np.ndarray:
     """Texture around one from what is too small to be drawn, on a lattice of 1/96 of the picture."""
     lattice = rng.standard_normal((97, 97), np.float32)
-    lattice = gaussian_filter(lattice, 0.7) + 1.5 * gaussian_filter(lattice, 2.5)
+    lattice = 2 * gaussian_filter(lattice, 0.6) + gaussian_filter(lattice, 2.0)
     height, width = frame.x.shape
-    return 1 + np.float32(0.12) * zoom(lattice, (height / 97, width / 97), order=1, grid_mode=True, mode="nearest")
+    return 1 + np.float32(0.018) * zoom(lattice, (height / 97, width / 97), order=1, grid_mode=True, mode="nearest")
 
 
 def vessels(frame: Frame, side: int, descent: float, rng: np.random.Generator) -> np.ndarray:
@@ -139,7 +140,7 @@ def vessels(frame: Frame, side: int, descent: float, rng: np.random.Generator) -
         start = np.stack([px[-1], py[-1]], axis=1).repeat(2, axis=0)
         spread = np.abs(rng.normal(0.40, 0.14, (angle.size, 2))) * [-1, 1]
         angle = (heading[-1][:, None] + spread).reshape(-1)
-        calibre = (0.75 * calibre[:, None] * rng.uniform(0.82, 1.05, (calibre.size, 2))).reshape(-1)
+        calibre = (0.78 * calibre[:, None] * rng.uniform(0.82, 1.05, (calibre.size, 2))).reshape(-1)
     return np.minimum(total, np.float32(1.2))
 
 
@@ -153,7 +154,7 @@ def _tubes(frame: Frame, side: int, x: np.ndarray, y: np.ndarray, radius: np.nda
     lean = float(frame.x[1, 0] - frame.x[0, 0])
     row = (y - float(frame.y[0, 0])) / float(frame.y[1, 0] - frame.y[0, 0])
     column = (side * x - float(frame.x[0, 0]) - lean * row) / float(frame.x[0, 1] - frame.x[0, 0])
-    weight = np.broadcast_to(26.0 * radius**2 * step / frame.pixel**2, x.shape)
+    weight = np.broadcast_to(30.0 * radius**2 * step / frame.pixel**2, x.shape)
     inside = (row >= 0) & (row < height - 1) & (column >= 0) & (column < width - 1)
     row, column, weight = row[inside], column[inside], weight[inside]
     upper, left = row.astype(int), column.astype(int)

@@ -25,7 +25,7 @@ import numpy as np
 from data_prep import chest_tissues as tissues
 from data_prep.chest_anatomy import LEFT, RIGHT, Frame, Heart, Lung, body_frame, ramp, solve_heart, solve_lung
 from data_prep.chest_bones import ribs, skeleton
-from data_prep.xray import expose
+from data_prep.xray import expose, lead_letter, shutter
 
 __all__ = ["ChestPhantom"]
 
@@ -70,10 +70,17 @@ class ChestPhantom:
             "shape": {name: normal() for name in SHAPE},
             "view": {"x": normal(), "y": normal(), "width": normal(), "tilt": normal()},
             "exposure": {
-                name: normal() for name in ("level", "width", "gamma", "scatter", "noise", "bone", "black", "white")
+                name: normal() for name in ("level", "width", "gamma", "scatter", "noise", "bone", "white")
             },
+            "film": round(float(rng.uniform()), 6),
             "bubble": round(float(max(0.0, rng.uniform(-0.8, 1.3))), 6),
         }
+        exogenous["shutter"] = [round(float(m), 6) for m in np.clip(rng.normal(-0.03, 0.03, 4), 0, 0.04)]
+        exogenous["marker"] = None
+        if rng.uniform() < 0.4:
+            letter, inset = ("R", 0.03) if rng.uniform() < 0.7 else ("L", 0.87)
+            x, y, height = inset + rng.uniform(0, 0.08), rng.uniform(0.03, 0.09), rng.uniform(0.035, 0.055)
+            exogenous["marker"] = {"letter": letter, "x": round(x, 6), "y": round(y, 6), "height": round(height, 6)}
         sex = int(rng.integers(2))
         age = round(float(np.clip(57 + 16 * rng.normal(), 20, 90)), 1)
         variables = {**self._areas(age, sex, exogenous), "age": age, "sex": float(sex)}
@@ -103,7 +110,7 @@ class ChestPhantom:
         attenuation, scatter = self._attenuation(variables, exogenous, fine, heart, scale, lungs)
         noise = np.random.default_rng([exogenous["texture_seed"], 9]).standard_normal(label.shape, np.float32)
         image = expose(attenuation, scatter, noise, self._exposure(exogenous), self.supersampling)
-        return image, label
+        return shutter(image, exogenous["shutter"]), label
 
     def counterfactual(
         self, variables: Mapping[str, float], exogenous: Mapping[str, Any], do: Mapping[str, float]
@@ -140,7 +147,7 @@ class ChestPhantom:
         frame = 2 * self._body(age, sex, exogenous) + 0.03 * exogenous["view"]["width"]
         breath = self._breath(age, exogenous)
         logs = {
-            "left_lung_area": math.log(11.75) + frame + breath + 0.12 * noise["left_lung_area"],
+            "left_lung_area": math.log(11.75) + frame + breath + 0.10 * noise["left_lung_area"] - 0.03 * noise["heart_area"],
             "right_lung_area": math.log(14.55) + frame + breath + 0.06 * noise["right_lung_area"],
             "heart_area": math.log(9.2) + frame - 0.45 * breath + 0.10 * noise["heart_area"] + 0.0025 * (age - 57),
         }
@@ -159,19 +166,22 @@ class ChestPhantom:
 
     @staticmethod
     def _exposure(exogenous: Mapping[str, Any]) -> dict[str, float]:
-        e = exogenous["exposure"]
+        """Physical parameters of the exposure: between a digital detector (film 0) and a film's flat curve and fog."""
+        e, film = exogenous["exposure"], exogenous["film"]
         return {
-            "level": 1.95 + 0.15 * e["level"],
-            "width": 2.6 * math.exp(0.15 * e["width"]),
+            "level": 2.2 + 0.14 * e["level"] - 0.3 * film,
+            "width": (2.4 + 0.9 * film) * math.exp(0.10 * e["width"]),
             "gamma": math.exp(0.15 * e["gamma"]),
             "noise": 0.006 * math.exp(0.4 * e["noise"]),
             "blur": 0.0012,
-            "black": max(0.0, 0.06 + 0.06 * e["black"]),
-            "white": min(1.0, 0.92 + 0.05 * e["white"]),
+            "black": 0.02 + 0.22 * film,
+            "white": min(1.0, 0.93 + 0.04 * e["white"]),
+            "scatter": 0.017 * math.exp(0.3 * e["scatter"]),
+            "bone": (1.45 - 0.5 * film) * math.exp(0.15 * e["bone"]),
         }
 
-    @staticmethod
     def _attenuation(
+        self,
         variables: Mapping[str, float],
         exogenous: Mapping[str, Any],
         frame: Frame,
@@ -180,7 +190,7 @@ class ChestPhantom:
         lungs: Mapping[int, tuple[Lung, float]],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Line integrals and scattered intensity, each of the frame's shape."""
-        shape, exposure = exogenous["shape"], exogenous["exposure"]
+        shape, exposure = exogenous["shape"], self._exposure(exogenous)
         texture = exogenous["texture_seed"]
         level = heart.level(frame)
         beside_heart = ramp(level / scale - 1, 0.06)
@@ -196,8 +206,10 @@ class ChestPhantom:
             air[:, columns] += filled
             bubble[:, columns] *= np.clip(1 - 2 * filled, 0, 1)
             bone[:, columns] += ribs(half, lung, t, shape)
-        density = math.exp(0.2 * exposure["bone"] - 0.003 * (variables["age"] - 57))
+        density = exposure["bone"] * math.exp(-0.003 * (variables["age"] - 57))
         soft = tissues.trunk(frame, shape, lungs) + tissues.breasts(frame, shape, variables["sex"] < 0.5)
         attenuation = np.maximum(soft - air - bubble, 0) + np.float32(density) * bone
-        scatter = np.float32(0.030 * math.exp(0.25 * exposure["scatter"])) * ramp(soft - 0.4, 0.8)
+        scatter = np.float32(exposure["scatter"]) * ramp(soft - 0.4, 0.8)
+        if exogenous["marker"] is not None:
+            attenuation += lead_letter(attenuation.shape[0], **exogenous["marker"])
         return attenuation, scatter

@@ -1,13 +1,21 @@
-"""From attenuation to a radiograph: Beer–Lambert, scatter, focal blur, quantum noise, film or detector curve."""
+"""From attenuation to a radiograph: Beer–Lambert, scatter, focal blur, quantum noise, detector curve; marker, shutter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["expose"]
+from data_prep.chest_anatomy import ramp, segment
+
+__all__ = ["expose", "lead_letter", "shutter"]
+
+_STROKES = {
+    "R": [((0.0, 0.0), (0.0, 1.0)), ((0.0, 0.0), (0.5, 0.05)), ((0.5, 0.05), (0.5, 0.45)), ((0.5, 0.45), (0.0, 0.5)),
+          ((0.2, 0.5), (0.55, 1.0))],
+    "L": [((0.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (0.55, 1.0))],
+}  # fmt: skip
 
 
 def expose(
@@ -27,8 +35,9 @@ def expose(
         attenuation: line integrals of the attenuation coefficient, shape (s H, s W).
         scatter: scattered intensity relative to the unattenuated beam, shape (s H, s W).
         noise: standard normal, fixed to the detector, shape (H, W).
-        exposure: ``level`` and ``width`` of the window in units of attenuation, ``blur`` as a share of the picture,
-            ``noise`` as the share of quantum noise at full intensity, ``gamma``, ``black`` and ``white``.
+        exposure: ``level`` and ``width`` of the window in units of attenuation, ``blur`` (standard deviation of the
+            focal spot's shadow as a share of the picture), ``noise`` (standard deviation at full intensity), ``gamma``,
+            ``black`` and ``white``.
         supersampling: s, picture elements along a pixel's side.
     """
     primary = np.exp(-attenuation)
@@ -43,6 +52,34 @@ def expose(
     intensity = intensity + exposure["noise"] * np.sqrt(intensity) * noise
     signal = -np.log(np.maximum(intensity, 1e-4))
     position = (signal - exposure["level"]) / exposure["width"]
-    curve = 1 / (1 + np.exp(-4 * position))
-    grey = exposure["black"] + (exposure["white"] - exposure["black"]) * curve ** exposure["gamma"]
+    curve = (1 / (1 + np.exp(-4 * position))) ** exposure["gamma"]
+    grey = exposure["black"] + (exposure["white"] - exposure["black"]) * curve
     return np.clip(grey, 0.0, 1.0).astype(np.float32)
+
+
+def lead_letter(size: int, letter: str, x: float, y: float, height: float) -> np.ndarray:
+    """Attenuation of a lead letter ("R" or "L") whose upper left corner lies at (x, y), float32 (size, size).
+
+    ``x``, ``y`` and ``height`` are shares of the picture's side.
+    """
+    centres = (np.arange(size, dtype=np.float32) + 0.5) / size
+    across, down = (centres[None, :] - x) / height, (centres[:, None] - y) / height
+    total = np.zeros((size, size), np.float32)
+    for start, end in _STROKES[letter]:
+        _, distance = segment(across, down, start, end)
+        total = np.maximum(total, ramp(0.09 - distance, 0.08 + 1 / (size * height)))
+    return 6 * total
+
+
+def shutter(image: np.ndarray, margins: Sequence[float]) -> np.ndarray:
+    """Black out what a shutter's leaves cover.
+
+    Args:
+        image: the radiograph, shape (H, W).
+        margins: width of the top, bottom, left and right leaf as a share of the picture's side.
+    """
+    height, width = image.shape
+    top, bottom, left, right = (round(m * n) for m, n in zip(margins, (height, height, width, width)))
+    covered = np.zeros_like(image)
+    covered[top : height - bottom, left : width - right] = image[top : height - bottom, left : width - right]
+    return covered
