@@ -2,7 +2,7 @@
 
 Images are (H, W) with row 0 at the top and intensities in [-1, 1]; label maps are integers of the same shape; a volume
 is shown by its middle slice (:func:`picture`). Signed differences share one colour scale, symmetric about zero, in
-each figure.
+each figure. Small images are shown with bicubic interpolation.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -95,78 +97,53 @@ def counterfactual_grid(
         labels: the structures whose contours are drawn, by name.
         title: above everything.
     """
-    columns = 1 + max(len(panels) for panels in blocks.values())
-    differences = [panel.image - factual.image for panels in blocks.values() for panel in panels]
-    limit = max(0.05, float(np.quantile(np.abs(differences), 0.998)))
+    limit = _limit([panel.image - factual.image for panels in blocks.values() for panel in panels])
+    count = 1 + max(len(panels) for panels in blocks.values())
     with matplotlib.rc_context(STYLE):
-        height, width = factual.image.shape
-        cell = 1.25
-        rows = 3 * len(blocks)
-        figure = _figure(cell * columns + 1.1, cell * height / width * rows + 0.36 * len(blocks) + 0.75)
-        grid = figure.add_gridspec(len(blocks), 1, hspace=0.13)
-        shown: Any = None
+        sheet = _Sheet(count, [3] * len(blocks), factual.image.shape, header=0.34, title=title, legend=True)
         for block, (name, panels) in enumerate(blocks.items()):
-            inner = grid[block].subgridspec(3, columns, wspace=0.04, hspace=0.04)
+            sheet.label(block, name)
             for column, panel in enumerate([factual, *panels]):
-                axes = [figure.add_subplot(inner[row, column]) for row in range(3)]
-                _show(axes[0], panel.image)
-                axes[0].set_title("\n".join(filter(None, (panel.title, panel.subtitle))), pad=3, linespacing=1.15)
+                sheet.heading(block, column, "\n".join(filter(None, (panel.title, panel.subtitle))))
+                sheet.image(block, 0, column, panel.image)
+                sheet.image(block, 2, column, panel.image)
+                sheet.contours(block, 2, column, panel.mask, labels, "-")
                 if column == 0:
-                    axes[1].axis("off")
-                    axes[1].text(0.5, 0.5, "counterfactual\n– factual", ha="center", va="center", color="0.4")
-                    _label(axes[0], name)
+                    sheet.note(block, 1, column, "counterfactual\n– factual")
                 else:
-                    shown = axes[1].imshow(panel.image - factual.image, cmap=DIFFERENCE, vmin=-limit, vmax=limit)
-                    _bare(axes[1])
-                _show(axes[2], panel.image)
-                _contours(axes[2], panel.mask, labels, "-")
-                if column > 0:
-                    _contours(axes[2], factual.mask, labels, ":")
-        bar = figure.colorbar(shown, ax=figure.axes, shrink=0.35, aspect=18, pad=0.015, fraction=0.03)
-        bar.set_label("signed difference (images in [–1, 1])", fontsize=7)
-        bar.outline.set_linewidth(0.4)
-        _legend(figure, labels)
-        if title:
-            figure.suptitle(title)
-    return figure
+                    sheet.image(block, 1, column, panel.image - factual.image, limit)
+                    sheet.contours(block, 2, column, factual.mask, labels, ":")
+        sheet.colour_bar(limit)
+        sheet.legend(labels)
+    return sheet.figure
 
 
 def reconstruction_grid(images: Sequence[np.ndarray], reconstructions: Sequence[np.ndarray], title: str = "") -> Figure:
     """Images, their reconstructions and the signed differences, one column for each pair."""
     differences = [b - a for a, b in zip(images, reconstructions)]
-    limit = max(0.05, float(np.quantile(np.abs(differences), 0.998)))
+    limit = _limit(differences)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(1.25 * len(images) + 1.2, 1.25 * 3 + 0.5)
-        axes = figure.subplots(3, len(images), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-        for column, (image, reconstruction, difference) in enumerate(zip(images, reconstructions, differences)):
-            _show(axes[0, column], image)
-            _show(axes[1, column], reconstruction)
-            shown = axes[2, column].imshow(difference, cmap=DIFFERENCE, vmin=-limit, vmax=limit)
-            _bare(axes[2, column])
+        sheet = _Sheet(len(images), [1, 1, 1], images[0].shape, header=0.04, title=title)
         for row, name in enumerate(("image", "reconstruction", "difference")):
-            _label(axes[row, 0], name)
-        bar = figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.35, aspect=12, pad=0.015, fraction=0.03)
-        bar.outline.set_linewidth(0.4)
-        if title:
-            figure.suptitle(title)
-    return figure
+            sheet.label(row, name)
+        for column, rows in enumerate(zip(images, reconstructions, differences)):
+            for row, image in enumerate(rows):
+                sheet.image(row, 0, column, image, limit if row == 2 else None)
+        sheet.colour_bar(limit)
+    return sheet.figure
 
 
 def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Figure:
-    """Pictures side by side, e.g. samples of a model, each with an optional line of text."""
-    rows = -(-len(images) // columns)
+    """Pictures side by side, e.g. samples of a model, each with an optional line of text above."""
+    columns = min(columns, len(images))
     with matplotlib.rc_context(STYLE):
-        figure = _figure(1.25 * min(columns, len(images)) + 0.1, (1.25 + 0.2 * bool(titles)) * rows + 0.4)
-        axes = figure.subplots(rows, min(columns, len(images)), squeeze=False)
-        for index, axis in enumerate(axes.ravel()):
-            if index < len(images):
-                _show(axis, images[index])
-                axis.set_title(titles[index] if index < len(titles) else "", pad=2, fontsize=6)
-            else:
-                axis.axis("off")
-        if title:
-            figure.suptitle(title)
-    return figure
+        sheet = _Sheet(columns, [1] * -(-len(images) // columns), images[0].shape, 0.2 if titles else 0.04, title)
+        for index, image in enumerate(images):
+            row, column = divmod(index, columns)
+            sheet.image(row, 0, column, image)
+            if index < len(titles):
+                sheet.heading(row, column, titles[index])
+    return sheet.figure
 
 
 def effectiveness_scatter(
@@ -273,39 +250,120 @@ def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     return figure
 
 
+class _Sheet:
+    """Pictures in rows and columns on one axis whose unit is the inch; rows come in blocks with a heading.
+
+    One axis for everything: hundreds of axes with an automatic layout take seconds to draw.
+
+    Args:
+        columns: number of columns.
+        rows: number of rows of each block.
+        shape: (H, W) of the pictures.
+        header: height above each block.
+        title: above everything.
+        legend: leave room for one.
+    """
+
+    CELL, GAP, LEFT, BAR = 1.3, 0.05, 0.3, 0.75
+
+    def __init__(
+        self,
+        columns: int,
+        rows: Sequence[int],
+        shape: tuple[int, ...],
+        header: float,
+        title: str = "",
+        legend: bool = False,
+    ) -> None:
+        self.height = self.CELL * shape[0] / shape[1]
+        step = self.height + self.GAP
+        self.rows = list(rows)
+        self.top = [0.32 if title else 0.06]
+        for count in rows:
+            self.top.append(self.top[-1] + header + count * step + 0.04)
+        self.header = header
+        self.right = self.LEFT + columns * (self.CELL + self.GAP)
+        size = (self.right + self.BAR, self.top[-1] + 0.3 * legend + 0.05)
+        self.figure = Figure(figsize=size, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.axis: Axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axis.axis("off")
+        if title:
+            self.axis.text(self.LEFT, 0.19, title, fontsize=10, fontweight="bold", va="center")
+
+    def _place(self, block: int, row: int, column: int) -> tuple[float, float]:
+        """Left and upper edge of a cell."""
+        y = self.top[block] + self.header + row * (self.height + self.GAP)
+        return self.LEFT + column * (self.CELL + self.GAP), y
+
+    def image(self, block: int, row: int, column: int, image: np.ndarray, limit: float | None = None) -> None:
+        """An image in [-1, 1], or a signed difference with the limit of its colour scale."""
+        x, y = self._place(block, row, column)
+        self.axis.imshow(
+            image,
+            cmap="gray" if limit is None else DIFFERENCE,
+            vmin=-(limit or 1),
+            vmax=limit or 1,
+            extent=(x, x + self.CELL, y + self.height, y),
+            interpolation="bicubic",
+        )
+        # showing an image changes the axis's limits
+        width, height = self.figure.get_size_inches()
+        self.axis.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+
+    def contours(
+        self, block: int, row: int, column: int, mask: np.ndarray, labels: Mapping[str, int], style: str
+    ) -> None:
+        """Outlines of the structures of a label map."""
+        x, y = self._place(block, row, column)
+        xs = x + (np.arange(mask.shape[1]) + 0.5) * self.CELL / mask.shape[1]
+        ys = y + (np.arange(mask.shape[0]) + 0.5) * self.height / mask.shape[0]
+        for number, value in enumerate(labels.values()):
+            inside = (mask == value).astype(float)
+            if 0 < inside.mean() < 1:
+                colour, width = COLOURS[number % len(COLOURS)], 1.1 if style == "-" else 0.8
+                self.axis.contour(xs, ys, inside, [0.5], colors=[colour], linewidths=width, linestyles=style)
+
+    def heading(self, block: int, column: int, text: str) -> None:
+        x, y = self._place(block, 0, column)
+        self.axis.text(x + self.CELL / 2, y - 0.04, text, ha="center", va="bottom", linespacing=1.2, fontsize=7)
+
+    def note(self, block: int, row: int, column: int, text: str) -> None:
+        x, y = self._place(block, row, column)
+        self.axis.text(x + self.CELL / 2, y + self.height / 2, text, ha="center", va="center", color="0.45")
+
+    def label(self, block: int, text: str) -> None:
+        """The name of a block, at its left."""
+        middle = self._place(block, 0, 0)[1] + self.rows[block] * (self.height + self.GAP) / 2
+        self.axis.text(self.LEFT / 2, middle, text, rotation=90, ha="center", va="center", fontweight="bold")
+
+    def colour_bar(self, limit: float) -> None:
+        width, height = self.figure.get_size_inches()
+        length = min(2.2, 0.6 * height)
+        axis = self.figure.add_axes(
+            ((self.right + 0.06) / width, 0.5 - length / height / 2, 0.1 / width, length / height)
+        )
+        scale = ScalarMappable(Normalize(-limit, limit), DIFFERENCE)
+        bar = self.figure.colorbar(scale, cax=axis)
+        bar.set_label("signed difference (images in [–1, 1])", fontsize=7)
+        bar.ax.tick_params(width=0.4, length=2)
+        bar.outline.set_linewidth(0.4)
+
+    def legend(self, labels: Mapping[str, int]) -> None:
+        lines = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=_words(name)) for n, name in enumerate(labels)]
+        lines.append(Line2D([], [], color="0.4", linestyle=":", label="before the intervention"))
+        self.figure.legend(handles=lines, loc="lower center", ncols=len(lines))
+
+
+def _limit(differences: Sequence[np.ndarray]) -> float:
+    """Of the colour scale: nearly the largest difference, so that a single pixel does not wash out the rest."""
+    return max(0.05, float(np.quantile(np.abs(differences), 0.998)))
+
+
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _show(axis: Axes, image: np.ndarray) -> None:
-    axis.imshow(image, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    _bare(axis)
-
-
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-
-
-def _label(axis: Axes, text: str) -> None:
-    axis.set_ylabel(text, fontweight="bold")
-
-
-def _contours(axis: Axes, mask: np.ndarray, labels: Mapping[str, int], style: str) -> None:
-    for number, value in enumerate(labels.values()):
-        inside = (mask == value).astype(float)
-        if 0 < inside.mean() < 1:
-            width = 1.1 if style == "-" else 0.7
-            axis.contour(inside, [0.5], colors=[COLOURS[number % len(COLOURS)]], linewidths=width, linestyles=style)
-
-
-def _legend(figure: Figure, labels: Mapping[str, int]) -> None:
-    lines = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=_words(name)) for n, name in enumerate(labels)]
-    lines.append(Line2D([], [], color="0.4", linestyle=":", label="before the intervention"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
 
 
 def _words(name: str) -> str:

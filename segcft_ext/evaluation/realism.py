@@ -13,6 +13,7 @@ With tens of real images FID is biased upwards and only its order means somethin
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -23,13 +24,14 @@ from torchmetrics.image.kid import KernelInceptionDistance
 __all__ = ["BottleneckFeatures", "realism"]
 
 KID_SUBSETS = 100
-KID_SUBSET_SIZE = 50
+KID_SUBSET_SIZE = 1000  # at most; the smaller set is used as a whole where it has fewer
 
 
 class BottleneckFeatures(nn.Module):
     """Image -> features of a network where its resolution is lowest, averaged over the image.
 
-    The layer is found by running an example: of all layers whose output has the fewest pixels the last one.
+    The layer is found by running an example: among the layers whose output has the fewest pixels those with the most
+    channels, and of these the last one.
 
     Args:
         network: a convolutional network on images (B, 1, *spatial).
@@ -48,24 +50,26 @@ class BottleneckFeatures(nn.Module):
         super().__init__()
         self.network = network
         pixels = example[0, 0].numel()
-        found: list[tuple[int, str, int]] = []
+        calls: dict[str, list[Any]] = defaultdict(list)
 
         def look(layer: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim == example.ndim and output[0, 0].numel() < pixels:
-                    found.append((output[0, 0].numel(), layer, output.shape[1]))
-
-            return hook
+            return lambda module, inputs, output: calls[layer].append(output)
 
         handles = [m.register_forward_hook(look(layer)) for layer, m in network.named_modules() if layer]
         with torch.no_grad():
             network(example)
         for handle in handles:
             handle.remove()
-        if not found:
+        maps = {  # a layer that is used several times has no single output
+            layer: outputs[0]
+            for layer, outputs in calls.items()
+            if len(outputs) == 1 and isinstance(outputs[0], Tensor) and outputs[0].ndim == example.ndim
+        }
+        order = {layer: (-m[0, 0].numel(), m.shape[1], n) for n, (layer, m) in enumerate(maps.items())}
+        self.layer = max(order, key=lambda layer: order[layer], default="")
+        if not maps or maps[self.layer][0, 0].numel() >= pixels:
             raise ValueError(f"{name}: no layer has a lower resolution than the image, {tuple(example.shape[2:])}")
-        lowest = min(count for count, _, _ in found)
-        _, self.layer, self.num_features = [entry for entry in found if entry[0] == lowest][-1]
+        self.num_features = maps[self.layer].shape[1]
         self.name = f"{name}, layer {self.layer}, averaged over the image ({self.num_features} features)"
 
     @torch.no_grad()

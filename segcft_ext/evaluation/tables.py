@@ -7,7 +7,7 @@ method can be shown to be better) as its last; the best method of each column is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,8 +166,8 @@ def _effectiveness(evaluation: Mapping[str, Any], figures: Figures) -> list[Tabl
             figures,
             "slope",
             "Slope of achieved over wanted change",
-            "Least squares over cases and interventions; 1 is what was asked for, 0 is no effect. A constant bias of the "
-            "judge does not enter.",
+            "Least squares over cases and interventions; 1 is what was asked for, 0 is no effect. A constant bias of "
+            "the judge does not enter.",
             dos,
             lambda entry, do: _cell(entry["slope"][do], "slope"),
             loss=lambda value: abs(value - 1),
@@ -203,8 +203,8 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
             figures,
             "leakage",
             "Leakage: change outside over change inside",
-            "Mean absolute intensity change outside of the union of the structure's masks before and after (5 pixels at "
-            "256 wider), over the mean inside. Lower is better, if the intervened variable was reached.",
+            "Mean absolute intensity change outside of the union of the structure's masks before and after (5 pixels "
+            "at 256 wider), over the mean inside. Lower is better, if the intervened variable was reached.",
             dos,
             lambda entry, do: _cell(entry["locality"][do], "leakage"),
             digits=3,
@@ -234,8 +234,9 @@ def _axioms(figures: Figures) -> Table:
         figures,
         "axioms",
         "Axioms: composition and reversibility",
-        "Mean absolute intensity difference (images in [-1, 1]) to the factual image after 1 and 10 null interventions, "
-        "with the latents' mean and with sampled latents, and after an intervention is taken back. Lower is better.",
+        "Mean absolute intensity difference (images in [-1, 1]) to the factual image after 1 and 10 null "
+        "interventions, with the latents' mean and with sampled latents, and after an intervention is taken back. "
+        "Lower is better.",
         {f"{name}, × {count}": (key, count) for name, key in composition.items() for count in figures[ZERO][key]}
         | {f"reversibility, {heading}": ("reversibility", do) for heading, do in _dos(figures).items()},
         lambda entry, column: Cell(number(entry[column[0]][column[1]])),

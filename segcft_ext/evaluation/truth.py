@@ -88,7 +88,8 @@ def image_quality(image: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """
     difference = (image - truth).flatten(1).double()
     squared = difference.square().mean(1)
-    ssim = structural_similarity_index_measure(image, truth, data_range=RANGE, reduction="none")
+    # SSIM compares local means by their ratio, so intensities must start at zero
+    ssim = structural_similarity_index_measure(image + 1, truth + 1, data_range=RANGE, reduction="none")
     return {
         "psnr": 10 * torch.log10(RANGE**2 / squared),
         "ssim": torch.as_tensor(ssim).double().reshape(-1),

@@ -1,0 +1,229 @@
+"""The whole evaluation on discs, where oracle and identity have known figures, and what it must refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from discs import NAMES, SIZE, DiscJudge, Oracle, disc_datalist
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
+
+from segcft_ext.checkpoints import CheckpointError, save_model
+from segcft_ext.datalist import Datalist, DatalistError
+from segcft_ext.dscm import DSCM
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables
+from segcft_ext.evaluation.evaluator import CounterfactualEvaluator
+from segcft_ext.evaluation.files import write_evaluation
+from segcft_ext.evaluation.judge import check_independent
+from segcft_ext.evaluation.methods import load_methods
+from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
+from segcft_ext.evaluation.writer import EvaluationWriter
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import fingerprint, upstream
+
+AREAS = NAMES[:2]
+
+
+def loader(datalist: Datalist, split: str = "test", batch_size: int = 4) -> DataLoader:
+    transform = Compose(
+        [
+            LoadImaged(["image", "label"], reader="PILReader", reverse_indexing=False, ensure_channel_first=True),
+            ScaleIntensityRanged("image", 0, 65535, -1, 1, clip=True),
+        ]
+    )
+    return DataLoader(Dataset(datalist.items(split), transform), batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Datalist:
+    return disc_datalist(tmp_path_factory.mktemp("discs"))
+
+
+@pytest.fixture(scope="module")
+def judged(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> tuple[CounterfactualEvaluator, Path]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    engine = CounterfactualEvaluator(
+        device="cpu",
+        val_data_loader=loader(datalist),
+        network=DiscJudge(),
+        datalist=datalist,
+        methods={"oracle": Oracle(), "clumsy": Oracle(wrong=7)},
+        interventions_per_case=3,
+        reference_loader=loader(datalist, "training"),
+        val_handlers=[EvaluationWriter(folder, figure_cases=1)],
+    )
+    engine.run()
+    return engine, folder
+
+
+def test_oracle_hits_its_targets_and_nothing_else(judged: tuple[CounterfactualEvaluator, Path]) -> None:
+    figures = judged[0].evaluation["methods"]["oracle"]
+    for do, other in (AREAS, AREAS[::-1]):
+        cell = figures["effectiveness"][do][do]
+        assert cell["mape"] == pytest.approx(0, abs=1e-4)
+        assert cell["ci95"] == pytest.approx([0, 0], abs=1e-4)
+        assert cell["n"] == 6 * 3
+        assert figures["effectiveness"][do][other]["drift"] == 0
+        assert figures["slope"][do]["slope"] == pytest.approx(1, abs=1e-5)
+        # up to the 16 bits of the stored images
+        assert figures["leakage"][do] == pytest.approx(0, abs=1e-4)
+        assert figures["reversibility"][do] == pytest.approx(0, abs=1e-4)
+    assert figures["composition"] == pytest.approx({"1": 0, "10": 0}, abs=1e-4)
+    assert figures["folding"] is None and figures["truth"] is None
+
+
+def test_identity_is_the_zero(judged: tuple[CounterfactualEvaluator, Path], datalist: Datalist) -> None:
+    evaluation = judged[0].evaluation
+    figures = evaluation["identity"]
+    factual = np.array([[entry["variables"][name] for name in AREAS] for entry in datalist.entries["test"]])
+    for column, do in enumerate(AREAS):
+        targets = draw_targets(datalist, do, 6, 3, seed=0)
+        expected = 100 * np.mean(np.abs(factual[:, [column]] - targets) / targets)
+        assert figures["effectiveness"][do][do]["mape"] == pytest.approx(expected, rel=1e-4)
+        assert figures["effectiveness"][do][AREAS[1 - column]]["mape"] == pytest.approx(0, abs=1e-4)
+        assert figures["slope"][do]["slope"] == pytest.approx(0, abs=1e-6)
+        assert figures["leakage"][do] == 0
+    assert figures["composition"] == figures["composition_sampled"] == {"1": 0, "10": 0}
+    # the same images, each several times: only the division by n - 1 differs
+    assert figures["realism"]["fid"] == pytest.approx(0, abs=0.1)
+
+
+def test_what_an_edit_drags_along_is_drift_and_leakage(judged: tuple[CounterfactualEvaluator, Path]) -> None:
+    figures = judged[0].evaluation["methods"]["clumsy"]
+    pairs = judged[0].pairs
+    rows = pairs[(pairs["method"] == "clumsy") & (pairs["do"] == "left_area")]
+    expected = (100 * (100 * 7 / SIZE**2) / rows["factual.right_area"]).mean()
+    assert figures["effectiveness"]["left_area"]["right_area"]["drift"] == pytest.approx(expected, rel=1e-4)
+    assert figures["effectiveness"]["left_area"]["left_area"]["mape"] == pytest.approx(0, abs=1e-4)
+    assert 0 < figures["leakage"]["left_area"] < 1
+
+
+def test_judge_and_its_floor(judged: tuple[CounterfactualEvaluator, Path]) -> None:
+    evaluation = judged[0].evaluation
+    assert evaluation["judge"] == {name: {"dice": 1, "area_mape": 0} for name in ("left", "right")}
+    assert evaluation["floor"]["left_area"]["mape"] == pytest.approx(0, abs=1e-4)
+    assert evaluation["realism_of_real_images"]["n"] == 20
+    assert judged[0].state.metrics["oracle/slope/left_area"] == pytest.approx(1, abs=1e-5)
+
+
+def test_files_hold_every_figure(judged: tuple[CounterfactualEvaluator, Path]) -> None:
+    engine, folder = judged
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert set(content) >= {"methods", "identity", "judge", "data"}
+    cell = content["methods"]["oracle"]["effectiveness"]["left_area"]["right_area"]
+    assert set(cell) >= {"mape", "mae", "ci95", "n"}
+    assert len(engine.pairs) == 3 * 2 * 6 * 3
+    with (folder / "pairs.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + len(engine.pairs)
+    markdown = (folder / "evaluation.md").read_text()
+    assert "**0.0 [0.0, 0.0]**" not in markdown.split("### Effectiveness in")[0]  # oracle and clumsy are equal there
+    assert "BasicUNet" in markdown and "layer network." in markdown
+    shown = json.loads((folder / "figures" / "figures.json").read_text())
+    assert {entry["kind"] for entry in shown} == {"scatter", "heatmap", "sweep", "comparison"}
+    assert all((folder / "figures" / entry["file"]).stat().st_size > 2000 for entry in shown)
+
+
+def test_every_table_has_zero_floor_and_best(judged: tuple[CounterfactualEvaluator, Path]) -> None:
+    tables = {table.key: table for table in evaluation_tables(judged[0].evaluation)}
+    assert {"effectiveness", "slope", "drift", "leakage", "axioms", "realism"} <= set(tables)
+    for table in tables.values():
+        assert [name for name, _ in table.rows] == [ZERO, "oracle", "clumsy", FLOOR]
+        assert all(len(cells) == len(table.columns) for _, cells in table.rows)
+        assert not any(cell.best for cell in (*table.rows[0][1], *table.rows[-1][1]))
+    drift = dict(tables["drift"].rows)
+    assert all(cell.best for cell in drift["oracle"]) and not any(cell.best for cell in drift["clumsy"])
+
+
+def test_missing_figures_are_null_in_json(judged: tuple[CounterfactualEvaluator, Path], tmp_path: Path) -> None:
+    evaluation = json.loads(json.dumps(judged[0].evaluation))
+    evaluation["methods"]["oracle"]["slope"]["left_area"]["slope"] = math.nan
+    write_evaluation(evaluation, tmp_path)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["methods"]["oracle"]["slope"]["left_area"]["slope"] is None
+    assert {"–"} <= {
+        cell.text(2)
+        for table in evaluation_tables(content)
+        if table.key == "slope"
+        for _, c in table.rows
+        for cell in c
+    }
+
+
+def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datalist) -> None:
+    training = sorted(entry["variables"]["left_area"] for entry in datalist.entries["training"])
+    targets = draw_targets(datalist, "left_area", 10, 4, seed=1)
+    assert sorted(targets.ravel()) == pytest.approx(sorted(2 * training))  # 40 draws deal out the 20 values twice
+    assert np.array_equal(targets, draw_targets(datalist, "left_area", 10, 4, seed=1))
+    assert not np.array_equal(targets, draw_targets(datalist, "left_area", 10, 4, seed=2))
+    assert intervened_variables(datalist) == AREAS
+    with pytest.raises(DatalistError, match="age"):
+        intervened_variables(datalist, ["age"])
+
+
+def segmentor(datalist: Datalist, architecture: str, use: str, seed: int, **arguments: Any) -> Segmentor:
+    torch.manual_seed(seed)
+    network = Segmentor(datalist.labels, architecture, **arguments)
+    network.describe(datalist, use)
+    return network
+
+
+def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None:
+    unet = {"channels": (4, 8), "strides": (2,)}
+    guide = segmentor(datalist, "UNet", "guide", 0, **unet)
+    dscm = small_dscm(datalist)
+    dscm.data["guide"] = upstream(guide)
+    methods = {"Seg-CFT": dscm}
+    check_independent(segmentor(datalist, "BasicUNet", "judge", 1, features=(4, 4, 4, 4, 4, 4)), methods)
+    refused = {
+        "weights": guide,
+        "data.use": segmentor(datalist, "BasicUNet", "guide", 1, features=(4, 4, 4, 4, 4, 4)),
+        "definition.architecture": segmentor(datalist, "UNet", "judge", 1, **unet),
+    }
+    for key, judge in refused.items():
+        with pytest.raises(CheckpointError, match=f"{key}.*Seg-CFT"):
+            check_independent(judge, methods)
+    dscm.data["guide"] = None
+    check_independent(guide, methods)  # without a guide nothing can be gamed
+
+
+def small_dscm(datalist: Datalist, names: list[str] = NAMES) -> DSCM:
+    torch.manual_seed(0)
+    dscm = DSCM([{"name": name, "kind": "continuous"} for name in names], hvae=SMALL_HVAE, deformation=SMALL_HEAD)
+    values = torch.tensor(np.stack([item["variables"] for item in datalist.items("training", variables=names)]))
+    dscm.variables.fit(values, [datalist.variable(name).unit for name in names])
+    dscm.describe(datalist)
+    return dscm.eval()
+
+
+SMALL_HVAE: dict[str, Any] = {"channels": (8, 8), "strides": (2,), "blocks": (0, 1), "latent_channels": 2}
+SMALL_HEAD: dict[str, Any] = {"channels": (4, 8, 8), "hidden_channels": 4}
+
+
+def test_checkpoints_are_judged_and_wrong_ones_refused(datalist: Datalist, tmp_path: Path) -> None:
+    save_model(small_dscm(datalist), tmp_path / "dscm.pt")
+    save_model(small_dscm(datalist, NAMES[1:]), tmp_path / "half.pt")
+    methods = load_methods(json.dumps({"No-CFT": str(tmp_path / "dscm.pt")}), datalist, AREAS)
+    engine = CounterfactualEvaluator(
+        "cpu", loader(datalist, batch_size=6), DiscJudge(), datalist, methods, interventions_per_case=1
+    )
+    engine.run()
+    figures = engine.evaluation["methods"]["No-CFT"]
+    # the deformation head starts at zero: nothing folds, nothing moves
+    assert figures["folding"]["left_area"] == pytest.approx({"share": 0, "minimum": 1}, abs=1e-3)
+    assert figures["composition"]["1"] < 1e-4
+    assert engine.evaluation["data"]["methods"]["No-CFT"]["fingerprint"] == fingerprint(methods["No-CFT"])
+    with pytest.raises(CheckpointError, match="left_area"):
+        load_methods({"half": str(tmp_path / "half.pt")}, datalist, AREAS)
+    with pytest.raises(ValueError, match="identity"):
+        load_methods({"identity": "x"}, datalist, AREAS)
+    with pytest.raises(ValueError, match="JSON"):
+        load_methods("{No-CFT: a}", datalist, AREAS)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_methods({"a": str(tmp_path / "absent.pt")}, datalist, AREAS)

@@ -1,0 +1,220 @@
+"""Each figure of the evaluation on inputs whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import distance_transform_edt
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from segcft_ext.dscm import Counterfactual
+from segcft_ext.evaluation.axioms import composition, reversibility
+from segcft_ext.evaluation.bootstrap import mean_interval
+from segcft_ext.evaluation.effectiveness import drift, error, slope
+from segcft_ext.evaluation.judge import structure_scores
+from segcft_ext.evaluation.locality import change, dilate, folding, leakage, margin, region_of_change
+from segcft_ext.evaluation.methods import Identity
+from segcft_ext.evaluation.realism import BottleneckFeatures, realism
+from segcft_ext.evaluation.truth import image_quality
+from segcft_ext.networks.deformation import jacobian_determinant
+from segcft_ext.networks.segmentor import Segmentor
+
+CASES = np.repeat(np.arange(30), 4)
+
+
+def test_error_of_known_numbers() -> None:
+    found = error(np.array([11.0, 18.0]), np.array([10.0, 20.0]), ["a", "b"])
+    assert found["mape"] == pytest.approx(10)
+    assert found["mae"] == pytest.approx(1.5)
+    assert found["n"] == 2
+    assert found["ci95"] == pytest.approx([10, 10])
+
+
+def test_error_leaves_out_missing_targets_and_does_not_divide_by_zero() -> None:
+    found = error(np.array([1.0, 2.0, 3.0]), np.array([np.nan, 0.0, 4.0]), ["a", "b", "c"])
+    assert found["n"] == 2
+    assert found["mape"] == pytest.approx(25)
+    assert found["mae"] == pytest.approx(1.5)
+
+
+def test_drift_compares_the_judge_with_itself() -> None:
+    assert drift(np.array([12.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == 0
+    assert drift(np.array([13.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
+
+
+def test_slope_and_intercept_are_recovered() -> None:
+    wanted = np.random.default_rng(0).normal(size=120)
+    found = slope(0.5 + 0.8 * wanted, wanted, CASES)
+    assert found["slope"] == pytest.approx(0.8)
+    assert found["intercept"] == pytest.approx(0.5)
+    assert found["ci95"] == pytest.approx([0.8, 0.8])
+    assert math.isnan(slope(np.ones(3), np.ones(3), ["a", "b", "c"])["slope"])
+
+
+def test_bootstrap_covers_the_mean_and_resamples_cases_not_rows() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for trial in range(100):
+        values = np.repeat(rng.normal(5, 1, 30), 4)  # four equal rows for each case carry no more than one
+        low, high = mean_interval(values, CASES, seed=trial)
+        hits += low <= 5 <= high
+    assert 85 <= hits <= 100
+    assert high - low == pytest.approx(2 * 1.96 / math.sqrt(30), rel=0.4)
+    assert mean_interval(values, CASES, seed=3) == mean_interval(values, CASES, seed=3)
+    assert all(map(math.isnan, mean_interval(np.ones(4), ["a"] * 4)))
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.0, 1.25, 1.5, 2.4, 5.0])
+@pytest.mark.parametrize("shape", [(20, 24), (8, 9, 10)])
+def test_dilation_is_the_thresholded_distance_transform(radius: float, shape: tuple[int, ...]) -> None:
+    mask = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0)) > 0.98
+    expected = np.stack([distance_transform_edt(~m[0].numpy()) <= radius for m in mask])[:, None]
+    assert np.array_equal(dilate(mask, radius).numpy(), expected)
+
+
+def test_margin_is_five_pixels_at_256() -> None:
+    assert margin((256, 256)) == 5
+    assert margin((64, 64)) == 1.25
+
+
+def test_leakage_of_a_change_inside_and_outside() -> None:
+    before = torch.zeros(1, 1, 64, 64, dtype=torch.long)
+    before[..., 20:30, 20:30] = 1
+    after = torch.zeros_like(before)
+    after[..., 20:30, 20:40] = 1
+    image = torch.zeros(1, 1, 64, 64)
+    region = region_of_change(before, after, torch.tensor([[True, False]]), [1, 2])
+    assert torch.equal(region, dilate(after == 1, 1.25))
+    moved = image + 0.4 * region
+    assert [float(v) for v in change(image, moved, region)] == pytest.approx([0, 0.4])
+    hazy = image + torch.where(region, 0.4, 0.1)
+    outside, inside = change(image, hazy, region)
+    found = leakage(outside.numpy(), inside.numpy(), ["a"])
+    assert found["leakage"] == pytest.approx(0.25)
+
+
+def test_leakage_of_no_change_is_zero() -> None:
+    found = leakage(np.zeros(4), np.zeros(4), list("aabb"))
+    assert found["leakage"] == 0
+    assert found["ci95"] == [0, 0]
+
+
+def test_region_follows_only_what_ought_to_change() -> None:
+    label = torch.tensor([[[[0, 1, 2]]], [[[0, 1, 2]]]]).repeat(1, 1, 3, 1)
+    region = region_of_change(label, label, torch.tensor([[True, False], [False, True]]), [1, 2])
+    # a margin of 5 / 256 * 3 pixels reaches no neighbour
+    assert region[0, 0, 0].tolist() == [False, True, False]
+    assert region[1, 0, 0].tolist() == [False, False, True]
+
+
+def test_folding_is_seen_and_a_shift_is_not_folding() -> None:
+    rows = torch.arange(16.0).view(1, 1, 16, 1).expand(1, 1, 16, 16)
+    mirrored = torch.cat([15 - 2 * rows, torch.zeros_like(rows)], 1)  # phi = 15 - row
+    share, minimum = folding(jacobian_determinant(mirrored))
+    assert float(share) == 1
+    assert float(minimum) == pytest.approx(-1, abs=1e-5)
+    share, minimum = folding(jacobian_determinant(torch.full((1, 2, 16, 16), 3.0)))
+    assert float(share) == 0
+    assert float(minimum) == pytest.approx(1, abs=1e-5)
+
+
+class Fading(Identity):
+    """Each pass darkens the image by 0.01, and by noise at a temperature above zero."""
+
+    def counterfactual(self, image, values, do, temperature=0.0):  # type: ignore[no-untyped-def]
+        noise = temperature * torch.randn_like(image)
+        return Counterfactual(image - 0.01 + noise, super().counterfactual(image, values, do).values)
+
+
+def test_composition_counts_every_pass() -> None:
+    image, values = torch.rand(2, 1, 8, 8), torch.tensor([[3.0, math.nan], [4.0, 1.0]])
+    exact = composition(Identity(["a", "b"]), image, values, ["a"], temperature=1.0)
+    assert {count: float(errors.max()) for count, errors in exact.items()} == {1: 0, 10: 0}
+    fading = composition(Fading(["a", "b"]), image, values, ["a"])
+    assert {count: float(errors[0]) for count, errors in fading.items()} == pytest.approx({1: 0.01, 10: 0.1}, rel=1e-3)
+    sampled = composition(Fading(["a", "b"]), image, values, ["a"], temperature=1.0)
+    assert float(sampled[1].min()) > 0.5
+
+
+def test_reversibility_takes_the_intervention_back() -> None:
+    class Shift(Identity):
+        """Adds the change of ``a`` to the image."""
+
+        def counterfactual(self, image, values, do, temperature=0.0):  # type: ignore[no-untyped-def]
+            after = super().counterfactual(image, values, do).values
+            return Counterfactual(image + (after - values)[:, 0].view(-1, 1, 1, 1), after)
+
+    image, values = torch.rand(2, 1, 8, 8), torch.tensor([[3.0], [4.0]])
+    method = Shift(["a"])
+    result = method.counterfactual(image, values, {"a": torch.tensor([5.0, 1.0])})
+    back = {"a": values[:, 0]}
+    assert float(reversibility(method, image, result.image, result.values, back).max()) == pytest.approx(0, abs=1e-6)
+    found = reversibility(Identity(["a"]), image, result.image, result.values, back)
+    assert found.tolist() == pytest.approx([2, 3])
+
+
+def test_structure_scores_by_hand() -> None:
+    true = torch.tensor([[[[1, 1, 0, 0]]], [[[0, 0, 0, 0]]]])
+    seen = torch.tensor([[[[1, 0, 0, 0]]], [[[1, 0, 0, 0]]]])
+    dice, percent = structure_scores(seen, true, {"background": 0, "disc": 1})["disc"]
+    assert float(dice[0]) == pytest.approx(2 / 3)
+    assert float(percent[0]) == pytest.approx(50)
+    assert math.isnan(dice[1]) and math.isnan(percent[1])  # nothing to find in the second
+
+
+def test_image_quality_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(1, 1, 96, 96, generator=generator) - 0.5
+    found = image_quality(truth + 0.02, truth)
+    assert float(found["psnr"]) == pytest.approx(40, abs=1e-3)  # 10 log10(2^2 / 0.02^2)
+    assert float(found["mae"]) == pytest.approx(0.02, abs=1e-6)
+    assert float(found["ssim"]) > 0.99
+    noisy = (truth + 0.2 * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
+    expected = structural_similarity(
+        *((i[0, 0].numpy() + 1).astype(float) for i in (truth, noisy)),
+        data_range=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    assert float(image_quality(noisy, truth)["ssim"]) == pytest.approx(expected, abs=0.02)  # borders differ
+    same = image_quality(truth, truth)
+    assert float(same["psnr"]) == math.inf
+    assert float(same["ssim"]) == pytest.approx(1)
+
+
+def test_realism_grows_with_the_distance_between_sets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, other = (torch.randn(200, 8, generator=generator) for _ in range(2))
+    same, near, far = (realism(features, real) for features in (real, other, other + 1))
+    assert same["fid"] == pytest.approx(0, abs=1e-3)
+    assert near["fid"] < far["fid"]
+    assert abs(near["kid"]) < 0.25 * far["kid"]
+    assert near == realism(other, real)
+    assert math.isnan(realism(real[:1], real)["kid"])
+
+
+@pytest.mark.parametrize(
+    "architecture, arguments, count",
+    [
+        ("BasicUNet", {"features": (4, 4, 8, 8, 16, 4)}, 16),
+        ("UNet", {"channels": (4, 8, 16), "strides": (2, 2), "num_res_units": 1}, 8 + 16),  # with the skip connection
+        ("SegResNet", {"init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}, 32),
+    ],
+)
+def test_features_come_from_the_lowest_resolution(architecture: str, arguments: dict, count: int) -> None:
+    network = Segmentor({"background": 0, "heart": 1}, architecture, **arguments).eval()
+    features = BottleneckFeatures(network, torch.zeros(1, 1, 32, 32), "judge")
+    found = features(torch.rand(3, 1, 32, 32))
+    assert found.shape == (3, features.num_features)
+    assert features.num_features == count
+    assert features.layer in features.name
+
+
+def test_features_need_a_lower_resolution() -> None:
+    with pytest.raises(ValueError, match="lower resolution"):
+        BottleneckFeatures(nn.Sequential(nn.Conv2d(1, 4, 1)), torch.zeros(1, 1, 8, 8), "flat")
