@@ -38,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "plain",
+    "read_description",
     "save_atomically",
     "save_model",
 ]
@@ -174,11 +175,7 @@ def load_model(path: str | os.PathLike[str], expected: Any = (SelfDescribing,)) 
             or its weights do not fit its own definition.
     """
     state = load_checkpoint(path)
-    if not isinstance(state, Mapping) or DESCRIPTION not in state:
-        keys = sorted(map(str, state))[:4] if isinstance(state, Mapping) else type(state).__name__
-        raise CheckpointError(f"{path}: not a model of this project: key {DESCRIPTION!r} is missing, it holds {keys}")
-    description = state[DESCRIPTION]
-    _check_description(description, path)
+    description = _description(state, path)
     classes = expected if isinstance(expected, tuple) else (expected,)
     found = getattr(importlib.import_module(MODELS[description["class"]]), description["class"])
     if not issubclass(found, classes):
@@ -196,6 +193,15 @@ def load_model(path: str | os.PathLike[str], expected: Any = (SelfDescribing,)) 
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its definition: {error}") from error
     return model.eval()
+
+
+def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says of its network: ``format_version``, ``class``, ``definition`` and ``data``.
+
+    Raises:
+        CheckpointError: when the file is missing or no model of this project.
+    """
+    return _description(load_checkpoint(path), path)
 
 
 def check_compatible(model: nn.Module, datalist: Datalist) -> None:
@@ -268,6 +274,14 @@ def _variable(datalist: Datalist, name: str) -> dict[str, Any]:
             "measurement": variable.measurement,
         }
     )
+
+
+def _description(state: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    if not isinstance(state, Mapping) or DESCRIPTION not in state:
+        keys = sorted(map(str, state))[:4] if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(f"{path}: not a model of this project: key {DESCRIPTION!r} is missing, it holds {keys}")
+    _check_description(state[DESCRIPTION], path)
+    return state[DESCRIPTION]
 
 
 def _check_description(state: Any, origin: str | os.PathLike[str]) -> None:

@@ -4,7 +4,17 @@ from segcft_ext.handlers.epoch_seed import EpochSeed
 from segcft_ext.handlers.mlflow_run import MLflowRun
 from segcft_ext.handlers.model_saver import ModelSaver
 from segcft_ext.handlers.progress import Progress
+from segcft_ext.handlers.segmentation_report import SegmentationReport
 from segcft_ext.handlers.training_checkpoint import TrainingCheckpoint
-from segcft_ext.handlers.weight_average import WeightAverage
+from segcft_ext.handlers.weight_average import WeightAverage, warmed_up_average
 
-__all__ = ["EpochSeed", "MLflowRun", "ModelSaver", "Progress", "TrainingCheckpoint", "WeightAverage"]
+__all__ = [
+    "EpochSeed",
+    "MLflowRun",
+    "ModelSaver",
+    "Progress",
+    "SegmentationReport",
+    "TrainingCheckpoint",
+    "WeightAverage",
+    "warmed_up_average",
+]

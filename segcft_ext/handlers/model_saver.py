@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ignite.engine import Events
-from monai.engines import Workflow
+from monai.engines import Trainer, Workflow
 from torch import nn
 
 from segcft_ext.checkpoints import save_model
@@ -17,7 +17,7 @@ class ModelSaver:
     """Write the bare ``state_dict`` of a network, atomically.
 
     Attached to a validator with a key metric, it writes when the metric is the best so far. Attached to a trainer, it
-    writes at the end of every epoch. Only the first process writes.
+    writes at the end of every epoch and of the training. Only the first process writes.
 
     Args:
         model: the network, as it is to be saved.
@@ -31,6 +31,8 @@ class ModelSaver:
     def attach(self, engine: Workflow) -> None:
         # a validator compares its metric at the end of the epoch, in a handler registered before this one
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        if isinstance(engine, Trainer):
+            engine.add_event_handler(Events.COMPLETED, self)  # there may have been no epoch, as in No-CFT
 
     def __call__(self, engine: Workflow) -> None:
         by_metric = engine.state.key_metric_name is not None

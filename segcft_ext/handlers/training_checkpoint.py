@@ -26,7 +26,8 @@ class TrainingCheckpoint:
 
     Args:
         path: the file.
-        objects: what to save, by name: anything with ``state_dict``; of a trainer or validator its progress is saved.
+        objects: what to save besides the trainer's own progress, by name: anything with ``state_dict``, or the
+            validator, of which the progress and the best metric are saved.
         resume: restore from the file, if it exists, when the training starts.
 
     Raises:
@@ -48,7 +49,7 @@ class TrainingCheckpoint:
         if not self.path.exists():
             engine.logger.info(f"{self.path} does not exist: the training starts from the beginning")
             return
-        self.restore()
+        self.restore(engine)
         if engine.state.epoch > engine.state.max_epochs:
             raise CheckpointError(
                 f"{self.path}: epoch: the checkpoint holds {engine.state.epoch}, asked for a training "
@@ -58,18 +59,22 @@ class TrainingCheckpoint:
 
     def save(self, engine: Workflow) -> None:
         if engine.state.rank == 0:
-            save_atomically({name: _state(item) for name, item in self.objects.items()}, self.path)
+            save_atomically({name: _state(item) for name, item in self._all(engine).items()}, self.path)
 
-    def restore(self) -> None:
+    def restore(self, engine: Workflow) -> None:
+        objects = self._all(engine)
         checkpoint = load_checkpoint(self.path)
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        if found != sorted(self.objects):
-            raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {sorted(self.objects)}")
-        for name, item in self.objects.items():
+        if found != sorted(objects):
+            raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {sorted(objects)}")
+        for name, item in objects.items():
             try:
                 _restore(item, checkpoint[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise CheckpointError(f"{self.path}: {name}: {error}") from error
+
+    def _all(self, engine: Workflow) -> dict[str, Any]:
+        return {"trainer": engine, **self.objects}
 
 
 def _state(item: Any) -> Any:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["WeightAverage"]
+__all__ = ["WeightAverage", "warmed_up_average"]
+
+
+def warmed_up_average(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """An exponential moving average whose decay grows with the number n of updates: min(decay, (1 + n) / (10 + n)).
+
+    The average then spans about the last tenth of a short training instead of remembering its untrained start.
+
+    Returns:
+        A ``multi_avg_fn`` of :class:`~torch.optim.swa_utils.AveragedModel`.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averaged, current):
+            average.lerp_(value, share)
+
+    return update
 
 
 class WeightAverage:

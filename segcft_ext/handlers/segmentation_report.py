@@ -1,0 +1,126 @@
+"""How good a segmentor is: Dice, surface distances and the error of the measured variables, for each structure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import Workflow
+
+from segcft_ext.datalist import Datalist
+from segcft_ext.measurements import measure
+
+__all__ = ["SegmentationReport"]
+
+
+class SegmentationReport:
+    """Write ``segmentation.json`` (means over the cases) and ``segmentation.csv`` (a row for each case).
+
+    Attach it to an evaluator whose decollated output has, for each case, ``probabilities`` and the one-hot ``pred`` and
+    ``label``, all of shape (C, \\*spatial), and whose per-structure metrics keep their details. The variables are
+    measured on the probabilities, as a guide does it (``soft``), and on the most probable labels, as a judge does it
+    (``hard``), and compared with those of the label map. The means are added to the engine's metrics.
+
+    Args:
+        datalist: the data.
+        folder: where to write.
+        metrics: names of the evaluator's metrics to report; their details have a column for each structure.
+        header: what else to write at the top of the JSON file.
+    """
+
+    def __init__(
+        self,
+        datalist: Datalist,
+        folder: str | os.PathLike[str],
+        metrics: Sequence[str],
+        header: dict[str, Any] | None = None,
+    ) -> None:
+        self.structures = datalist.structures
+        self.measurements = datalist.measurements()
+        self.units = {name: datalist.variable(name).unit for name in self.measurements}
+        self.folder = Path(folder)
+        self.metrics = list(metrics)
+        self.header = {"datalist": str(datalist.path), **(header or {})}
+        self._cases: list[dict[str, Any]] = []
+
+    def attach(self, engine: Workflow) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._cases.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.measure)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def measure(self, engine: Workflow) -> None:
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            row: dict[str, Any] = {"id": batch["id"], "source": batch["source"]}
+            spacing = torch.as_tensor(batch["spacing"])[None]
+            for suffix, key in (("", "label"), ("_soft", "probabilities"), ("_hard", "pred")):
+                values = measure(self.measurements, output[key][None], None, None if spacing.isnan().any() else spacing)
+                row |= {f"{name}{suffix}": value for name, value in zip(self.measurements, values[0].tolist())}
+            self._cases.append(row)
+
+    def write(self, engine: Workflow) -> None:
+        for metric in self.metrics:
+            for row, values in zip(self._cases, engine.state.metric_details[metric].tolist()):
+                row |= {f"{metric}_{name}": value for name, value in zip(self.structures, values)}
+        summary = self.summary()
+        engine.state.metrics |= _flatten(summary)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self._cases[0]))
+            writer.writeheader()
+            writer.writerows(self._cases)
+        text = json.dumps({**self.header, "cases": len(self._cases), **summary}, indent=1)
+        (self.folder / "segmentation.json").write_text(text + "\n", encoding="utf-8")
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the cases.
+
+        Returns:
+            ``structures``: for each its metrics' mean and SD over the cases where it is defined, and in how many it is
+            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error, the same
+            in percent of the true value, and the mean signed error in percent.
+        """
+        structures = {
+            name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics}
+            for name in self.structures
+        }
+        variables: dict[str, Any] = {}
+        for name, unit in self.units.items():
+            true = self._column(name)
+            errors = {kind: self._column(f"{name}_{kind}") - true for kind in ("soft", "hard")}
+            variables[name] = {"unit": unit} | {kind: _errors(error, true) for kind, error in errors.items()}
+        return {"structures": structures, "variables": variables}
+
+    def _column(self, key: str) -> np.ndarray:
+        return np.array([row[key] for row in self._cases], np.float64)
+
+
+def _mean(values: np.ndarray) -> dict[str, float | int]:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return {"undefined": int(values.size)}
+    return {"mean": float(known.mean()), "sd": float(known.std()), "undefined": int(values.size - known.size)}
+
+
+def _errors(error: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    present = true > 0
+    percent = 100 * error[present] / true[present]
+    found = {"mae": float(np.abs(error).mean())}
+    return found | ({"mape": float(np.abs(percent).mean()), "bias": float(percent.mean())} if percent.size else {})
+
+
+def _flatten(summary: dict[str, Any]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, metrics in summary["structures"].items():
+        flat |= {f"{metric}_{name}": values.get("mean", math.nan) for metric, values in metrics.items()}
+    for name, kinds in summary["variables"].items():
+        for kind in ("soft", "hard"):
+            flat |= {f"{figure}_{kind}_{name}": value for figure, value in kinds[kind].items()}
+    return {key: value for key, value in flat.items() if math.isfinite(value)}
