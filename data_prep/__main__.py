@@ -102,8 +102,8 @@ def folder(
         mapping=names,
     )
     _report(summary)
-    if source.rows_without_case:
-        print(f"{source.rows_without_case} rows of the table belong to no file")
+    if rows is not None and rows.unused:
+        print(f"{rows.unused} rows of the table belong to no file")
     print(f"names behind the ids (keep to yourself): {names}")
 
 
@@ -202,6 +202,9 @@ def _report(summary: Summary) -> None:
     for split in SPLITS:
         sources = [entry["source"] for entry in datalist.entries[split]]
         print(f"  {split}: {len(sources)} (" + ", ".join(f"{s} {sources.count(s)}" for s in sorted(set(sources))) + ")")
+    entries = [entry for split in SPLITS for entry in datalist.entries[split]]
+    unknown = sum("spacing" not in entry for entry in entries)
+    print(f"areas in {datalist.variables[0].unit} (pixel spacing unknown for {unknown} of {len(entries)} cases)")
     print(f"datalist: {datalist.path}")
 
 

@@ -31,7 +31,7 @@ REASONS = {
     "structures_overlap": "two structures cover each other",
     "swapped_sides": "left and right structures are swapped",
     "duplicate_name": "two files of the source have the same name",
-    "duplicate_row": "the table has several rows for the case",
+    "duplicate_row": "the table's rows and the cases do not match one to one",
     "bad_value": "the table holds a value that the variable cannot take",
 }
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,10 @@ def _run(worker: _Worker, ids: list[str], workers: int) -> Iterator[Outcome]:
     if workers == 1:
         yield from tqdm(map(worker, items, ids), **bar)
         return
-    # spawn: forking a process in which torch has started threads can hang.
-    context = get_context("spawn")
+    # Forking a process in which torch has started threads can hang; a server that has only imported it is safe to fork.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(worker,)) as pool:
         yield from tqdm(pool.map(_run_in_process, items, ids, chunksize=8), **bar)
 

@@ -14,7 +14,7 @@ from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.readers import Picture, read_picture, strip_suffix
 from data_prep.structures import combine_masks, label_values, threshold_mask
-from data_prep.table import Table
+from data_prep.table import Match, Table
 
 __all__ = ["FolderSource"]
 
@@ -52,42 +52,27 @@ class FolderSource:
         self.labels = label_values(list(masks))
         self.variables: list[dict[str, Any]] = table.definitions if table else []
         self._table = table
-        self._files: list[dict[str, list[Path]]] = []  # for each item: "image" and each structure -> the files found
-        self._rows: list[list[dict[str, str]]] = []  # for each item: its rows in the table
-        self.items: list[Item] = []
-        self.rows_without_case = len(table) if table else 0
-        names = [root.resolve().name for root in roots]
-        if len(set(names)) != len(names):
-            raise ValueError(f"folders: {names} are to be the sources' names, so they must differ")
-        for name, root in sorted(zip(names, roots)):
-            self._find(name, {"image": root / images, **{s: root / folder for s, folder in masks.items()}})
-        if not self.items:
+        sources = [root.resolve().name for root in roots]
+        if len(set(sources)) != len(sources):
+            raise ValueError(f"folders: {sources} are to be the sources' names, so they must differ")
+        found: dict[tuple[str, str], dict[str, list[Path]]] = {}  # (source, name) -> files of "image" and structures
+        for source, root in sorted(zip(sources, roots)):
+            files = _find_files({"image": root / images, **{s: root / folder for s, folder in masks.items()}})
+            found |= {(source, name): files[name] for name in sorted(files)}
+        if not found:
             raise ValueError(f"no file in {', '.join(str(root / images) for root in roots)}")
-
-    def _find(self, source: str, folders: Mapping[str, Path]) -> None:
-        found: dict[str, dict[str, list[Path]]] = {}
-        for key, folder in folders.items():
-            if not folder.is_dir():
-                raise ValueError(f"{folder}: no such folder (expected there: {key})")
-            for path in _files_below(folder):
-                name = strip_suffix(path.relative_to(folder).as_posix())
-                found.setdefault(name, {}).setdefault(key, []).append(path)
-        for name in sorted(found):
-            rows = self._table.rows(source, name) if self._table else []
-            self.rows_without_case -= len(rows)
-            row = rows[0] if self._table and len(rows) == 1 else None
-            named, patient = (
-                (self._table.source(row), self._table.patient(row)) if self._table and row else (None, None)
-            )
-            self.items.append(Item(named or source, name, len(self._files), patient))
-            self._files.append(found[name])
-            self._rows.append(rows)
+        self._files = list(found.values())
+        self._matches = table.match(list(found)) if table else [Match()] * len(found)
+        self.items = [
+            Item(match.source or source, name, index, match.patient)
+            for index, ((source, name), match) in enumerate(zip(found, self._matches))
+        ]
 
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity."""
-        files, rows = self._files[item.index], self._rows[item.index]
-        if len(rows) > 1:
-            raise Rejected("duplicate_row", f"the table has {len(rows)} rows for the case")
+        files, match = self._files[item.index], self._matches[item.index]
+        if match.fault:
+            raise Rejected("duplicate_row", match.fault)
         if "image" not in files:
             raise Rejected("missing_image")
         structures = [name for name in self.labels if name != "background"]
@@ -97,7 +82,7 @@ class FolderSource:
         twice = [name for name, paths in files.items() if len(paths) > 1]
         if twice:
             raise Rejected("duplicate_name", f"several files of the same name for {', '.join(twice)}")
-        variables = self._table.values(rows[0] if rows else None) if self._table else {}
+        variables = self._table.values(match.row) if self._table else {}
 
         image = read_picture(files["image"][0])
         masks = {name: _read_mask(files[name][0], name, image) for name in structures}
@@ -107,6 +92,18 @@ class FolderSource:
             spacing=fit_spacing(image.spacing, image.pixels.shape, self.size),
             variables=variables,
         )
+
+
+def _find_files(folders: Mapping[str, Path]) -> dict[str, dict[str, list[Path]]]:
+    """Name of a case -> key of ``folders`` -> files of this name there."""
+    found: dict[str, dict[str, list[Path]]] = {}
+    for key, folder in folders.items():
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder (expected there: {key})")
+        for path in _files_below(folder):
+            name = strip_suffix(path.relative_to(folder).as_posix())
+            found.setdefault(name, {}).setdefault(key, []).append(path)
+    return found
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -59,5 +59,5 @@ class PhantomSource:
         case_seed = int(np.random.SeedSequence([self._seed, item.index]).generate_state(1)[0])
         variables, exogenous = self._phantom.sample(case_seed)
         image, label = self._phantom.render(variables, exogenous)
-        further = {definition["name"]: variables[definition["name"]] for definition in self.variables}
+        further = {"age": float(variables["age"]), "sex": int(variables["sex"])}
         return Case(image=image, label=label, variables=further, exogenous=exogenous)

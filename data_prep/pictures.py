@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
+from skimage.measure import find_contours
 
 from segcft_ext.datalist import SPLITS, Datalist, Variable
 
@@ -23,21 +24,26 @@ def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASE
     shown = _spread(datalist, max_cases)
     rows = -(-len(shown) // COLUMNS)
     height, width = datalist.size
-    figure = Figure(figsize=(1.6 * COLUMNS, (1.6 * height / width + 0.22) * rows + 0.5), layout="constrained")
-    colours = {name: f"C{i}" for i, name in enumerate(datalist.structures)}
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, (split, entry) in zip(axes, shown):
+    title = height / 8  # room above each picture, in pixels
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.6 * rows * (height + title) / width + 0.35))
+    axis = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    axis.set(xlim=(-0.5, COLUMNS * width - 0.5), ylim=(rows * (height + title) - 0.5, -0.5))
+    axis.axis("off")
+    lines: dict[str, list[np.ndarray]] = {name: [] for name in datalist.structures}
+    for i, (split, entry) in enumerate(shown):
+        x, y = (i % COLUMNS) * width, (i // COLUMNS) * (height + title) + title
         image = np.asarray(Image.open(datalist.path.parent / entry["image"]))
         label = np.asarray(Image.open(datalist.path.parent / entry["label"]))
         low, high = datalist.intensity_range
-        axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-        for name, colour in colours.items():
-            axis.contour(label == datalist.labels[name], levels=[0.5], colors=colour, linewidths=0.9)
-        axis.set_title(f"{entry['source']} {entry['id'][:6]} {split}", fontsize=6, pad=2)
-    handles = [matplotlib.lines.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
+        extent = (x - 0.5, x + width - 0.5, y + height - 0.5, y - 0.5)
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest", aspect="auto")
+        for name, found in lines.items():
+            contours = find_contours(label == datalist.labels[name], 0.5)
+            found += [contour[:, ::-1] + (x, y) for contour in contours]
+        axis.text(x, y - 1, f"{entry['source']} {entry['id'][:6]} {split}", fontsize=6, va="bottom")
+    for i, (name, found) in enumerate(lines.items()):
+        axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
+    figure.legend(loc="upper center", ncols=len(lines), fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 

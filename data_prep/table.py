@@ -7,7 +7,9 @@ birth. Cells are kept as text until a case needs them, so that a cell that makes
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,25 @@ import pandas as pd
 from data_prep.cases import Rejected
 from data_prep.readers import strip_suffix
 
-__all__ = ["Table", "infer_kind"]
+__all__ = ["Match", "Table", "infer_kind"]
 
 MAX_CATEGORIES = 10
 """A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
 
 _MISSING = ("", "na", "n/a", "nan", "none", "null")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A case's row in the table (None: it has none, all its values are missing), or what is wrong with it.
+
+    ``source`` and ``patient`` are what the row says about them, None where it says nothing.
+    """
+
+    row: Mapping[str, str] | None = None
+    source: str | None = None
+    patient: str | None = None
+    fault: str = ""
 
 
 class Table:
@@ -36,6 +51,10 @@ class Table:
         id_column: the column with the case's file name, with or without suffix.
         source_column: the column that names the case's source.
         patient_column: the column that names the case's patient.
+
+    Attributes:
+        definitions: the variables as they stand in a datalist's header.
+        unused: number of rows that :meth:`match` gave to no case.
 
     Raises:
         ValueError: when the table cannot be read, lacks a column, or a kind cannot be inferred.
@@ -88,27 +107,40 @@ class Table:
                 {str(key): str(value).strip() for key, value in row.items()}
             )
 
+        self.unused = len(self)
+
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))
 
-    def rows(self, source: str, name: str) -> list[dict[str, str]]:
-        """The rows of a case; more than one is a fault of the table, none means that all its values are missing.
+    def match(self, cases: Sequence[tuple[str, str]]) -> list[Match]:
+        """The row of each case, given as (folder's name, file's name without suffix).
 
-        A row may give the case's name with or without the folders that lead to it; where several sources hold a case
-        of this name, the source column decides.
+        A row names the file with or without the folders that lead to it. Where several folders hold a file of this
+        name, the source column tells them apart; a row that names another of the folders is not taken.
         """
-        rows = self._rows.get(name) or self._rows.get(name.rsplit("/", 1)[-1]) or []
-        if len(rows) > 1 and self._source_column:
-            rows = [row for row in rows if row[self._source_column] == source] or rows
-        return rows
+        folders = {folder for folder, _ in cases}
+        found: list[list[dict[str, str]]] = []
+        for folder, name in cases:
+            rows = self._rows.get(name) or self._rows.get(name.rsplit("/", 1)[-1]) or []
+            of_folder = [row for row in rows if self._cell(row, self._source_column) == folder]
+            found.append(of_folder or [row for row in rows if self._cell(row, self._source_column) not in folders])
+        uses = Counter(id(row) for rows in found for row in rows)
+        self.unused = len(self) - len(uses)
+        return [self._match(rows, uses) for rows in found]
 
-    def source(self, row: Mapping[str, str]) -> str | None:
-        """The source that the row names, or None."""
-        return (row[self._source_column] or None) if self._source_column else None
+    def _match(self, rows: list[dict[str, str]], uses: Mapping[int, int]) -> Match:
+        if len(rows) > 1:
+            return Match(fault=f"the table has {len(rows)} rows for the case")
+        if rows and uses[id(rows[0])] > 1:
+            return Match(fault=f"the table has one row for {uses[id(rows[0])]} cases of the same name")
+        if not rows:
+            return Match()
+        source, patient = (self._cell(rows[0], column) for column in (self._source_column, self._patient_column))
+        return Match(rows[0], source, patient)
 
-    def patient(self, row: Mapping[str, str]) -> str | None:
-        """The patient that the row names, or None."""
-        return (row[self._patient_column] or None) if self._patient_column else None
+    @staticmethod
+    def _cell(row: Mapping[str, str], column: str | None) -> str | None:
+        return (row[column] or None) if column else None
 
     def values(self, row: Mapping[str, str] | None) -> dict[str, float | int | None]:
         """The variables of one row; all missing without a row.

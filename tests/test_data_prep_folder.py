@@ -1,0 +1,299 @@
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from drawn_chest import draw, write_case, write_masks, write_png
+from monai.transforms import LoadImaged
+from PIL import Image
+from test_data_prep_readers import write_dicom
+
+from data_prep.__main__ import main
+from data_prep.pictures import draw_contact_sheet, draw_variables
+from data_prep.splits import FRACTIONS
+from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.measurements import measure_label_map
+
+
+@pytest.fixture
+def chests(tmp_path):
+    """Twelve cases in each of two folders, and a table."""
+    rows = ["file,hospital,age,sex,patient"]
+    for source in ("north", "south"):
+        for i in range(12):
+            write_case(tmp_path / source, f"{source}{i}", seed=i + (100 if source == "south" else 0))
+            rows.append(f"{source}{i}.png,{source},{20 + i},{'FM'[i % 2]},{source}-{i // 2}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than all the rest; one test draws by itself."""
+    for name in ("draw_contact_sheet", "draw_variables"):
+        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
+
+
+def run(root, *options, out="out", folders=("north", "south")):
+    main(["folder", *(str(root / f) for f in folders), "--out", str(root / out), "--size", "24", *options])
+    return read_datalist(root / out / "datalist.json")
+
+
+def rejected(root, out="out"):
+    with (root / out / "rejected.csv").open() as file:
+        return {row["id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def names(root, out="out"):
+    return json.loads((root / f"{out}.mapping.json").read_text())["cases"]
+
+
+def reasons(root, out="out"):
+    cases = names(root, out)
+    return {cases[identifier]["name"]: reason for identifier, reason in rejected(root, out).items()}
+
+
+def all_entries(datalist):
+    return [entry for split in SPLITS for entry in datalist.entries[split]]
+
+
+TABLE = ["--table", "cases.csv", "--id_column", "file"]
+
+
+def test_a_folder_becomes_a_datalist(chests, monkeypatch, capsys):
+    monkeypatch.chdir(chests)
+    datalist = run(chests, *TABLE, "--variables", '{"age": "continuous", "sex": ["F", "M"]}', "--units", '{"age": "y"}')
+    assert datalist.variable_names == ["left_lung_area", "right_lung_area", "heart_area", "age", "sex"]
+    assert [variable.unit for variable in datalist.variables] == ["percent"] * 3 + ["y", ""]
+    assert datalist.labels == {"background": 0, "left_lung": 1, "right_lung": 2, "heart": 3}
+    assert len(all_entries(datalist)) == 24 and not rejected(chests)
+    draw_contact_sheet(datalist, chests / "sheet.png", max_cases=10)
+    draw_variables(datalist, chests / "variables.png")
+    for name in ("sheet.png", "variables.png"):
+        assert np.asarray(Image.open(chests / name).convert("L")).std() > 5
+    assert "24 cases found, 24 accepted, 0 rejected" in capsys.readouterr().out
+    for entry in all_entries(datalist):
+        number = int(names(chests)[entry["id"]]["name"][5:])
+        assert (entry["variables"]["age"], entry["variables"]["sex"]) == (20 + number, number % 2)
+
+
+def test_what_is_stored_is_what_monai_reads_and_the_ruler_measures(chests):
+    datalist = run(chests)
+    assert (datalist.size, datalist.intensity_range) == ((24, 24), (0, 65535))
+    load = LoadImaged(["image", "label"], reader="PILReader", reverse_indexing=False, ensure_channel_first=True)
+    for item in datalist.items("test"):
+        loaded = load(item)
+        assert loaded["image"].shape == loaded["label"].shape == (1, 24, 24)
+        assert loaded["image"].min() >= 0 and 60000 < loaded["image"].max() <= 65535
+        stored = np.asarray(Image.open(item["label"]))
+        np.testing.assert_array_equal(loaded["label"][0], stored)
+        values = measure_label_map(datalist.measurements(), loaded["label"][None].as_tensor(), datalist.num_classes)
+        np.testing.assert_allclose(values[0], item["variables"], rtol=1e-6)
+        assert item["variables"][0] == pytest.approx(100 * (stored == 1).mean(), rel=1e-6)
+
+
+def test_a_run_is_repeatable_with_any_number_of_workers(chests):
+    run(chests, out="one")
+    salt = json.loads((chests / "one.mapping.json").read_text())["salt"]
+    run(chests, "--salt", salt, "--workers", "2", "--name", "one", out="two")
+    files = sorted(path.relative_to(chests / "one") for path in (chests / "one").rglob("*") if path.is_file())
+    assert len(files) == 2 * 24 + 2
+    for file in files:
+        assert (chests / "one" / file).read_bytes() == (chests / "two" / file).read_bytes(), file
+
+
+def test_the_seed_decides_the_splits_and_the_salt_only_the_ids(chests):
+    def splits(out):
+        cases = names(chests, out)
+        datalist = read_datalist(chests / out / "datalist.json")
+        return {cases[e["id"]]["name"]: (s, e.get("use")) for s in SPLITS for e in datalist.entries[s]}
+
+    for out, options in (("a", []), ("b", ["--salt", "x"]), ("c", ["--seed", "1"])):
+        run(chests, *options, out=out)
+    assert splits("a") == splits("b") and set(names(chests, "a")).isdisjoint(names(chests, "b"))
+    assert splits("a") != splits("c")
+
+
+def test_ids_stay_when_the_mapping_stays(chests):
+    first = {entry["id"] for entry in all_entries(run(chests))}
+    (chests / "north" / "images" / "north0.png").unlink()
+    second = {entry["id"] for entry in all_entries(run(chests))}
+    assert second < first and len(second) == 23
+    assert {path.stem for path in (chests / "out" / "images").iterdir()} == second
+
+
+def test_patients_stay_together_and_sources_may_come_from_the_table(chests, monkeypatch):
+    monkeypatch.chdir(chests)
+    (chests / "all").mkdir()
+    for kind in ("images", "masks"):
+        (chests / "north" / kind).rename(chests / "all" / kind)
+    for path in list((chests / "south").rglob("*.png")):
+        path.rename(chests / "all" / path.relative_to(chests / "south"))
+    datalist = run(chests, *TABLE, "--patient_column", "patient", "--source_column", "hospital", folders=["all"])
+    assert {entry["source"] for entry in all_entries(datalist)} == {"north", "south"}
+    cases, parts = names(chests), {}
+    for split in SPLITS:
+        for entry in datalist.entries[split]:
+            parts.setdefault(cases[entry["id"]]["patient"], set()).add((split, entry.get("use")))
+    assert len(parts) == 12 and all(len(found) == 1 for found in parts.values())
+    assert {split for split, _ in set.union(*parts.values())} == set(FRACTIONS)
+
+
+def test_unusable_cases_are_named_with_a_reason_and_the_rest_goes_on(chests):
+    root = chests / "north"
+    image, masks = draw()
+    (root / "images" / "north0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (root / "images" / "notes.txt").write_text("not an image")
+    (root / "masks" / "heart" / "north1.png").unlink()
+    (root / "images" / "north2.png").unlink()
+    write_masks(root, "north3", {"heart": masks["heart"][:-1]})
+    write_masks(root, "north4", {"heart": np.zeros_like(masks["heart"])})
+    write_masks(root, "north5", {"heart": masks["left_lung"]})
+    write_masks(root, "north6", {"left_lung": masks["right_lung"], "right_lung": masks["left_lung"]})
+    write_masks(root, "north7", {"heart": masks["heart"] // 255 * 2 + masks["left_lung"] // 255})
+    write_png(root / "images" / "north8.png", np.full_like(image, 9))
+    nibabel.save(nibabel.Nifti1Image(image.T.astype(np.int16), np.eye(4)), root / "images" / "north9.nii")
+    (root / ".hidden").mkdir()
+    (root / "images" / ".DS_Store").touch()
+    (root / "images" / "loop").symlink_to(root / "images")
+    datalist = run(chests)
+    assert reasons(chests) == {
+        "north0": "unreadable",
+        "notes.txt": "missing_mask",
+        "north1": "missing_mask",
+        "north2": "missing_image",
+        "north3": "shape_mismatch",
+        "north4": "empty_structure",
+        "north5": "structures_overlap",
+        "north6": "swapped_sides",
+        "north7": "mask_not_binary",
+        "north8": "constant_image",
+        "north9": "duplicate_name",
+    }
+    assert len(all_entries(datalist)) + len(rejected(chests)) == len(names(chests)) == 25
+
+
+def test_table_values_missing_inferred_and_wrong(chests, monkeypatch):
+    table = ["id\tage\tsex\tgrade\tname"]
+    table += [
+        f"north{i}\t{[0, '', 'NA', 'old', 50][min(i, 4)]}\t{'FM'[i % 2]}\t{'abc'[i % 3]}\tDoe{i}" for i in range(11)
+    ]
+    table += ["north10\t50\tF\ta\tDoe", "ghost\t1\tF\ta\tDoe"]
+    (chests / "cases.tsv").write_text("\n".join(table))
+    monkeypatch.chdir(chests)
+    options = ["--table", "cases.tsv", "--missing", '{"age": 0}']
+    datalist = run(
+        chests, *options, "--variables", '{"age": "continuous", "sex": ["M", "F"], "grade": ["c", "b", "a"]}'
+    )
+    assert [variable.kind for variable in datalist.variables[3:]] == ["continuous", "binary", "categorical"]
+    assert reasons(chests) == {"north3": "bad_value", "north10": "duplicate_row"}
+    found = {names(chests)[e["id"]]["name"]: list(e["variables"].values())[3:] for e in all_entries(datalist)}
+    assert found["north0"] == [None, 1, 2]
+    assert found["north1"] == [None, 0, 1]
+    assert found["north2"] == [None, 1, 0]
+    assert found["north4"] == [50, 1, 1]
+    assert found["north11"] == found["south0"] == [None, None, None]
+
+    datalist = run(chests, "--table", "cases.tsv", "--variables", "sex,grade")
+    assert [v.categories for v in datalist.variables[3:]] == [("F", "M"), ("a", "b", "c")]
+    with pytest.raises(SystemExit, match="12 different values, so its kind cannot be inferred"):
+        run(chests, "--table", "cases.tsv", "--variables", "name")
+
+
+def test_a_row_is_not_given_to_two_cases(chests, monkeypatch):
+    write_case(chests / "south", "north0")
+    monkeypatch.chdir(chests)
+    run(chests, *TABLE, "--variables", "age")
+    assert reasons(chests) == {"north0": "duplicate_row"} and len(rejected(chests)) == 2
+    datalist = run(chests, *TABLE, "--variables", "age", "--source_column", "hospital")
+    assert not rejected(chests)
+    ages = {(e["source"], names(chests)[e["id"]]["name"]): e["variables"]["age"] for e in all_entries(datalist)}
+    assert (ages["north", "north0"], ages["south", "north0"]) == (20, None)
+
+
+def write_dicom_source(root, spacing):
+    for i in range(8):
+        image, masks = draw(i)
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        write_dicom(root / "images" / f"1.2.840.{i}", image, PixelSpacing=spacing, PatientName="Doe^Jane")
+        write_masks(root, f"1.2.840.{i}", masks)
+
+
+def test_dicom_images_give_areas_in_square_millimetres(tmp_path):
+    write_dicom_source(tmp_path / "dicom", ["2", "2"])
+    datalist = run(tmp_path, folders=["dicom"])
+    assert {variable.unit for variable in datalist.variables} == {"mm2"}
+    for entry in all_entries(datalist):
+        _, masks = draw(int(names(tmp_path)[entry["id"]]["name"][-1]))
+        assert entry["spacing"] == pytest.approx([4, 4])
+        lung = 2 * 2 * ((masks["right_lung"] > 0) & (masks["heart"] == 0)).sum()
+        assert entry["variables"]["right_lung_area"] == pytest.approx(lung, rel=0.1)
+
+
+def test_unit_follows_what_is_known(chests):
+    write_dicom_source(chests / "dicom", ["2", "2"])
+    folders = ["north", "dicom"]
+    assert run(chests, folders=folders).variables[0].unit == "percent"
+    datalist = run(chests, "--unit", "mm2", folders=folders)
+    assert {entry["source"] for entry in all_entries(datalist)} == {"dicom"}
+    assert set(reasons(chests).values()) == {"spacing_unknown"} and len(rejected(chests)) == 12
+
+
+def test_nifti_masks_and_other_structures(tmp_path):
+    for i in range(8):
+        image, masks = draw(i)
+        for folder, pixels in (("img", image), ("seg/h", masks["heart"])):
+            (tmp_path / "1.10" / folder).mkdir(parents=True, exist_ok=True)
+            nifti = nibabel.Nifti1Image(pixels.T.astype(np.int16), np.diag([-1, -1, 1, 1]))
+            nibabel.save(nifti, tmp_path / "1.10" / folder / f"{i}.nii.gz")
+    datalist = run(tmp_path, "--images", "img", "--masks", '{"heart": "seg/h"}', "--size", "20,30", folders=["1.10"])
+    assert datalist.labels == {"background": 0, "heart": 1} and datalist.size == (20, 30)
+    assert {entry["source"] for entry in all_entries(datalist)} == {"1.10"}
+
+
+def test_no_name_reaches_the_prepared_folder(tmp_path):
+    write_dicom_source(tmp_path / "clinic", ["1", "1"])
+    images = tmp_path / "clinic" / "images"
+    for i in range(2):
+        (images / f"1.2.840.{i}").rename(images / f"Jane Doe {i}.dcm")
+    rows = "".join(f"1.2.840.{i},{'Doe' if i == 2 else 30},Doe^Jane{i}\n" for i in range(8))
+    (tmp_path / "cases.csv").write_text("id,age,patient\n" + rows)
+    options = ["--variables", '{"age": "continuous"}', "--patient_column", "patient"]
+    fractions = ["--fractions", '{"training": 0.4, "validation": 0.3, "test": 0.3}']
+    run(tmp_path, "--table", str(tmp_path / "cases.csv"), *options, *fractions, folders=["clinic"])
+    assert sorted(rejected(tmp_path).values()) == ["bad_value", *["missing_image"] * 2, *["missing_mask"] * 2]
+    for path in (tmp_path / "out").rglob("*"):
+        assert "Doe" not in path.name and "840" not in path.name
+        if path.is_file():
+            assert b"Doe" not in path.read_bytes() and b"1.2.840" not in path.read_bytes()
+    assert (tmp_path / "out.mapping.json").stat().st_mode & 0o077 == 0
+    with pytest.raises(SystemExit, match="free of names"):
+        run(tmp_path, "--mapping", str(tmp_path / "out" / "names.json"), folders=["clinic"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", "nowhere"], "nowhere: no such folder"),
+        (["--size", "large"], "size: found 'large'"),
+        (["--size", "4"], "size: found '4'"),
+        (["--unit", "cm2"], "unit: found 'cm2'"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--fractions", '{"training": 1}'], "fractions"),
+        (["--variables", "age"], "need a --table"),
+        (["--table", "nowhere.csv", "--variables", "age"], "nowhere.csv: the table cannot be read"),
+        ([*TABLE, "--variables", "weight"], "no column 'weight'; the table has"),
+        (TABLE, "say which columns are wanted"),
+        ([*TABLE, "--variables", '{"age": "real"}'], "variables: 'age' is 'real'"),
+        ([*TABLE, "--variables", '{"age": '], "is no JSON"),
+        ([*TABLE, "--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
+        (["--masks", "nowhere"], "expected there: left_lung"),
+    ],
+)
+def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
+    monkeypatch.chdir(chests)
+    with pytest.raises(SystemExit, match=message):
+        run(chests, *options)
+    assert not (chests / "out" / "datalist.json").exists()

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.collect import prepare
+from data_prep.phantom import PhantomSource
+from segcft_ext.datalist import SPLITS, read_datalist
+
+TRUTH = {"_target_": "somewhere.Renderer", "size": 16}
+
+
+class FlatPhantom:
+    """A stub renderer: three rectangles of the wanted areas on a grey that is exogenous."""
+
+    def sample(self, seed):
+        random = np.random.default_rng(seed)
+        return {"age": float(random.uniform(20, 80)), "sex": int(seed % 2)}, {"grey": float(random.uniform(0.2, 0.6))}
+
+    def render(self, variables, exogenous):
+        label = np.zeros((16, 16), np.uint8)
+        label[2:8, 10:14], label[2:8, 2:6], label[9:12, 6 : 8 + variables["sex"]] = 1, 2, 3
+        return np.where(label > 0, 0.75, exogenous["grey"]), label
+
+
+def make(out, count=12, seed=0):
+    source = PhantomSource(FlatPhantom(), count, (16, 16), seed, TRUTH)
+    return prepare(source, out, name="flat", seed=seed).datalist
+
+
+def entries_of(datalist):
+    return {entry["id"]: entry for split in SPLITS for entry in datalist.entries[split]}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    for name in ("draw_contact_sheet", "draw_variables"):
+        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
+
+
+def test_phantoms_carry_what_their_true_counterfactuals_need(tmp_path):
+    datalist = make(tmp_path / "out")
+    assert datalist.truth == TRUTH
+    assert datalist.variable_names == ["left_lung_area", "right_lung_area", "heart_area", "age", "sex"]
+    for entry in entries_of(datalist).values():
+        assert entry["source"] == "phantom"
+        image, label = FlatPhantom().render(entry["variables"], entry["exogenous"])
+        stored = np.asarray(Image.open(tmp_path / "out" / entry["image"]))
+        # Linear from [0, 1]: a mapping by the image's own percentiles would have stretched the two greys to 0 and 1.
+        np.testing.assert_allclose(stored / 65535, image, atol=1 / 65535)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / entry["label"])), label)
+        assert entry["variables"]["heart_area"] == pytest.approx(100 * (label == 3).mean())
+    assert not (tmp_path / "out.mapping.json").exists()
+
+
+def test_phantoms_depend_on_the_seed_alone(tmp_path):
+    first, again, more, other = (
+        entries_of(make(tmp_path / str(i), **options)) for i, options in enumerate([{}, {}, {"count": 20}, {"seed": 1}])
+    )
+    assert first == again
+    drawn = {identifier: entry["exogenous"] for identifier, entry in more.items()}
+    assert all(drawn[identifier] == entry["exogenous"] for identifier, entry in first.items())
+    greys = {entry["exogenous"]["grey"] for entry in first.values()}
+    assert len(greys) == 12 and greys.isdisjoint(entry["exogenous"]["grey"] for entry in other.values())
+
+
+def test_chest_phantoms_from_the_command_line(tmp_path):
+    main(["phantom", "--kind", "chest", "--count", "12", "--size", "32", "--out", str(tmp_path / "out")])
+    datalist = read_datalist(tmp_path / "out" / "datalist.json")
+    assert datalist.size == (32, 32) and len(entries_of(datalist)) == 12
+    assert datalist.truth == {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": 32}
+    assert json.loads((tmp_path / "out" / "datalist.json").read_text())["name"] == "out"
+    with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
+        main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])

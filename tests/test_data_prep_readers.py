@@ -1,0 +1,161 @@
+import gzip
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from data_prep.cases import Rejected
+from data_prep.readers import read_picture, strip_suffix
+
+PIXELS = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 100
+
+
+def reason_of(path):
+    with pytest.raises(Rejected) as fault:
+        read_picture(path)
+    return fault.value.reason
+
+
+def write_dicom(path, pixels=PIXELS, **elements):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    if pydicom.__version__.startswith("2."):
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_png_keeps_its_bits(tmp_path, dtype):
+    pixels = (PIXELS if dtype == np.uint16 else PIXELS // 10).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.pixels.dtype == dtype and picture.spacing is None
+    np.testing.assert_array_equal(picture.pixels, pixels)
+
+
+def test_png_with_equal_channels_is_grey_and_with_colours_is_rejected(tmp_path):
+    grey = (PIXELS // 10).astype(np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.stack([grey, np.full_like(grey, 255)], -1), "LA").save(tmp_path / "alpha.png")
+    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
+    for name in ("rgb", "alpha", "palette"):
+        np.testing.assert_array_equal(read_picture(tmp_path / f"{name}.png").pixels, grey)
+    Image.fromarray(grey > 30).save(tmp_path / "bit.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "bit.png").pixels, grey > 30)
+    Image.fromarray(np.stack([grey, grey, grey + 1], -1)).save(tmp_path / "colour.png")
+    assert reason_of(tmp_path / "colour.png") == "colour"
+
+
+def test_dicom_is_rescaled_and_windowed(tmp_path):
+    path = write_dicom(tmp_path / "a", RescaleSlope="2", RescaleIntercept="-100")
+    np.testing.assert_allclose(read_picture(path).pixels, PIXELS * 2.0 - 100)
+    path = write_dicom(tmp_path / "b", WindowCenter="1000", WindowWidth="400")
+    windowed = read_picture(path).pixels
+    assert (windowed[PIXELS <= 800] == windowed.min()).all() and (windowed[PIXELS >= 1200] == windowed.max()).all()
+    inside = windowed[(PIXELS >= 900) & (PIXELS <= 1100)]
+    assert (np.diff(inside) > 0).all()
+
+
+def test_dicom_monochrome1_is_turned_over(tmp_path):
+    straight = read_picture(write_dicom(tmp_path / "a.dcm")).pixels
+    turned = read_picture(write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1")).pixels
+    np.testing.assert_allclose(turned, straight.max() - straight)
+
+
+def test_dicom_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
+    assert read_picture(write_dicom(tmp_path / "a")).spacing is None
+    assert read_picture(write_dicom(tmp_path / "b", ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)
+    path = write_dicom(tmp_path / "c", PixelSpacing=["0.15", "0.1"], ImagerPixelSpacing=["0.2", "0.2"])
+    assert read_picture(path).spacing == (0.15, 0.1)
+    assert reason_of(write_dicom(tmp_path / "d", PixelSpacing=["0", "0.1"])) == "unreadable"
+
+
+def test_dicom_of_several_frames_or_colours_is_rejected(tmp_path):
+    frames = write_dicom(tmp_path / "a", np.stack([PIXELS, PIXELS]), NumberOfFrames="2")
+    assert reason_of(frames) == "multi_frame"
+    assert reason_of(write_dicom(tmp_path / "b", SamplesPerPixel=3)) == "colour"
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 1, 1)])
+def test_nifti_of_an_itk_picture_is_read_upright(tmp_path, suffix, shape):
+    # ITK writes a picture with x along the columns; in NIfTI's axes both directions are negative.
+    path = tmp_path / f"a{suffix}"
+    nibabel.save(nibabel.Nifti1Image(PIXELS.T.reshape(shape).astype(np.int16), np.diag([-0.5, -0.7, 1, 1])), path)
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels, PIXELS)
+    assert picture.spacing == pytest.approx((0.7, 0.5))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_nifti_orientation_is_obeyed(tmp_path, kind):
+    """A coronal slice stored towards right and superior is shown with the patient's left on the right, head up."""
+    stored = PIXELS.T[::-1, ::-1].astype(np.int16)[:, None, :]
+    affine = np.diag([0.5, 9, 0.7, 1])
+    nibabel.save(kind(stored, affine), tmp_path / "a.nii")
+    picture = read_picture(tmp_path / "a.nii")
+    np.testing.assert_array_equal(picture.pixels, PIXELS)
+    assert picture.spacing == pytest.approx((0.7, 0.5))
+
+
+def test_nifti_unit_is_obeyed_and_volumes_are_rejected(tmp_path):
+    image = nibabel.Nifti1Image(PIXELS.T.astype(np.int16), np.diag([-500.0, -700, 1, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    assert read_picture(tmp_path / "a.nii").spacing == pytest.approx((0.7, 0.5))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "b.nii")
+    assert reason_of(tmp_path / "b.nii") == "multi_frame"
+
+
+def test_format_is_told_by_content_not_by_name(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.dcm", format="PNG")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.dcm").pixels, PIXELS)
+    (tmp_path / "notes.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "photo.png").write_bytes(b"\xff\xd8\xff\xe0" + bytes(400))
+    for name in ("notes", "empty", "photo"):
+        assert reason_of(tmp_path / f"{name}.png") == "unsupported_format"
+    (tmp_path / "folder.png").mkdir()
+    assert reason_of(tmp_path / "folder.png") == "unreadable"
+
+
+def test_damaged_files_are_rejected_and_their_names_are_not_told(tmp_path):
+    folder = tmp_path / "Jane Doe"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (40, 40), np.uint16)).save(folder / "a.png")
+    nibabel.save(nibabel.Nifti1Image(PIXELS.astype(np.int16), np.eye(4)), folder / "b.nii")
+    (folder / "c.nii.gz").write_bytes(gzip.compress((folder / "b.nii").read_bytes()))
+    write_dicom(folder / "d", PatientName="Doe^Jane")
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for end in (len(whole) // 2, len(whole) * 9 // 10):
+            damaged = tmp_path / "Doe Jane.png"
+            damaged.write_bytes(whole[:end])
+            with pytest.raises(Rejected) as fault:
+                read_picture(damaged)
+            assert fault.value.reason in ("unreadable", "unsupported_format")
+            assert "Doe" not in fault.value.text
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("a.png", "a"), ("b.NII.gz", "b"), ("1.2.840.113", "1.2.840.113"), ("1.2.3.dcm", "1.2.3"), ("x/y.nii", "x/y")],
+)
+def test_only_known_suffixes_are_taken_off(name, stem):
+    assert strip_suffix(name) == stem

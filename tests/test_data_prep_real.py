@@ -1,0 +1,33 @@
+"""Real radiographs where they are at hand: the folder SEGCFT_CXR names, or shared/data/cxr beside the repository."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.folder import FolderSource
+from data_prep.structures import CHEST, check_label_map
+from data_prep.table import Table
+
+CXR = Path(os.environ.get("SEGCFT_CXR") or Path(__file__).parents[2] / "shared" / "data" / "cxr")
+
+pytestmark = pytest.mark.skipif(
+    not (CXR / "cases.csv").is_file(), reason="no real radiographs: set SEGCFT_CXR to their folder"
+)
+
+
+def test_real_radiographs_are_found_and_measured_as_published():
+    variables = {"age": "continuous", "sex": ["F", "M"]}
+    table = Table(CXR / "cases.csv", variables, missing={"age": 0})
+    masks = {name: f"mask/{name}" for name in CHEST}
+    source = FolderSource([CXR / "jsrt", CXR / "wingspan"], "png", masks, (64, 64), table)
+    assert len(source.items) == 404 and table.unused == 0
+    shares = []
+    for item in source.items[:197:10]:
+        case = source.load(item)
+        check_label_map(case.label, source.labels)
+        assert item.source == "jsrt" and case.variables["sex"] in (0, 1)
+        shares.append([(case.label == value).mean() for value in (1, 2, 3)])
+    # Mean area of left lung, right lung and heart as a share of the image, over all JSRT cases, plus or minus 1 SD.
+    np.testing.assert_allclose(np.mean(shares, axis=0), (0.137, 0.169, 0.091), atol=0.02)

@@ -1,0 +1,148 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from segcft_ext.datalist import DatalistError, read_datalist, write_datalist
+from segcft_ext.measurements import Area
+
+AREA = {"_target_": "segcft_ext.measurements.Area", "label": 1, "unit": "percent"}
+
+
+def entry(name, **more):
+    values = {"heart_area": 10.0, "age": 61, "sex": 1}
+    return {
+        "id": name,
+        "source": "a",
+        "image": f"{name}.png",
+        "label": f"{name}_label.png",
+        "variables": values,
+        **more,
+    }
+
+
+CONTENT = {
+    "format_version": 1,
+    "name": "drawn",
+    "image": {"size": [8, 6], "intensity_range": [0, 255]},
+    "labels": {"background": 0, "heart": 1},
+    "variables": [
+        {"name": "heart_area", "kind": "continuous", "unit": "percent", "measurement": AREA},
+        {"name": "age", "kind": "continuous", "unit": "years"},
+        {"name": "sex", "kind": "binary", "unit": "", "categories": ["F", "M"]},
+    ],
+    "training": [entry("t1", use="guide"), entry("t2", use="judge", spacing=[0.5, 0.5])],
+    "validation": [entry("v1")],
+    "test": [entry("s1")],
+}
+
+
+@pytest.fixture
+def content(tmp_path):
+    for name in ("t1", "t2", "v1", "s1"):
+        (tmp_path / f"{name}.png").touch()
+        (tmp_path / f"{name}_label.png").touch()
+    return copy.deepcopy(CONTENT)
+
+
+def test_written_datalist_is_read_back(content, tmp_path):
+    content["training"][0]["variables"]["age"] = None
+    written = write_datalist(tmp_path / "datalist.json", content)
+    datalist = read_datalist(tmp_path / "datalist.json")
+    assert datalist == written
+    assert not list(tmp_path.glob("*.tmp"))
+    assert datalist.variable_names == ["heart_area", "age", "sex"]
+    assert (datalist.size, datalist.num_classes, datalist.structures) == ((8, 6), 2, ["heart"])
+    assert isinstance(datalist.measurements()["heart_area"], Area)
+
+    first, second = datalist.items("training")
+    assert first["image"] == str(tmp_path / "t1.png")
+    np.testing.assert_array_equal(first["variables"], np.array([10, np.nan, 1], np.float32))
+    assert np.isnan(first["spacing"]).all()
+    np.testing.assert_array_equal(second["spacing"], np.array([0.5, 0.5], np.float32))
+    assert [item["id"] for item in datalist.items("training", use="judge")] == ["t2"]
+    assert datalist.items("training", variables=["sex", "age"], limit=1)[0]["variables"].shape == (2,)
+
+
+def test_a_datalist_may_be_read_without_its_files(content, tmp_path):
+    path = tmp_path / "elsewhere" / "datalist.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    assert read_datalist(path, check_files=False).name == "drawn"
+    with pytest.raises(DatalistError, match=r"training\[0\].image: found 't1.png', expected an existing file"):
+        read_datalist(path)
+
+
+def change(keys, value):
+    def apply(content):
+        *way, last = keys
+        target = content
+        for key in way:
+            target = target[key]
+        target[last] = value
+
+    return apply
+
+
+FAULTS = [
+    (["format_version"], 2, "format_version: found 2, expected 1"),
+    (["image"], None, "image: found None"),
+    (["image", "size"], [8], r"image.size: found \[8\]"),
+    (["image", "size"], [8, 0], "image.size"),
+    (["image", "intensity_range"], [1, 1], "image.intensity_range"),
+    (["labels", "background"], 1, "labels: .* background 0"),
+    (["labels", "heart"], "1", "labels"),
+    (["variables"], [], "variables: found .*, expected at least one"),
+    (["variables", 1, "name"], "heart_area", "each name once"),
+    (["variables", 1, "kind"], "real", r"variables\[1\].kind: found 'real'"),
+    (["variables", 2, "categories"], ["F"], r"variables\[2\].categories"),
+    (["variables", 0, "measurement"], {"_target_": "os.system"}, r"variables\[0\].measurement"),
+    (["variables", 0, "measurement"], {**AREA, "unit": "cm2"}, r"variables\[0\].measurement: .*cm2"),
+    (["test"], None, "test: found None, expected a list of cases"),
+    (["test", 0, "id"], "t1", r"test\[0\].id: found 't1', expected an id of its own \(also at training\[0\]\)"),
+    (["test", 0, "source"], "", r"test\[0\].source"),
+    (["test", 0, "label"], "nowhere.png", r"test\[0\].label: found 'nowhere.png', expected an existing file"),
+    (["test", 0, "spacing"], [1.0], r"test\[0\].spacing"),
+    (["test", 0, "spacing"], [1.0, -1.0], r"test\[0\].spacing"),
+    (["training", 1, "use"], "test", r"training\[1\].use: found 'test', expected 'guide' or 'judge'"),
+    (["training", 1, "variables"], None, r"training\[1\].variables"),
+    (["training", 1, "variables", "heart_area"], None, "measured, so it cannot be missing"),
+    (["training", 1, "variables", "age"], "old", r"training\[1\].variables.age: found 'old', expected a finite number"),
+    (["training", 1, "variables", "age"], float("inf"), "finite number"),
+    (["training", 1, "variables", "age"], True, "finite number"),
+    (["training", 1, "variables", "sex"], 2, "an index below 2"),
+    (["training", 1, "variables", "weight"], 70, r"found \['weight'\]"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), FAULTS, ids=lambda v: None if isinstance(v, str) else str(v))
+def test_a_fault_is_named_and_nothing_is_written(content, tmp_path, keys, value, message):
+    change(keys, value)(content)
+    path = tmp_path / "datalist.json"
+    with pytest.raises(DatalistError, match=message) as error:
+        write_datalist(path, content)
+    assert str(path) in str(error.value)
+    assert not path.exists()
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(DatalistError, match="no such datalist"):
+        read_datalist(tmp_path / "datalist.json")
+    (tmp_path / "broken.json").write_text('{"training": [')
+    with pytest.raises(DatalistError, match=r"broken.json: cannot be read as JSON"):
+        read_datalist(tmp_path / "broken.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DatalistError, match="expected an object"):
+        read_datalist(tmp_path / "list.json")
+
+
+def test_unknown_variables_and_empty_selections_are_errors(content, tmp_path):
+    content["test"] = []
+    datalist = write_datalist(tmp_path / "datalist.json", content)
+    with pytest.raises(DatalistError, match="no variable 'weight'; it has"):
+        datalist.items("training", variables=["weight"])
+    with pytest.raises(DatalistError, match="no case in split 'test'"):
+        datalist.items("test")
+    with pytest.raises(DatalistError, match="no case in split 'validation' for use 'judge'"):
+        datalist.items("validation", use="judge")
