@@ -36,8 +36,9 @@ def draw_interventions(values: Tensor, columns: Sequence[int]) -> tuple[Tensor, 
 
 
 def bending_energy(field: Tensor) -> Tensor:
-    """Mean squared second derivative of a vector field (B, D, *spatial), mixed ones counted twice (Rueckert et al. 1999).
+    """Mean squared second derivative of a vector field (B, D, *spatial) (Rueckert et al. 1999).
 
+    Mixed derivatives count twice.
     MONAI's ``BendingEnergyLoss`` relies on an indexing that PyTorch has deprecated as of 2.9.
     """
     axes = range(2, field.ndim)
@@ -54,11 +55,13 @@ class CFTTerms:
         effectiveness: distance between the guide's variables and their targets, in scaled units.
         locality: change of the image where no changed variable lives.
         smoothness: bending energy of the velocity; zero without a deformation head.
+        folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
     """
 
     effectiveness: Tensor
     locality: Tensor
     smoothness: Tensor
+    folding: Tensor
 
 
 class CFTObjective(nn.Module):
@@ -74,15 +77,19 @@ class CFTObjective(nn.Module):
         anchored: shift targets by the guide's error on the factual image.
         locality: weight of the change outside the changed structures.
         smoothness: weight of the velocity's bending energy.
+        folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
+        folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
     """
 
     def __init__(
         self,
-        huber: float = 0.05,
+        huber: float = 0.01,
         anchored: bool = True,
         locality: float = 1.0,
         smoothness: float = 0.1,
+        folding: float = 100.0,
+        folding_margin: float = 0.3,
         dilation: float = 5.0,
     ) -> None:
         super().__init__()
@@ -90,6 +97,8 @@ class CFTObjective(nn.Module):
         self.anchored = anchored
         self.locality = locality
         self.smoothness = smoothness
+        self.folding = folding
+        self.folding_margin = folding_margin
         self.dilation = dilation
 
     def forward(
@@ -126,14 +135,21 @@ class CFTObjective(nn.Module):
         outside = 1 - self._dilate(inside.amax(1, keepdim=True))
         locality = (outside * (counterfactual.image - image).abs()).mean()
 
-        smoothness = image.new_zeros(())
-        if counterfactual.velocity is not None:
+        smoothness = folding = image.new_zeros(())
+        determinant = counterfactual.jacobian_determinant
+        if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
-        return CFTTerms(effectiveness, locality, smoothness)
+            folding = F.relu(self.folding_margin - determinant).square().mean()
+        return CFTTerms(effectiveness, locality, smoothness, folding)
 
     def total(self, terms: CFTTerms) -> Tensor:
         """The weighted sum of the terms."""
-        return terms.effectiveness + self.locality * terms.locality + self.smoothness * terms.smoothness
+        return (
+            terms.effectiveness
+            + self.locality * terms.locality
+            + self.smoothness * terms.smoothness
+            + self.folding * terms.folding
+        )
 
     def _dilate(self, mask: Tensor) -> Tensor:
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))

@@ -99,6 +99,19 @@ def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None
     assert cost == pytest.approx(0.5 * 24 / 64)
 
 
+def test_folds_cost_and_small_movements_do_not() -> None:
+    image, _, asked, _ = scene()
+    ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
+    velocity = torch.zeros(1, 2, 16, 16)
+
+    def folding(slope: float) -> torch.Tensor:
+        displacement = torch.cat([torch.zeros_like(ramp), slope * 31.5 * ramp], dim=1)
+        return terms(CFTObjective(), [13.0, 10.0], Counterfactual(image, asked.values, displacement, velocity)).folding
+
+    assert folding(0.5) == 0 and folding(-0.6) == 0
+    assert folding(-1.2) == pytest.approx(0.5**2, rel=1e-4)  # the determinant is 1 - 1.2
+
+
 def test_the_multiplier_rises_while_the_constraint_is_broken_and_never_falls_below_zero() -> None:
     lagrangian = Lagrangian(initial=0.05, learning_rate=0.1, slack=0.5)
     assert not lagrangian.bounded
