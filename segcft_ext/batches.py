@@ -6,7 +6,9 @@ These are the ``prepare_batch`` of MONAI's trainers and evaluators. The dictiona
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,24 @@ from torch import Tensor
 from segcft_ext.datalist import Datalist
 from segcft_ext.measurements import measure_label_map
 
-__all__ = ["Augmentation", "PrepareRegression", "PrepareSegmentation", "PrepareVariables"]
+__all__ = ["Augmentation", "PrepareRegression", "PrepareSegmentation", "PrepareVariables", "find_images"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz")
 
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def find_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """An image, or the images of a folder, as the items of a MONAI dataset.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    path = Path(path)
+    found = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.name.lower().endswith(IMAGE_SUFFIXES))
+    if not found:
+        raise FileNotFoundError(f"{path}: neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
+    return [{"image": str(file)} for file in found]
 
 
 class PrepareSegmentation:

@@ -41,6 +41,7 @@ __all__ = [
     "read_description",
     "save_atomically",
     "save_model",
+    "trained_image_size",
 ]
 
 FORMAT_VERSION = 1
@@ -202,6 +203,11 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: when the file is missing or no model of this project.
     """
     return _description(load_checkpoint(path), path)
+
+
+def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
+    """The image size that a network was trained on, or None where there is no checkpoint yet."""
+    return read_description(path)["data"]["image_size"] if Path(path).exists() else None
 
 
 def check_compatible(model: nn.Module, datalist: Datalist) -> None:

@@ -84,8 +84,8 @@ class SegmentationReport:
 
         Returns:
             ``structures``: for each its metrics' mean and SD over the cases where it is defined, and in how many it is
-            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error, the same
-            in percent of the true value, and the mean signed error in percent.
+            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error, the
+            same in percent of the true value, and the mean signed error in percent.
         """
         structures = {
             name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics}
