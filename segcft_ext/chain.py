@@ -1,0 +1,340 @@
+"""The whole chain for one datalist: from radiographs with masks to a report.
+
+.. code-block:: bash
+
+    python -m segcft_ext.chain run --datalist prepared/datalist.json --output_dir runs/mine
+    python -m segcft_ext.chain demo
+
+It types the bundles' own commands; what it adds is their order, two at a time, and skipping what need not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+from mlflow import MlflowClient
+
+import segcft_ext
+from segcft_ext.datalist import read_datalist
+from segcft_ext.evaluation.tables import evaluation_tables
+from segcft_ext.scheduler import StageError, run_stages
+from segcft_ext.stages import Stage
+from segcft_ext.tracking import artifact_location
+
+__all__ = ["demo", "run"]
+
+METHODS = ("No-CFT", "Reg-CFT", "Seg-CFT")
+MECHANISMS = ("deformation", "hvae")
+HEADLINE = ("effectiveness", "leakage")
+EXPERIMENT = "segcft"
+JUDGE_SEED_OFFSET = 1000
+
+DEMO_CASES = 300
+DEMO_SETTINGS = {
+    "lung_heart_segmentor": {"max_epochs": 30},
+    "regressor": {"max_epochs": 60},
+    "dscm_pretraining": {"max_epochs": 30},
+    "reg_cft": {"max_epochs": 40},
+    "seg_cft": {"max_epochs": 40},
+    "judge": {"max_epochs": 30},
+}
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+def run(
+    *,
+    datalist: str,
+    output_dir: str,
+    methods: Any = METHODS,
+    mechanisms: Any = "deformation",
+    seed: int = 0,
+    device: str | None = None,
+    jobs: int = 2,
+    set: Any = (),
+    bundles: str | None = None,
+) -> None:
+    """Train segmentor, DSCM, counterfactual fine-tuning and judge on a datalist, evaluate, and write a report.
+
+    A stage whose outputs are complete and whose inputs are unchanged is skipped; one that was interrupted goes on where
+    it was. OUTPUT_DIR/commands.sh holds the commands, OUTPUT_DIR/logs what they print, OUTPUT_DIR/report.html the
+    result. Runs are recorded in OUTPUT_DIR/mlflow.db, or where MLFLOW_TRACKING_URI says.
+
+    Example:
+
+        python -m segcft_ext.chain run --datalist prepared/datalist.json --output_dir runs/mine
+        --mechanisms deformation,hvae --set dscm_pretraining.max_epochs=200,seg_cft_hvae.max_epochs=50
+
+    Args:
+        datalist: what data_prep wrote.
+        output_dir: folder to write to.
+        methods: what to compare, some of No-CFT,Reg-CFT,Seg-CFT.
+        mechanisms: image mechanisms to fine-tune, some of deformation,hvae. The first trains a warp on top of the HVAE,
+            the second the HVAE itself, as published.
+        seed: of everything; the judge has another one, made from it.
+        device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
+        jobs: number of stages that run at a time, each in one thread.
+        set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A stage is
+            named as on the screen; reg_cft and seg_cft mean those of all mechanisms.
+        bundles: folder of the bundles, by default the one beside the package.
+    """
+    output = Path(output_dir).absolute()
+    chain = Chain(read_datalist(datalist).path, output, seed, device, _settings(set), _bundles(bundles))
+    _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
+
+
+def demo(
+    output_dir: str = "runs/demo",
+    *,
+    count: int = DEMO_CASES,
+    size: int = 64,
+    mechanisms: Any = "deformation",
+    seed: int = 0,
+    device: str | None = None,
+    jobs: int = 2,
+    set: Any = (),
+    bundles: str | None = None,
+) -> None:
+    """The whole chain on rendered chest phantoms, in a quarter of an hour on two cores.
+
+    A phantom's true counterfactual is known, so the report compares with it too.
+
+    Args:
+        output_dir: folder to write to.
+        count: number of phantoms.
+        size: of the square images in pixels.
+        mechanisms: see the command run.
+        seed: of the phantoms and of everything after them.
+        device: see the command run.
+        jobs: number of stages that run at a time, each in one thread.
+        set: further settings of stages, see the command run.
+        bundles: see the command run.
+    """
+    output = Path(output_dir).absolute()
+    phantoms = Stage(
+        name="data_prep",
+        program=("-m", "data_prep", "phantom"),
+        folder=output / "data",
+        folder_option="out",
+        products=("datalist.json",),
+        settings={"kind": "chest", "count": count, "size": size, "seed": seed, "name": "chest phantoms"},
+        version=segcft_ext.__version__,
+    )
+    given = _settings(set)
+    settings = {key: {**DEMO_SETTINGS.get(key, {}), **given.get(key, {})} for key in [*DEMO_SETTINGS, *given]}
+    chain = Chain(phantoms.folder / "datalist.json", output, seed, device, settings, _bundles(bundles))
+    _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
+
+
+def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
+    output = chain.output
+    # Small convolutions gain little from threads, and the numbers must not depend on how many there are.
+    environment = {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": chain.tracking_uri}
+    output.mkdir(parents=True, exist_ok=True)
+    _write_commands(output / "commands.sh", stages, environment)
+    _create_store(chain.tracking_uri)
+    run_stages(stages, output / "logs", jobs, environment)
+    print(f"\n{_headline(output / 'evaluation' / 'evaluation.json')}\n\nreport: {output / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages for one datalist.
+
+    Attributes:
+        datalist: the file.
+        output: folder in which every stage has one of its own.
+        seed: of all stages.
+        device: for all stages, or None.
+        settings: for each stage, or family of stages (seg_cft), what replaces its bundle's settings.
+        bundles: folder of the bundles.
+    """
+
+    datalist: Path
+    output: Path
+    seed: int
+    device: str | None
+    settings: Settings
+    bundles: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store of all stages."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.output / 'mlflow.db'}"
+
+    def stages(self, methods: Sequence[str], mechanisms: Sequence[str]) -> list[Stage]:
+        """All stages, each after those that it needs.
+
+        Raises:
+            ValueError: when there are settings for a stage that there is not.
+        """
+        segmentor = self.stage("lung_heart_segmentor", "lung_heart_segmentor")
+        dscm = self.stage("dscm_pretraining", "dscm_pretraining")
+        regressor = self.stage("regressor", "seg_cft_finetuning", config="train_regressor.json")
+        judge = self.stage("judge", "segmentor_evaluation", own={"seed": self.seed + JUDGE_SEED_OFFSET})
+        needed, compared = [segmentor, dscm, judge], dict[str, Path]()
+        if "No-CFT" in methods:
+            compared["No-CFT"] = _model(dscm)
+        if "Reg-CFT" in methods:
+            needed.append(regressor)
+        for mechanism in mechanisms:
+            for method, guide in (("Reg-CFT", regressor), ("Seg-CFT", segmentor)):
+                if method in methods:
+                    family = method.lower().replace("-", "_")
+                    made = self.stage(
+                        f"{family}_{mechanism}",
+                        "seg_cft_finetuning",
+                        family=family,
+                        inputs={"dscm": _model(dscm), "guide": _model(guide)},
+                        own={"deformation": mechanism == "deformation"},
+                    )
+                    needed.append(made)
+                    compared[method if len(mechanisms) == 1 else f"{method}, {mechanism}"] = _model(made)
+        evaluation = self.stage(
+            "evaluation",
+            "segmentor_evaluation",
+            config="evaluate.json",
+            inputs={"judge": _model(judge), "methods": compared},
+            products=("evaluation.json", "evaluation.md", "evaluation.csv"),
+        )
+        stages = [*needed, evaluation]
+        known = {stage.name for stage in stages} | {"regressor", "reg_cft", "seg_cft"}
+        if unknown := sorted(set(self.settings) - known):
+            raise ValueError(f"settings for the stages {unknown}, expected some of {sorted(known)}")
+        return [*stages, self.report(evaluation)]
+
+    def stage(
+        self,
+        name: str,
+        bundle: str,
+        *,
+        config: str = "train.json",
+        family: str = "",
+        inputs: Mapping[str, Path | Mapping[str, Path]] | None = None,
+        own: Mapping[str, Any] | None = None,
+        products: tuple[str, ...] = ("model.pt",),
+    ) -> Stage:
+        """One command of a bundle."""
+        root = self.bundles / bundle
+        settings = {"run_name": name, "seed": self.seed, **(own or {})}
+        if self.device:
+            settings["device"] = self.device
+        return Stage(
+            name=name,
+            program=("-m", "monai.bundle", "run"),
+            folder=self.output / name,
+            products=products,
+            places={"bundle_root": root},
+            inputs={"config_file": root / "configs" / config, "datalist": self.datalist, **(inputs or {})},
+            reads={"metadata": root / "configs" / "metadata.json"},
+            settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
+            version=segcft_ext.__version__,
+            resumable=products == ("model.pt",),
+        )
+
+    def report(self, evaluation: Stage) -> Stage:
+        return Stage(
+            name="report",
+            program=("-m", "segcft_ext.report"),
+            folder=self.output,
+            folder_option=None,
+            products=("report.html",),
+            places={
+                "output": self.output / "report.html",
+                "evaluation_dir": evaluation.folder,
+                "data_dir": self.datalist.parent,
+            },
+            reads={"evaluation": evaluation.folder / "evaluation.json", "datalist": self.datalist},
+            settings={"tracking_uri": self.tracking_uri, "experiment": EXPERIMENT},
+            version=segcft_ext.__version__,
+        )
+
+
+def _model(stage: Stage) -> Path:
+    return stage.folder / "model.pt"
+
+
+def _bundles(given: str | None) -> Path:
+    folder = Path(given).absolute() if given else Path(segcft_ext.__file__).parent.parent / "bundles"
+    if not (folder / "lung_heart_segmentor").is_dir():
+        raise ValueError(
+            f"{folder}: the bundles are not there; they lie in the folder bundles of the repository: give --bundles"
+        )
+    return folder
+
+
+def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:
+    """Some of the known names, in their order."""
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if not names or any(name not in known for name in names):
+        raise ValueError(f"{option}: found {names}, expected some of {list(known)}")
+    return [name for name in known if name in names]
+
+
+def _mechanisms(given: Any) -> list[str]:
+    return _chosen("mechanisms", given, MECHANISMS)
+
+
+def _settings(given: Any) -> dict[str, dict[str, Any]]:
+    """From ``STAGE.KEY=VALUE`` to settings for each stage."""
+    settings: dict[str, dict[str, Any]] = {}
+    for text in given.split(",") if isinstance(given, str) else given:
+        name, equals, value = str(text).partition("=")
+        stage, dot, key = name.strip().partition(".")
+        if not (equals and dot and key):
+            raise ValueError(f"set: found {text!r}, expected STAGE.KEY=VALUE")
+        try:
+            settings.setdefault(stage, {})[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings.setdefault(stage, {})[key] = value
+    return settings
+
+
+def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:
+    lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
+    path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
+
+
+def _create_store(tracking_uri: str) -> None:
+    """Create the MLflow store and the experiment before two stages try to at the same time."""
+    client = MlflowClient(tracking_uri=tracking_uri)
+    if client.get_experiment_by_name(EXPERIMENT) is None:
+        client.create_experiment(EXPERIMENT, artifact_location=artifact_location(tracking_uri))
+
+
+def _headline(path: Path) -> str:
+    """The tables that matter most, as plain text."""
+    tables = {table.key: table for table in evaluation_tables(json.loads(path.read_text(encoding="utf-8")))}
+    text = []
+    for table in (tables[key] for key in HEADLINE):
+        rows = [["", *table.columns]]
+        rows += [[name, *(cell.text(table.digits) for cell in cells)] for name, cells in table.rows]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        text.append(table.title)
+        text += ["  " + "  ".join(f"{part:{width}}" for part, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; what is not the software's fault ends with one line, not with a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running stages are ended
+    try:
+        fire.Fire({"run": run, "demo": demo}, command=arguments, name="segcft_ext.chain")
+    except (StageError, ValueError, OSError) as error:
+        sys.exit(f"chain: {error}")
+    except KeyboardInterrupt:
+        sys.exit("chain: interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A stage: one command that turns files into files, and the record that tells whether it has to run again.
+
+The record, ``stage.json`` in the stage's folder, holds what the stage was made from: its settings by value, its inputs
+by content, never where they lie. It is written when the stage starts and again when it has ended well:
+
+.. code-block:: python
+
+    state = stage.state(digests)    # "complete", "interrupted" or "due"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Digests", "Stage"]
+
+RECORD = "stage.json"
+TRAINING = "training.pt"
+MADE_FROM = ("program", "version", "settings", "inputs")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: what it is called on the screen; its log has this name too.
+        program: the command between the interpreter and the options, e.g. ``("-m", "monai.bundle", "run")``.
+        folder: where it writes; given to it as the option ``folder_option``, if it has one.
+        products: files in the folder that a finished stage has left.
+        inputs: options that are files, or mappings from names to files; their content counts, not their place.
+        reads: further files that it reads, and whose content counts.
+        settings: options that are plain values.
+        places: options that are paths whose content does not count.
+        version: of the software; another one makes the stage run again.
+        resumable: whether the option ``resume`` continues from ``training.pt`` in the folder.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    folder: Path
+    products: tuple[str, ...]
+    inputs: Mapping[str, Path | Mapping[str, Path]] = field(default_factory=dict)
+    reads: Mapping[str, Path] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Path] = field(default_factory=dict)
+    folder_option: str | None = "output_dir"
+    version: str = ""
+    resumable: bool = False
+
+    def arguments(self, resume: bool = False) -> list[str]:
+        """The command after the interpreter."""
+        options: dict[str, Any] = {**self.places, **self.inputs}
+        if self.folder_option:
+            options[self.folder_option] = self.folder
+        options |= self.settings
+        if resume:
+            options["resume"] = True
+        return [*self.program, *(text for key, value in options.items() for text in (f"--{key}", _as_text(value)))]
+
+    def command(self, resume: bool = False) -> str:
+        """The command as it is typed."""
+        return shlex.join(["python", *self.arguments(resume)])
+
+    def files(self) -> list[Path]:
+        """Every input file."""
+        return [file for value in (*self.inputs.values(), *self.reads.values()) for file in _each(value).values()]
+
+    def makes(self, file: Path) -> bool:
+        """Whether a file is one of its products."""
+        return file in [self.folder / name for name in self.products]
+
+    def follows(self, other: Stage) -> bool:
+        """Whether an input is the other stage's product."""
+        return any(other.makes(file) for file in self.files())
+
+    def state(self, digests: Digests) -> str:
+        """Whether the stage is done: "complete", "interrupted" (it can go on where it was) or "due: <reason>"."""
+        record = self._record()
+        if not record:
+            return "due: not run yet"
+        now = self._made_from(digests)
+        changed = [key for key in MADE_FROM if record.get(key) != now[key]]
+        if changed == ["inputs"]:
+            changed = [key for key in now["inputs"] if record["inputs"].get(key) != now["inputs"][key]]
+        if changed:
+            return f"due: changed {', '.join(changed)}"
+        if not record.get("products"):
+            resumable = self.resumable and (self.folder / TRAINING).is_file()
+            return "interrupted" if resumable else "due: it was interrupted"
+        for name, digest in record["products"].items():
+            path = self.folder / name
+            if not path.is_file() or digests.of(path) != digest:
+                return f"due: {name} is {'not what it wrote' if path.is_file() else 'missing'}"
+        return "complete"
+
+    def start(self, digests: Digests, resume: bool) -> None:
+        """Record that the stage runs; unless it is resumed, remove what an earlier run has left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in (RECORD, TRAINING, *self.products):
+                (self.folder / name).unlink(missing_ok=True)
+        self._write(self._made_from(digests))
+
+    def finish(self, digests: Digests, seconds: float) -> list[str]:
+        """Record that the stage ended well, or return the products that it has not left."""
+        missing = [name for name in self.products if not (self.folder / name).is_file()]
+        if not missing:
+            products = {name: digests.of(self.folder / name) for name in self.products}
+            self._write({**self._record(), "seconds": round(seconds, 1), "products": products})
+        return missing
+
+    def _made_from(self, digests: Digests) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        for key, value in {**self.inputs, **self.reads}.items():
+            found = {name: digests.of(file, key == "datalist") for name, file in _each(value).items()}
+            inputs[key] = found[""] if isinstance(value, Path) else found
+        settings = json.loads(json.dumps(self.settings))
+        return {"program": list(self.program), "version": self.version, "settings": settings, "inputs": inputs}
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        scratch = self.folder / f"{RECORD}.tmp"
+        scratch.write_text(json.dumps({"stage": self.name, **record}, indent=1) + "\n", encoding="utf-8")
+        os.replace(scratch, self.folder / RECORD)
+
+
+class Digests:
+    """SHA-256 of files, computed once as long as a file keeps its size and time."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def of(self, path: Path, with_cases: bool = False) -> str:
+        """Digest of a file; ``with_cases``: of a datalist together with its images and label maps."""
+        digest = self._of_file(path)
+        if not with_cases:
+            return digest
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cases = [case for split in ("training", "validation", "test") for case in content[split]]
+        files = [path.parent / case[key] for case in cases for key in ("image", "label")]
+        return hashlib.sha256("".join([digest, *map(self._of_file, files)]).encode()).hexdigest()
+
+    def _of_file(self, path: Path) -> str:
+        status = path.stat()
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        if key not in self._known:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            self._known[key] = digest.hexdigest()
+        return self._known[key]
+
+
+def _each(value: Path | Mapping[str, Path]) -> Mapping[str, Path]:
+    return {"": value} if isinstance(value, Path) else value
+
+
+def _as_text(value: Any) -> str:
+    """An option's value as the command line of MONAI reads it: Python's True and False, JSON for what has parts."""
+    if isinstance(value, Mapping):
+        return json.dumps({key: str(part) if isinstance(part, Path) else part for key, part in value.items()})
+    return json.dumps(value) if isinstance(value, list) else str(value)

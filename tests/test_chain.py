@@ -1,0 +1,275 @@
+"""The driver: which stages run, in which order, and what happens when one does not end well."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segcft_ext.scheduler import StageError, run_stages
+from segcft_ext.stages import Digests, Stage
+
+# A stage for tests: appends its options to calls.txt, then writes the text of its inputs and its setting as model.pt.
+STUB = """
+import json, pathlib, sys, time
+options = dict(zip((a[2:] for a in sys.argv[1::2]), sys.argv[2::2]))
+out = pathlib.Path(options["output_dir"])
+with open(out / "calls.txt", "a") as calls:
+    calls.write(json.dumps(options) + "\\n")
+print("epoch 1 of 2", flush=True)
+(out / "training.pt").write_text("half way")
+if "wait_for" in options:
+    until = time.monotonic() + 20
+    while not pathlib.Path(options["wait_for"]).exists():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+if options.get("fail") == "True" and "resume" not in options:
+    sys.exit("no luck today")
+if options.get("forget") != "True":
+    made_of = [pathlib.Path(options[key]).read_text() for key in ("upstream", "datalist") if key in options]
+    (out / "model.pt").write_text(" ".join([*made_of, options.get("word", "")]))
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    (tmp_path / "stub.py").write_text(STUB)
+
+    def make(name, upstream=None, **settings):
+        return Stage(
+            name=name,
+            program=(str(tmp_path / "stub.py"),),
+            folder=tmp_path / "out" / name,
+            products=("model.pt",),
+            inputs={} if upstream is None else {"upstream": upstream},
+            settings=settings,
+            resumable=True,
+        )
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return lambda *stages, **options: run_stages(stages, tmp_path / "out" / "logs", **options)
+
+
+def calls(stage):
+    path = stage.folder / "calls.txt"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def product(stage):
+    return stage.folder / "model.pt"
+
+
+def test_a_stage_runs_after_those_that_make_its_inputs_and_only_once(make, run, capsys):
+    first = make("first", word="a")
+    second = make("second", product(first), word="b")
+    run(second, first)
+    assert product(second).read_text() == "a b"
+    shown = capsys.readouterr().out
+    assert first.command() in shown and second.command() in shown
+    run(second, first)
+    assert len(calls(first)) == len(calls(second)) == 1
+    assert capsys.readouterr().out.count("skipped") == 2
+
+
+def test_what_changed_runs_again_and_what_depends_on_it(make, run, tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("one")
+    first, other = make("first", source), make("other")
+    second = make("second", product(first))
+    run(first, second, other)
+    source.write_text("two")
+    run(first, second, other)
+    assert product(second).read_text() == "two  "
+    assert [len(calls(stage)) for stage in (first, second, other)] == [2, 2, 1]
+    changed = replace(other, settings={"word": "b"})
+    run(first, second, changed)
+    assert [len(calls(stage)) for stage in (first, second, other)] == [2, 2, 2]
+    assert calls(changed)[-1]["word"] == "b"
+
+
+def test_a_stage_is_not_run_for_what_is_the_same_again(make, run, tmp_path):
+    """Touched files, another place, and an upstream stage that gives the same result."""
+    source = tmp_path / "source.txt"
+    source.write_text("one")
+    first = make("first", source)
+    second = make("second", product(first))
+    run(first, second)
+    moved = tmp_path / "moved.txt"
+    moved.write_text("one")
+    run(replace(first, inputs={"upstream": moved}, version="2"), second)
+    assert len(calls(first)) == 2 and len(calls(second)) == 1
+
+
+def test_a_product_that_is_damaged_or_gone_is_made_again(make, run):
+    stage = make("stage", word="a")
+    run(stage)
+    product(stage).write_text("cut o")
+    run(stage)
+    product(stage).unlink()
+    run(stage)
+    assert len(calls(stage)) == 3 and product(stage).read_text() == "a"
+
+
+def test_a_datalist_stands_for_its_images(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"image")
+    case = {"image": "a.png", "label": "a.png"}
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": [case], "validation": [], "test": []}))
+    stage = Stage("stage", ("x",), tmp_path / "out", (), inputs={"datalist": datalist})
+    stage.start(Digests(), resume=False)
+    stage.finish(Digests(), 1.0)
+    unchanged = stage.state(Digests())
+    (tmp_path / "a.png").write_bytes(b"another image")
+    assert (unchanged, stage.state(Digests())) == ("due: it was interrupted", "due: changed datalist")
+
+
+def test_failure_stops_the_rest_and_shows_the_log(make, run, tmp_path):
+    broken = make("broken", fail=True)
+    after = make("after", product(broken))
+    waiting = make("waiting", wait_for=str(tmp_path / "never"))
+    begin = time.monotonic()
+    with pytest.raises(StageError, match=r"(?s)broken failed with exit code 1.*no luck today.*logs/broken\.log"):
+        run(broken, after, waiting)
+    assert time.monotonic() - begin < 15
+    assert not calls(after) and not product(waiting).exists()
+
+
+def test_an_interrupted_stage_is_resumed_unless_its_inputs_changed(make, run, tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("one")
+    stage = make("stage", source, fail=True)
+    with pytest.raises(StageError):
+        run(stage)
+    source.write_text("two")
+    with pytest.raises(StageError):
+        run(stage)
+    run(stage)
+    assert [call.get("resume") for call in calls(stage)] == [None, None, "True"]
+    assert (tmp_path / "out" / "logs" / "stage.log").read_text().count("epoch 1 of 2") == 2
+    run(stage)
+    assert len(calls(stage)) == 3
+
+
+def test_a_new_start_leaves_nothing_of_the_old_one(make, run, tmp_path):
+    stage = make("stage", word="a")
+    run(stage)
+    with pytest.raises(StageError, match=r"ended without writing model\.pt"):
+        run(make("stage", forget=True))
+    assert not product(stage).exists()
+
+
+def test_missing_input_is_an_error_before_anything_runs(make, run, tmp_path):
+    first = make("first")
+    with pytest.raises(StageError, match=r"second: no such file: .*nowhere"):
+        run(first, make("second", tmp_path / "nowhere"))
+    assert not calls(first)
+
+
+def test_stages_that_wait_for_each_other(make, run):
+    first = make("first", make("second").folder / "model.pt")
+    with pytest.raises(StageError, match="wait for each other"):
+        run(first, make("second", product(first)))
+
+
+def test_jobs(make, run):
+    one, two = make("one"), make("two")
+    one = replace(one, settings={"wait_for": str(two.folder / "calls.txt")})
+    two = replace(two, settings={"wait_for": str(one.folder / "calls.txt")})
+    run(one, two, jobs=2)  # each waits for the other to be at work
+    three, four = make("three"), make("four")
+    four = replace(four, settings={"wait_for": str(product(three))})
+    run(three, four, jobs=1)
+    assert product(four).stat().st_mtime >= product(three).stat().st_mtime
+
+
+def test_commands_survive_the_shell(make, tmp_path):
+    stage = make("it's a stage", {"Seg-CFT, a": tmp_path / "a b.pt"}, text='$HOME "x"', number=1.5, flag=False)
+    assert shlex.split(stage.command()) == ["python", *stage.arguments()]
+    options = dict(zip(stage.arguments()[1::2], stage.arguments()[2::2]))
+    assert json.loads(options["--upstream"]) == {"Seg-CFT, a": str(tmp_path / "a b.pt")}
+    assert (options["--flag"], options["--number"]) == ("False", "1.5")
+    said = subprocess.run(["bash", "-c", stage.command().replace("python", "printf '%s\\n'", 1)], capture_output=True)
+    assert said.stdout.decode().splitlines() == stage.arguments()
+
+
+DRIVER = """
+import pathlib, sys
+from segcft_ext.scheduler import run_stages
+from segcft_ext.stages import Stage
+stub, out, never = map(pathlib.Path, sys.argv[1:])
+stage = Stage("stage", (str(stub),), out / "stage", ("model.pt",), settings={"wait_for": str(never)})
+run_stages([stage], out / "logs")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the processes of one that was killed")
+def test_a_killed_driver_takes_its_stages_along_and_one_works_at_a_time(make, run, tmp_path):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "stub.py"), str(tmp_path / "out"), str(tmp_path / "never")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as driver:
+        until = time.monotonic() + 20
+        while not (tmp_path / "out" / "stage" / "training.pt").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        with pytest.raises(StageError, match="another run is at work"):
+            run(make("stage"))
+        os.kill(driver.pid, signal.SIGKILL)
+    while True:  # the lock is free once the stage's process is gone
+        try:
+            run(make("stage"))
+            break
+        except StageError:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert product(make("stage")).exists()
+
+
+class TestChain:
+    @pytest.fixture
+    def chain(self, tmp_path):
+        chain = pytest.importorskip("segcft_ext.chain")
+        return chain.Chain(tmp_path / "datalist.json", tmp_path / "out", 3, None, {}, Path("bundles"))
+
+    def test_stages_fit_together(self, chain):
+        stages = {stage.name: stage for stage in chain.stages(["No-CFT", "Reg-CFT", "Seg-CFT"], ["deformation"])}
+        after = {name: [other for other in stages if stage.follows(stages[other])] for name, stage in stages.items()}
+        assert after["seg_cft_deformation"] == ["lung_heart_segmentor", "dscm_pretraining"]
+        assert after["reg_cft_deformation"] == ["dscm_pretraining", "regressor"]
+        assert after["judge"] == after["dscm_pretraining"] == []
+        assert list(stages["evaluation"].inputs["methods"]) == ["No-CFT", "Reg-CFT", "Seg-CFT"]
+        assert after["report"] == ["evaluation"]
+        assert stages["judge"].settings["seed"] != stages["lung_heart_segmentor"].settings["seed"] == 3
+
+    def test_both_mechanisms_side_by_side(self, chain):
+        stages = {stage.name: stage for stage in chain.stages(["No-CFT", "Seg-CFT"], ["deformation", "hvae"])}
+        assert "regressor" not in stages
+        assert list(stages["evaluation"].inputs["methods"]) == ["No-CFT", "Seg-CFT, deformation", "Seg-CFT, hvae"]
+        assert stages["seg_cft_hvae"].settings["deformation"] is False
+
+    def test_settings_reach_a_stage_or_its_family(self, chain):
+        chain = replace(chain, settings={"seg_cft": {"max_epochs": 2}, "seg_cft_hvae": {"batch_size": 4}})
+        stages = {stage.name: stage.settings for stage in chain.stages(["Seg-CFT"], ["deformation", "hvae"])}
+        assert stages["seg_cft_deformation"]["max_epochs"] == stages["seg_cft_hvae"]["max_epochs"] == 2
+        assert "batch_size" not in stages["seg_cft_deformation"] and stages["seg_cft_hvae"]["batch_size"] == 4
+        with pytest.raises(ValueError, match=r"\['segmentr'\], expected some of"):
+            replace(chain, settings={"segmentr": {"max_epochs": 2}}).stages(["Seg-CFT"], ["hvae"])
+
+    def test_command_line_mistakes_are_one_line(self, tmp_path, capsys):
+        chain = pytest.importorskip("segcft_ext.chain")
+        for arguments, message in [
+            (["run", "--datalist", "nowhere.json", "--output_dir", str(tmp_path)], "nowhere.json: no such datalist"),
+            (["demo", str(tmp_path), "--set", "judge.max_epochs"], "expected STAGE.KEY=VALUE"),
+            (["demo", str(tmp_path), "--mechanisms", "warp"], "mechanisms: found"),
+            (["demo", str(tmp_path), "--bundles", str(tmp_path)], "give --bundles"),
+        ]:
+            with pytest.raises(SystemExit, match=message):
+                chain.main(arguments)
