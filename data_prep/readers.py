@@ -18,7 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from data_prep.cases import Rejected
 
@@ -36,7 +36,8 @@ SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png")
 _FAULTS = (
     OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
     OverflowError, RuntimeError, MemoryError, struct.error, zlib.error,
-    Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError, InvalidDicomError,
+    Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError,
+    BytesLengthException, InvalidDicomError,
 )  # fmt: skip
 
 
