@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from segcft_ext.measurements import Measurement, instantiate_measurement
 
@@ -116,6 +117,22 @@ class Datalist:
     def measurements(self) -> dict[str, Measurement]:
         """The measurement of each measured variable, in the order of the variables."""
         return {v.name: instantiate_measurement(v.measurement) for v in self.variables if v.measurement is not None}
+
+    def training_values(self, names: Sequence[str]) -> dict[str, Any]:
+        """What :meth:`segcft_ext.variables.Variables.fit` takes: the training split's values, units and categories.
+
+        Args:
+            names: the variables, in the order of the columns of ``values`` (N, K).
+
+        Raises:
+            DatalistError: when a variable is unknown or there is no training case.
+        """
+        variables = [self.variable(name) for name in names]
+        return {
+            "values": torch.from_numpy(np.stack([item["variables"] for item in self.items("training", None, names)])),
+            "units": [variable.unit for variable in variables],
+            "categories": [variable.categories for variable in variables],
+        }
 
     def items(
         self, split: str, use: str | None = None, variables: Sequence[str] | None = None, limit: int | None = None

@@ -6,20 +6,22 @@ prediction.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.checkpoints import SelfDescribing, load_model
+from segcft_ext.datalist import Datalist
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
 
-__all__ = ["DSCM", "Abduction", "Counterfactual"]
+__all__ = ["DSCM", "Abduction", "Counterfactual", "pretrained"]
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,63 @@ class DSCM(SelfDescribing):
         values = self.scm.sample(count)
         return self.hvae.sample(self.variables.encode(values), size, temperature), values
 
-    @property
-    def image_parameters(self) -> list[nn.Parameter]:
-        """Weights of the image mechanism: what counterfactual fine-tuning trains."""
-        head = [] if self.deformation is None else list(self.deformation.parameters())
-        return [*self.hvae.parameters(), *head]
+    def fit(self, datalist: Datalist) -> None:
+        """Take ranges, units and categories of the variables from the training split, and note the data.
+
+        Raises:
+            ValueError: when a variable is unknown to the datalist, of another kind there, constant or always missing.
+        """
+        for name, kind in zip(self.variables.names, self.variables.kinds):
+            found = datalist.variable(name).kind
+            if found != kind:
+                raise ValueError(f"{datalist.path}: variables.{name}.kind: found {found!r}, the model has {kind!r}")
+        self.variables.fit(**datalist.training_values(self.variables.names))
+        self.describe(datalist)
+
+    def select_trained(self, hvae: bool) -> DSCM:
+        """For fine-tuning: gradients for the deformation head and, if asked, the HVAE; none for the mechanisms."""
+        self.scm.requires_grad_(False)
+        self.hvae.requires_grad_(hvae)
+        if self.deformation is not None:
+            self.deformation.requires_grad_(True)
+        return self
+
+    def parameter_groups(self, head: float, hvae: float) -> list[dict[str, Any]]:
+        """The weights that ask for gradients as an optimiser's groups.
+
+        Args:
+            head: learning rate of the deformation head.
+            hvae: learning rate of the HVAE.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        groups = [
+            {"params": parameters, "lr": rate}
+            for module, rate in [(self.deformation, head), (self.hvae, hvae)]
+            if module is not None and (parameters := [p for p in module.parameters() if p.requires_grad])
+        ]
+        if not groups:
+            raise ValueError(f"{self.origin}: nothing to train: the HVAE is fixed and there is no deformation head")
+        return groups
+
+
+def pretrained(
+    checkpoint: str | os.PathLike[str] | None = None,
+    deformation: Mapping[str, Any] | None = None,
+    default: Mapping[str, Any] | None = None,
+) -> DSCM:
+    """The DSCM of a checkpoint; with a fresh deformation head if asked for one that it does not have.
+
+    Args:
+        checkpoint: a ``model.pt``; None builds an untrained network, so that a bundle can be looked at without one.
+        deformation: arguments of the head, or None to leave the model as it is.
+        default: arguments of :class:`DSCM`, used without a checkpoint only.
+
+    Raises:
+        CheckpointError: when the file is missing or holds something else.
+    """
+    dscm = load_model(checkpoint, DSCM) if checkpoint else DSCM(**(default or {}))
+    if deformation is not None and dscm.deformation is None:
+        dscm = dscm.with_deformation(deformation)
+    return dscm

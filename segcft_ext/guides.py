@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from segcft_ext.checkpoints import check_compatible, freeze, load_model
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
 from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM
 from segcft_ext.measurements import Measurement, measure
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import upstream
 
-__all__ = ["Guide", "GuidePrediction", "RegressorGuide", "SegmentorGuide", "load_guide"]
+__all__ = ["Guide", "GuidePrediction", "RegressorGuide", "SegmentorGuide", "load_guide", "prepare_fine_tuning"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class Guide(nn.Module, ABC):
 
     Attributes:
         names: the variables it predicts, in the order of its columns.
+        network: the frozen network.
     """
 
     names: list[str]
+    network: nn.Module
 
     @abstractmethod
     def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
@@ -59,12 +63,12 @@ class SegmentorGuide(Guide):
 
     def __init__(self, segmentor: nn.Module, measurements: Mapping[str, Measurement]) -> None:
         super().__init__()
-        self.segmentor = freeze(segmentor)
+        self.network = freeze(segmentor)
         self.measurements = dict(measurements)
         self.names = list(measurements)
 
     def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
-        probabilities = torch.softmax(self.segmentor(image).float(), dim=1)
+        probabilities = torch.softmax(self.network(image).float(), dim=1)
         support = torch.cat([m.support(probabilities) for m in self.measurements.values()], dim=1)
         return GuidePrediction(measure(self.measurements, probabilities, image, spacing), support)
 
@@ -74,16 +78,19 @@ class RegressorGuide(Guide):
 
     def __init__(self, regressor: Regressor) -> None:
         super().__init__()
-        self.regressor = freeze(regressor)
+        self.network = freeze(regressor)
         self.names = list(regressor.names)
 
     def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
         support = image.new_ones(()).expand(len(image), len(self.names), *image.shape[2:])
-        return GuidePrediction(self.regressor(image).float(), support)
+        return GuidePrediction(self.network(image).float(), support)
 
 
 def load_guide(
-    checkpoint: str | os.PathLike[str] | None, datalist: Datalist, device: str | torch.device
+    checkpoint: str | os.PathLike[str] | None,
+    datalist: Datalist,
+    device: str | torch.device,
+    variables: Sequence[str] | None = None,
 ) -> Guide | None:
     """The guide in a checkpoint: a segmentor's gives Seg-CFT, a regressor's Reg-CFT, none No-CFT.
 
@@ -91,9 +98,11 @@ def load_guide(
         checkpoint: a segmentor's or a regressor's ``model.pt``, or None.
         datalist: names the measurements; the checkpoint must have been trained for the same kind of data.
         device: where the guide is wanted.
+        variables: those that the DSCM has; a segmentor measures no others.
 
     Raises:
         CheckpointError: when the checkpoint is neither, or was trained for other data.
+        ValueError: when no variable is left to guide.
     """
     if not checkpoint:
         return None
@@ -101,4 +110,27 @@ def load_guide(
     check_compatible(model, datalist)
     if isinstance(model, Regressor):
         return RegressorGuide(model).to(device)
-    return SegmentorGuide(model, datalist.measurements()).to(device)
+    measurements = {n: m for n, m in datalist.measurements().items() if variables is None or n in variables}
+    if not measurements:
+        raise ValueError(f"{datalist.path}: none of the variables {variables} is measured, so a segmentor cannot guide")
+    return SegmentorGuide(model, measurements).to(device)
+
+
+def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:
+    """Refuse what cannot be fine-tuned, and note the guide in the DSCM's ``data``, so that no judge can be the guide.
+
+    Raises:
+        CheckpointError: when the DSCM is untrained, was trained for other data, or has had a guide already.
+    """
+    if not dscm.variables.fitted or not dscm.data:
+        raise CheckpointError("dscm: found no pretrained model, expected the path of a DSCM's model.pt")
+    check_compatible(dscm, datalist)
+    if dscm.data.get("guide") is not None:
+        raise CheckpointError(
+            f"{dscm.origin}: data.guide: the checkpoint was fine-tuned with a {dscm.data['guide']['class']} already, "
+            "expected a pretrained DSCM"
+        )
+    noted = None
+    if guide is not None and isinstance(guide.network, SelfDescribing):
+        noted = upstream(guide.network)
+    dscm.data["guide"] = noted

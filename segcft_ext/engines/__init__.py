@@ -1,6 +1,8 @@
-"""Trainers of the deep structural causal model, as MONAI engines."""
+"""Trainers and evaluators of the deep structural causal model, as MONAI engines."""
 
+from segcft_ext.engines.cft_evaluator import CFTEvaluator
 from segcft_ext.engines.cft_trainer import CFTTrainer
+from segcft_ext.engines.dscm_evaluator import DSCMEvaluator
 from segcft_ext.engines.dscm_trainer import DSCMTrainer
 
-__all__ = ["CFTTrainer", "DSCMTrainer"]
+__all__ = ["CFTEvaluator", "CFTTrainer", "DSCMEvaluator", "DSCMTrainer"]

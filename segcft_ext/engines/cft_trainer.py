@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,7 @@ from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from segcft_ext.dscm import DSCM
-from segcft_ext.engines.guarded_trainer import GuardedTrainer
+from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes
 from segcft_ext.guides import Guide
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
 
@@ -26,8 +26,8 @@ class CFTTrainer(GuardedTrainer):
     with a bound measured on one epoch of the training data as trained. Without a guide there is nothing to train:
     No-CFT is the pretrained DSCM as it is.
 
-    Output of a step: ``loss``, ``effectiveness``, ``locality``, ``smoothness``, ``gradient_norm`` and, where the HVAE
-    is trained, ``negative_elbo``, ``bound`` and ``lambda``.
+    Output of a step: ``loss``, ``effectiveness``, ``locality``, ``smoothness``, ``folding``, ``gradient_norm`` and,
+    where the HVAE is trained, ``negative_elbo``, ``bound`` and ``lambda``.
 
     Args:
         guide: the guide, or None.
@@ -41,8 +41,6 @@ class CFTTrainer(GuardedTrainer):
         ValueError: when a variable of the guide or of ``intervene_on`` is not in the DSCM.
     """
 
-    network: DSCM
-
     def __init__(
         self,
         guide: Guide | None,
@@ -53,14 +51,14 @@ class CFTTrainer(GuardedTrainer):
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        variables = self.network.variables
+        variables = self.dscm.variables
         self.guide = guide
         self.objective = objective
         self.lagrangian = lagrangian
         self.temperature = temperature
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
         self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
-        self.constrained = any(p.requires_grad for p in self.network.hvae.parameters())
+        self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
         if guide is None:
             self.add_event_handler(Events.STARTED, self.terminate)
         elif self.constrained:
@@ -68,37 +66,40 @@ class CFTTrainer(GuardedTrainer):
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
         image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        assert self.guide is not None
-        dscm = self.network
-        dscm.train()
+        terms = self.forward_pass(self._terms, image, values, spacing)
+        output = {name: value.item() for name, value in terms.items()}
+        if self.constrained:
+            output["bound"] = self.lagrangian.bound.item()
+            output["lambda"] = self.lagrangian.multiplier.item()
+        output["gradient_norm"] = self.guarded_step(terms[CommonKeys.LOSS])
+        if self.constrained and math.isfinite(output["gradient_norm"]):  # a NaN would stay in lambda for good
+            self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
+        return output
+
+    def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+        assert self.guide is not None  # without one there is no iteration
+        dscm = self.dscm
         targets, mask = draw_interventions(values, self.intervened)
         with torch.no_grad():
             wanted = dscm.scm.counterfactual_rows(values, targets, mask)
-        with self.autocast():
-            with torch.no_grad():
-                factual_prediction = self.guide(image, spacing)
-            abduction = dscm.abduct(image, values, self.temperature)
-            counterfactual = dscm.predict(abduction, wanted)
-            prediction = self.guide(counterfactual.image, spacing)
-            terms = self.objective(
-                image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
-            )
-            loss = self.objective.total(terms)
-            output = {
-                "effectiveness": terms.effectiveness.item(),
-                "locality": terms.locality.item(),
-                "smoothness": terms.smoothness.item(),
-            }
-            if self.constrained:
-                negative_elbo = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
-                loss = loss + self.lagrangian.penalty(negative_elbo)
-                output["negative_elbo"] = negative_elbo.item()
-                output["bound"] = self.lagrangian.bound.item()
-                output["lambda"] = self.lagrangian.multiplier.item()
-        output["gradient_norm"] = self.guarded_step(loss)
+            factual_prediction = self.guide(image, spacing)
+        abduction = dscm.abduct(image, values, self.temperature)
+        counterfactual = dscm.predict(abduction, wanted)
+        prediction = self.guide(counterfactual.image, spacing)
+        terms = self.objective(
+            image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
+        )
+        output = {
+            CommonKeys.LOSS: self.objective.total(terms),
+            "effectiveness": terms.effectiveness,
+            "locality": terms.locality,
+            "smoothness": terms.smoothness,
+            "folding": terms.folding,
+        }
         if self.constrained:
-            self.lagrangian.ascend(negative_elbo)
-        return {CommonKeys.LOSS: loss.item(), **output}
+            output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
+            output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
+        return output
 
     @torch.no_grad()
     def _measure_bound(self) -> None:
@@ -107,6 +108,7 @@ class CFTTrainer(GuardedTrainer):
         measured: list[Tensor] = []
         for batchdata in self.state.dataloader or ():
             image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-            posterior = self.network.hvae.posterior(image, self.network.variables.encode(values), self.temperature)
-            measured.append(self.network.hvae.negative_elbo(image, posterior).mean())
-        self.lagrangian.set_bound(torch.stack(measured).mean())
+            with self.autocast():
+                posterior = self.dscm.hvae.posterior(image, self.dscm.variables.encode(values), self.temperature)
+                measured.append(self.dscm.hvae.negative_elbo(image, posterior).mean())
+        self.lagrangian.set_bound(mean_over_processes(torch.stack(measured).mean()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from monai.utils.enums import CommonKeys
+from torch import Tensor
 
-from segcft_ext.dscm import DSCM
 from segcft_ext.engines.guarded_trainer import GuardedTrainer
 
 __all__ = ["DSCMTrainer"]
@@ -20,14 +20,9 @@ class DSCMTrainer(GuardedTrainer):
     ``gradient_norm``.
     """
 
-    network: DSCM
-
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
         image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        dscm = self.network
-        dscm.train()
-        with self.autocast():
-            terms = dscm_loss_terms(dscm, image, values)
+        terms = self.forward_pass(self._terms, image, values)
         loss = terms["negative_elbo"] + terms["mechanisms"]
         norm = self.guarded_step(loss)
         return {
@@ -36,12 +31,11 @@ class DSCMTrainer(GuardedTrainer):
             "gradient_norm": norm,
         }
 
-
-def dscm_loss_terms(dscm: DSCM, image: Any, values: Any) -> dict[str, Any]:
-    """Batch means of the negative ELBO and the KL (nats per dimension) and of the mechanisms' NLL (nats)."""
-    posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
-    return {
-        "negative_elbo": dscm.hvae.negative_elbo(image, posterior).mean(),
-        "kl": posterior.kl.mean() / image[0].numel(),
-        "mechanisms": dscm.scm.nll(values),
-    }
+    def _terms(self, image: Tensor, values: Tensor) -> dict[str, Tensor]:
+        dscm = self.dscm
+        posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
+        return {
+            "negative_elbo": dscm.hvae.negative_elbo(image, posterior).mean(),
+            "kl": posterior.kl.mean() / image[0].numel(),
+            "mechanisms": dscm.scm.nll(values),
+        }

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.engines import Trainer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+from segcft_ext.dscm import DSCM
 
 __all__ = ["GuardedTrainer"]
 
 
 class GuardedTrainer(Trainer):
-    """A MONAI trainer whose optimiser steps are guarded.
+    """A MONAI trainer of a DSCM whose optimiser steps are guarded.
 
     The gradient norm is taken over the optimiser's own parameters, so frozen networks have no part in it. A step whose
     norm is not finite, or above ``skip_gradient_norm``, is skipped; ``engine.state.metrics["skipped_steps"]`` counts
@@ -24,13 +28,16 @@ class GuardedTrainer(Trainer):
         device: where to train.
         max_epochs: number of epochs.
         train_data_loader: batches for ``prepare_batch``.
-        network: what is trained; in train mode during a step.
+        network: what is trained, in train mode during a step; may be wrapped in ``DistributedDataParallel``.
         optimizer: over the parameters that are trained.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
         clip_gradient_norm: largest gradient norm of a step.
         skip_gradient_norm: gradient norm above which a step is skipped; None skips only what is not finite.
         train_handlers: ignite handlers.
         amp: autocast to bfloat16 on a CUDA device.
+
+    Attributes:
+        dscm: the network without the wrapper.
     """
 
     def __init__(
@@ -38,7 +45,7 @@ class GuardedTrainer(Trainer):
         device: str | torch.device,
         max_epochs: int,
         train_data_loader: Iterable[Any],
-        network: nn.Module,
+        network: DSCM | DistributedDataParallel,
         optimizer: Optimizer,
         prepare_batch: Callable[..., Any],
         clip_gradient_norm: float = 1.0,
@@ -54,6 +61,7 @@ class GuardedTrainer(Trainer):
             handlers=train_handlers,
         )
         self.network = network
+        self.dscm: DSCM = network.module if isinstance(network, DistributedDataParallel) else network
         self.optimizer = optimizer
         self.clip_gradient_norm = clip_gradient_norm
         self.skip_gradient_norm = skip_gradient_norm
@@ -63,6 +71,19 @@ class GuardedTrainer(Trainer):
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
         return torch.autocast(torch.device(self.state.device).type, torch.bfloat16, enabled=self.bfloat16)
+
+    def forward_pass(self, terms: Callable[..., dict[str, Tensor]], *batch: Any) -> dict[str, Tensor]:
+        """``terms(*batch)`` in train mode and under autocast, with gradients that will be averaged over the processes.
+
+        ``DistributedDataParallel`` averages the gradients of what its own ``forward`` computes, and a DSCM's losses are
+        no single ``forward``; so for this one call ``terms`` takes its place.
+        """
+        self.dscm.train()
+        with self.autocast():
+            if not isinstance(self.network, DistributedDataParallel):
+                return terms(*batch)
+            with _Redirected(self.dscm, terms):
+                return self.network(*batch)
 
     def guarded_step(self, loss: Tensor) -> float:
         """Backward pass and optimiser step; returns the gradient norm before clipping."""
@@ -76,3 +97,24 @@ class GuardedTrainer(Trainer):
         else:
             self.state.metrics["skipped_steps"] += 1
         return norm
+
+
+class _Redirected:
+    """While active, ``module.forward`` is another function."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        self.module = module
+        self.function = function
+
+    def __enter__(self) -> None:
+        vars(self.module)["forward"] = self.function
+
+    def __exit__(self, *exception: object) -> None:
+        del vars(self.module)["forward"]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a scalar over all processes; the value itself where there is one process."""
+    if idist.get_world_size() == 1:
+        return value
+    return torch.as_tensor(idist.all_reduce(value.detach().clone())) / idist.get_world_size()

@@ -1,0 +1,95 @@
+"""The part that both evaluators share: figures of each case, and their means as the engine's metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter, lt
+from typing import Any
+
+import torch
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from monai.engines import Evaluator
+from monai.utils import ForwardMode
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segcft_ext.dscm import DSCM
+
+__all__ = ["CaseEvaluator"]
+
+
+class CaseEvaluator(Evaluator, ABC):
+    """A MONAI evaluator of a DSCM whose metrics are means over cases, all of them "lower is better".
+
+    The randomness of a validation has a seed of its own, so that two epochs are compared on the same draws.
+
+    Args:
+        device: where to evaluate.
+        val_data_loader: batches for ``prepare_batch``.
+        network: a DSCM, or the average of one.
+        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
+        names: the figures that :meth:`figures` gives; each is the metric ``val_<name>``,
+            the first one is the key metric.
+        val_handlers: ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        val_data_loader: Iterable[Any],
+        network: DSCM | AveragedModel,
+        prepare_batch: Callable[..., Any],
+        names: Sequence[str],
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        metrics: dict[str, Metric] = {f"val_{name}": _CaseMean(output_transform=itemgetter(name)) for name in names}
+        key = f"val_{names[0]}"
+        super().__init__(
+            device=torch.device(device),
+            val_data_loader=val_data_loader,
+            prepare_batch=prepare_batch,
+            key_val_metric={key: metrics.pop(key)},
+            additional_metrics=metrics,
+            metric_cmp_fn=lt,
+            val_handlers=val_handlers,
+            decollate=False,
+            mode=ForwardMode.EVAL,
+        )
+        self.network: nn.Module = network
+
+    @property
+    def dscm(self) -> DSCM:
+        """The DSCM itself, without the average around it."""
+        return self.network.module if isinstance(self.network, AveragedModel) else self.network  # type: ignore[return-value]
+
+    @abstractmethod
+    def figures(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+        """The figures of a batch of cases, (B,) each."""
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Tensor]:
+        image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        devices = [image.device] if image.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.mode(self.network):
+            torch.manual_seed(self.state.iteration)
+            return self.figures(image, values, spacing)
+
+
+class _CaseMean(Metric):
+    """The mean of a figure (B,) over all cases of all batches and processes; cases without one (NaN) do not count."""
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._count = torch.zeros((), dtype=torch.float64)
+
+    @reinit__is_reduced
+    def update(self, output: Tensor) -> None:
+        figures = output.detach().cpu().double()
+        self._sum += figures.nansum()
+        self._count += (~figures.isnan()).sum()
+
+    @sync_all_reduce("_sum", "_count")
+    def compute(self) -> float:
+        return float(self._sum / self._count)
