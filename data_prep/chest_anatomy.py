@@ -22,12 +22,24 @@ from functools import cached_property
 import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 
-__all__ = ["LEFT", "RIGHT", "Frame", "Heart", "Lung", "body_frame", "curve", "ramp", "segment", "solve_heart", "solve_lung"]
+__all__ = [
+    "LEFT",
+    "RIGHT",
+    "Frame",
+    "Heart",
+    "Lung",
+    "body_frame",
+    "curve",
+    "ramp",
+    "segment",
+    "solve_heart",
+    "solve_lung",
+]
 
 LEFT, RIGHT = 1, -1
 APEX = 0.145  # distance of a lung's apex from the midline
 CAGE = 0.39  # half width of the rib cage at its base
-ATRIA = 0.494  # level of the atria in a body of average proportions
+ATRIA = 0.476  # level of the atria in a body of average proportions
 
 
 def curve(knots: Sequence[tuple[float, float]]) -> Callable[[np.ndarray], np.ndarray]:
@@ -55,7 +67,8 @@ def segment(
 
 _CAGE = curve([
     (0.0, 0.145), (0.004, 0.164), (0.016, 0.192), (0.04, 0.223), (0.078, 0.264), (0.117, 0.294), (0.156, 0.314),
-    (0.234, 0.338), (0.312, 0.351), (0.39, 0.360), (0.47, 0.368), (0.55, 0.376), (0.63, 0.386), (0.75, 0.392), (1.5, 0.37),
+    (0.234, 0.338), (0.312, 0.351), (0.39, 0.360), (0.47, 0.368), (0.55, 0.376), (0.63, 0.386), (0.75, 0.392),
+    (1.5, 0.37),
 ])  # fmt: skip
 _MEDIASTINUM = {
     RIGHT: curve([
@@ -64,7 +77,7 @@ _MEDIASTINUM = {
     ]),
     LEFT: curve([
         (0.0, 0.145), (0.006, 0.114), (0.016, 0.090), (0.04, 0.067), (0.078, 0.055), (0.117, 0.052), (0.156, 0.056),
-        (0.20, 0.066), (0.25, 0.083), (0.31, 0.099), (0.37, 0.110), (0.45, 0.105), (0.60, 0.08), (1.5, 0.07),
+        (0.20, 0.066), (0.25, 0.083), (0.31, 0.099), (0.37, 0.115), (0.45, 0.115), (0.60, 0.10), (1.5, 0.07),
     ]),
 }  # fmt: skip
 # direction in degrees, clockwise from the patient's left, and distance of the heart's border from the atria
@@ -133,7 +146,7 @@ class Heart:
     @property
     def anchor(self) -> tuple[float, float]:
         """Where the atria lie."""
-        return 0.004 + 0.008 * self.shape["heart_x"], ATRIA + 0.012 * self.shape["heart_height"] + 0.85 * self.descent
+        return 0.004 + 0.008 * self.shape["heart_x"], ATRIA + 0.012 * self.shape["heart_height"] + 0.65 * self.descent
 
     @cached_property
     def _radii(self) -> np.ndarray:
@@ -158,7 +171,9 @@ class Heart:
         dx = np.maximum(side * scale * self._radii * np.cos(_ANGLES), 0)
         dx = dx / (1 + (dx / limit) ** 6) ** (1 / 6)
         at = int(np.argmax(dx))
-        return float(dx[at]) + side * self.anchor[0], float(self.anchor[1] + scale * self._radii[at] * np.sin(_ANGLES[at]))
+        return float(dx[at]) + side * self.anchor[0], float(
+            self.anchor[1] + scale * self._radii[at] * np.sin(_ANGLES[at])
+        )
 
 
 def solve_heart(heart: Heart, frame: Frame, area: float) -> float:
@@ -198,7 +213,9 @@ class Lung:
     @property
     def _dome(self) -> float:
         """Depth of the costophrenic angle below the dome of the diaphragm."""
-        return 0.120 + 0.018 * self.shape["dome_left" if self.side == LEFT else "dome_right"]
+        return (
+            0.135 + 0.018 * self.shape["dome_left"] if self.side == LEFT else 0.115 + 0.018 * self.shape["dome_right"]
+        )
 
     @property
     def rest(self) -> float:
@@ -208,7 +225,7 @@ class Lung:
     @property
     def _room(self) -> float:
         """How far the diaphragm can go down in the picture."""
-        return max(0.04, self.bottom - 0.035 - self.rest - 0.6 * self._dome)
+        return max(0.04, self.bottom - 0.02 - self.rest)
 
     @cached_property
     def _widest(self) -> tuple[float, float]:
@@ -234,7 +251,7 @@ class Lung:
 
     def stretch(self, t: float) -> float:
         """How far the side of the rib cage has moved out: one until the diaphragm nears the picture's edge."""
-        excess = max(0.0, t - 0.35 * self._room)
+        excess = max(0.0, t - 0.75 * self._room)
         return 1.0 + 1.6 * excess**2 / (excess + 0.12)
 
     def wall(self, y: np.ndarray, t: float) -> np.ndarray:
@@ -246,7 +263,8 @@ class Lung:
         crest = 0.40 if self.side == LEFT else 0.34
         q = (x - 0.06) / (APEX - 0.06 + self.stretch(t) * (CAGE - APEX))
         lateral, medial = np.clip((q - crest) / (1 - crest), 0.0, 1.2), np.clip((crest - q) / crest, 0.0, 1.2)
-        shift = t if t < 0 else self._room * (1 - np.exp(-t / self._room))
+        free, last = 0.75 * self._room, 0.25 * self._room
+        shift = t if t < free else free + last * (1 - np.exp((free - t) / last))
         return (self.rest + shift) + self._dome * lateral**2.2 + 0.022 * medial * medial
 
     def covers(self, frame: Frame, t: float) -> np.ndarray:

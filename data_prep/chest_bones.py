@@ -19,7 +19,7 @@ _BLADE_MEDIAL = curve([(0.0, 0.40), (0.06, 0.380), (0.14, 0.374), (0.24, 0.384),
 _BLADE_LATERAL = curve([(0.0, 0.50), (0.06, 0.515), (0.14, 0.500), (0.24, 0.474), (0.34, 0.450), (0.44, 0.45)])
 
 
-def ribs(frame: Frame, lung: Lung, t: float, shape: Mapping[str, float]) -> np.ndarray:
+def ribs(frame: Frame, lung: Lung, t: float, heart: np.ndarray, shape: Mapping[str, float]) -> np.ndarray:
     """Posterior and anterior arcs of one side's ribs.
 
     A rib runs around the cage by an angle; seen from the front its posterior half falls a little towards the side, its
@@ -30,10 +30,16 @@ def ribs(frame: Frame, lung: Lung, t: float, shape: Mapping[str, float]) -> np.n
         frame: pixels.
         lung: the lung of that side, whose outer wall they follow.
         t: displacement of its diaphragm: where the wall has moved outwards, so have the ribs.
+        heart: pixels of the heart, bool (H, W).
         shape: standardised shape coefficients ``rib_fall``, ``rib_drop``, ``rib_space``.
     """
     x, y = lung.side * frame.x, frame.y
-    wall = lung.wall(y, t) + np.float32(0.014)
+    cage, wall = lung.cage(y), lung.wall(y, t)
+    medial = np.maximum(lung.medial(y), np.where(heart, x, 0).max(1, keepdims=True))
+    # where the wall has moved outwards the ribs over the lung have, those over heart and mediastinum have not
+    squeeze = np.where(wall - medial > 0.01, (cage - medial) / np.maximum(wall - medial, 0.01), 1)
+    x = np.where(x > medial, medial + (x - medial) * squeeze, x).astype(np.float32)
+    wall = cage + np.float32(0.014)
     q = np.clip(x / wall, 0, 1)
     tangent = np.sqrt(1 - q * q)
     fall, drop = 0.125 + 0.015 * shape["rib_fall"], 0.17 + 0.02 * shape["rib_drop"]

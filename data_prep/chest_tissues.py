@@ -19,11 +19,11 @@ __all__ = ["air_behind_heart", "airways", "breasts", "gastric_bubble", "lung_air
 TRUNK = 4.2  # attenuation of an average trunk where it is thickest
 
 _OUTLINE = curve([
-    (-0.8, 0.150), (-0.30, 0.140), (-0.20, 0.165), (-0.15, 0.24), (-0.11, 0.35), (-0.06, 0.47), (0.0, 0.56), (0.10, 0.61),
-    (0.20, 0.60), (0.30, 0.555), (0.42, 0.525), (0.60, 0.51), (0.80, 0.51), (1.10, 0.52), (1.6, 0.54),
+    (-0.8, 0.150), (-0.30, 0.140), (-0.20, 0.165), (-0.15, 0.24), (-0.11, 0.35), (-0.06, 0.47), (0.0, 0.56),
+    (0.10, 0.61), (0.20, 0.60), (0.30, 0.555), (0.42, 0.525), (0.60, 0.51), (0.80, 0.51), (1.10, 0.52), (1.6, 0.54),
 ])  # fmt: skip
 _THICKNESS = curve([(-0.3, 0.60), (-0.1, 0.66), (0.05, 0.80), (0.25, 0.93), (0.6, 1.0), (0.9, 1.06)])
-_LUNG_DEPTH = curve([(0.0, 0.24), (0.05, 0.36), (0.14, 0.56), (0.32, 0.74), (1.0, 0.74)])
+_LUNG_DEPTH = curve([(0.0, 0.24), (0.05, 0.36), (0.14, 0.56), (0.32, 0.73), (0.48, 0.69), (0.70, 0.61), (1.0, 0.56)])
 
 
 def trunk(frame: Frame, shape: Mapping[str, float], lungs: Mapping[int, tuple[Lung, float]]) -> np.ndarray:
@@ -36,14 +36,16 @@ def trunk(frame: Frame, shape: Mapping[str, float], lungs: Mapping[int, tuple[Lu
     """
     y = frame.y
     skin = _OUTLINE(y + 0.04 * shape["shoulders"] * np.clip((0.3 - y) / 0.3, 0, 1)) * (1.02 + 0.06 * shape["girth"])
-    share = np.empty_like(frame.x)
-    for side, (lung, t) in lungs.items():
-        columns, half = frame.half(side)
-        outline = np.maximum(skin, np.where(y > 0.1, lung.wall(y, t) + 0.03, 0)).astype(np.float32)
-        ours = side * half.x >= 0
-        share[:, columns][ours] = (np.abs(half.x) / outline)[ours]
     thickest = TRUNK * (1 + 0.08 * shape["thickness"] + 0.05 * shape["girth"])
-    return np.float32(thickest) * _THICKNESS(y) * np.sqrt(np.clip(1 - share**2.2, 0, None))
+    share = np.abs(frame.x) / skin.astype(np.float32)
+    total = np.float32(thickest) * _THICKNESS(y) * np.sqrt(np.clip(1 - share**2.2, 0, None))
+    for side, (lung, t) in lungs.items():
+        if lung.stretch(t) > 1:
+            shell = (
+                2.0 * ramp(lung.wall(y, t) + 0.02 - side * frame.x, 0.02) * ramp(side * frame.x - lung.cage(y), 0.04)
+            )
+            total = np.maximum(total, shell * ramp(y - 0.04, 0.08))
+    return total
 
 
 def breasts(frame: Frame, shape: Mapping[str, float], female: bool) -> np.ndarray:
@@ -58,11 +60,13 @@ def breasts(frame: Frame, shape: Mapping[str, float], female: bool) -> np.ndarra
     return total
 
 
-def lung_air(frame: Frame, lung: Lung, t: float, hidden: np.ndarray, vessel: np.ndarray, mottle: np.ndarray) -> np.ndarray:
+def lung_air(
+    frame: Frame, lung: Lung, t: float, hidden: np.ndarray, vessel: np.ndarray, mottle: np.ndarray
+) -> np.ndarray:
     """Air of one lung.
 
-    A border is sharp where it is tangent to the beam over a long way (diaphragm), soft where vessels and fat lie against
-    it (mediastinum) or where it curves away (apex, side).
+    A border is sharp where it is tangent to the beam over a long way (diaphragm), soft where vessels and fat lie
+    against it (mediastinum) or where it curves away (apex, side).
 
     Args:
         frame: pixels.
@@ -125,14 +129,14 @@ def vessels(frame: Frame, side: int, descent: float, rng: np.random.Generator) -
     hilum = (0.095, 0.270 + 0.5 * descent) if side == LEFT else (0.085, 0.305 + 0.5 * descent)
     x, y = side * frame.x - np.float32(hilum[0]), frame.y - np.float32(hilum[1])
     total = 0.28 * np.exp(-((x / 0.035) ** 2)) * np.exp(-(np.where(y < 0, y / 0.055, y / 0.085) ** 2))
-    fan = np.array([-84, -66, -45, -20, 5, 25, 45, 60, 76, 92])
+    fan = np.array([-84, -66, -45, -20, 5, 25, 42, 56, 68, 80, 94])
     angle = np.radians(fan + rng.normal(0, 7, fan.size))
     start = np.array(hilum) + rng.normal(0, 0.016, (fan.size, 2)) * [0.6, 1.6]
     calibre = 0.0115 * np.exp(rng.normal(0, 0.15, fan.size)) * np.interp(fan, [-84, 0, 60, 92], [0.75, 0.9, 1.2, 1.0])
     steps = 14
     along = np.linspace(0, 1, steps)[:, None]
     for generation in range(7):
-        length = (0.080 * 0.88**generation) * np.exp(rng.normal(0, 0.3, angle.size))
+        length = (0.084 * 0.90**generation) * np.exp(rng.normal(0, 0.3, angle.size))
         heading = angle + rng.normal(0, 0.25, angle.size) * along
         px = start[:, 0] + np.cumsum(length / steps * np.cos(heading), axis=0)
         py = start[:, 1] + np.cumsum(length / steps * np.sin(heading), axis=0)

@@ -29,11 +29,12 @@ from data_prep.xray import expose, lead_letter, shutter
 
 __all__ = ["ChestPhantom"]
 
-AREAS = ("left_lung_area", "right_lung_area", "heart_area")
+# percent of the picture; cases beyond are drawn anew, so that any case's area fits into any other case's body
+AREAS = {"left_lung_area": (5.0, 20.5), "right_lung_area": (6.5, 24.5), "heart_area": (5.0, 16.5)}
 SHAPE = (
-    "heart_axis", "heart_apex", "heart_height", "heart_x", "dome_left", "dome_right", "cage", "knob", "trunk", "shoulders",
-    "girth", "thickness", "rib_fall", "rib_drop", "rib_space", "clavicles", "scapula", "scoliosis", "breast",
-    "breast_level", "asymmetry",
+    "heart_axis", "heart_apex", "heart_height", "heart_x", "dome_left", "dome_right", "cage", "knob", "trunk",
+    "shoulders", "girth", "thickness", "rib_fall", "rib_drop", "rib_space", "clavicles", "scapula", "scoliosis",
+    "breast", "breast_level", "asymmetry",
 )  # fmt: skip
 
 
@@ -66,12 +67,9 @@ class ChestPhantom:
 
         exogenous: dict[str, Any] = {
             "texture_seed": int(rng.integers(2**31)),
-            "noise": {name: normal() for name in ("body", "inspiration", *AREAS)},
             "shape": {name: normal() for name in SHAPE},
             "view": {"x": normal(), "y": normal(), "width": normal(), "tilt": normal()},
-            "exposure": {
-                name: normal() for name in ("level", "width", "gamma", "scatter", "noise", "bone", "white")
-            },
+            "exposure": {name: normal() for name in ("level", "width", "gamma", "scatter", "noise", "bone", "white")},
             "film": round(float(rng.uniform()), 6),
             "bubble": round(float(max(0.0, rng.uniform(-0.8, 1.3))), 6),
         }
@@ -83,15 +81,19 @@ class ChestPhantom:
             exogenous["marker"] = {"letter": letter, "x": round(x, 6), "y": round(y, 6), "height": round(height, 6)}
         sex = int(rng.integers(2))
         age = round(float(np.clip(57 + 16 * rng.normal(), 20, 90)), 1)
-        variables = {**self._areas(age, sex, exogenous), "age": age, "sex": float(sex)}
-        return variables, exogenous
+        while True:
+            exogenous["noise"] = {name: normal() for name in ("body", "inspiration", *AREAS)}
+            areas = self._areas(age, sex, exogenous)
+            if all(low <= areas[name] <= high for name, (low, high) in AREAS.items()):
+                return {**areas, "age": age, "sex": float(sex)}, exogenous
 
     def render(self, variables: Mapping[str, float], exogenous: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """The radiograph, float32 (H, W) in [0, 1], and its label map, uint8 (H, W), of a case.
 
         Raises:
-            ValueError: when the picture has no room for an area that is asked for.
+            ValueError: when a variable is missing, or the picture has no room for an area that is asked for.
         """
+        _check(variables)
         shape = exogenous["shape"]
         pixels = self._frame(variables, exogenous, self.size)
         heart = Heart(shape, 0.42 * self._breath(variables["age"], exogenous))
@@ -135,21 +137,25 @@ class ChestPhantom:
     @staticmethod
     def _body(age: float, sex: float, exogenous: Mapping[str, Any]) -> float:
         """Logarithm of the body's size in the picture."""
-        return 0.072 * exogenous["noise"]["body"] + 0.03 * (sex - 0.5) - 0.0004 * (age - 57)
+        return 0.082 * exogenous["noise"]["body"] + 0.03 * (sex - 0.5) - 0.0004 * (age - 57)
 
     @staticmethod
     def _breath(age: float, exogenous: Mapping[str, Any]) -> float:
         """Depth of breath: logarithm of the lungs' size relative to the body."""
-        return 0.185 * exogenous["noise"]["inspiration"] - 0.0010 * (age - 57)
+        return 0.20 * exogenous["noise"]["inspiration"] - 0.0010 * (age - 57)
 
     def _areas(self, age: float, sex: float, exogenous: Mapping[str, Any]) -> dict[str, float]:
         noise = exogenous["noise"]
         frame = 2 * self._body(age, sex, exogenous) + 0.03 * exogenous["view"]["width"]
         breath = self._breath(age, exogenous)
         logs = {
-            "left_lung_area": math.log(11.75) + frame + breath + 0.10 * noise["left_lung_area"] - 0.03 * noise["heart_area"],
-            "right_lung_area": math.log(14.55) + frame + breath + 0.06 * noise["right_lung_area"],
-            "heart_area": math.log(9.2) + frame - 0.45 * breath + 0.10 * noise["heart_area"] + 0.0025 * (age - 57),
+            "left_lung_area": math.log(11.9)
+            + frame
+            + breath
+            + 0.10 * noise["left_lung_area"]
+            - 0.03 * noise["heart_area"],
+            "right_lung_area": math.log(14.7) + frame + breath + 0.06 * noise["right_lung_area"],
+            "heart_area": math.log(9.2) + frame - 0.5 * breath + 0.08 * noise["heart_area"] + 0.0025 * (age - 57),
         }
         return {name: round(math.exp(value), 6) for name, value in logs.items()}
 
@@ -169,10 +175,10 @@ class ChestPhantom:
         """Physical parameters of the exposure: between a digital detector (film 0) and a film's flat curve and fog."""
         e, film = exogenous["exposure"], exogenous["film"]
         return {
-            "level": 2.2 + 0.14 * e["level"] - 0.3 * film,
+            "level": 2.55 + 0.16 * e["level"] - 0.6 * film,
             "width": (2.4 + 0.9 * film) * math.exp(0.10 * e["width"]),
             "gamma": math.exp(0.15 * e["gamma"]),
-            "noise": 0.006 * math.exp(0.4 * e["noise"]),
+            "noise": 0.005 * math.exp(0.35 * e["noise"]),
             "blur": 0.0012,
             "black": 0.02 + 0.22 * film,
             "white": min(1.0, 0.93 + 0.04 * e["white"]),
@@ -201,11 +207,13 @@ class ChestPhantom:
         bubble = tissues.gastric_bubble(frame, shape, lungs[LEFT][0].rest, exogenous["bubble"]) * beside_heart
         for side, (lung, t) in lungs.items():
             columns, half = frame.half(side)
-            vessel = tissues.vessels(half, side, heart.descent, np.random.default_rng([texture, 1 if side == LEFT else 2]))
+            vessel = tissues.vessels(
+                half, side, heart.descent, np.random.default_rng([texture, 1 if side == LEFT else 2])
+            )
             filled = tissues.lung_air(half, lung, t, beside_heart[:, columns], vessel, mottle[:, columns])
             air[:, columns] += filled
             bubble[:, columns] *= np.clip(1 - 2 * filled, 0, 1)
-            bone[:, columns] += ribs(half, lung, t, shape)
+            bone[:, columns] += ribs(half, lung, t, level[:, columns] < scale, shape)
         density = exposure["bone"] * math.exp(-0.003 * (variables["age"] - 57))
         soft = tissues.trunk(frame, shape, lungs) + tissues.breasts(frame, shape, variables["sex"] < 0.5)
         attenuation = np.maximum(soft - air - bubble, 0) + np.float32(density) * bone
@@ -213,3 +221,13 @@ class ChestPhantom:
         if exogenous["marker"] is not None:
             attenuation += lead_letter(attenuation.shape[0], **exogenous["marker"])
         return attenuation, scatter
+
+
+def _check(variables: Mapping[str, float]) -> None:
+    lacking = [name for name in (*AREAS, "age", "sex") if name not in variables]
+    if lacking:
+        raise ValueError(f"ChestPhantom: variables lack {lacking}, found {sorted(variables)}")
+    for name in (*AREAS, "age", "sex"):
+        kind = "positive" if name in AREAS else "finite"
+        if not (math.isfinite(variables[name]) and (kind == "finite" or variables[name] > 0)):
+            raise ValueError(f"ChestPhantom: {name}: found {variables[name]}, expected a {kind} number")

@@ -1,4 +1,4 @@
-"""From attenuation to a radiograph: Beer–Lambert, scatter, focal blur, quantum noise, detector curve; marker, shutter."""
+"""From attenuation to a radiograph: Beer–Lambert, scatter, focal blur, quantum noise, detector curve; a marker."""
 
 from __future__ import annotations
 
