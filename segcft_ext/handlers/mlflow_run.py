@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any
 import mlflow
 import monai
 import torch
-from ignite.engine import Engine, Events
-from mlflow.entities import RunStatus
+from ignite.engine import Events
+from mlflow.entities import Metric, RunStatus
 from monai.engines import Workflow
 from monai.handlers import MLFlowHandler
 
@@ -23,12 +25,14 @@ from segcft_ext.tracking import artifact_location, default_tracking_uri, unique_
 __all__ = ["MLflowRun"]
 
 
-class MLflowRun(MLFlowHandler):
+class MLflowRun:
     """Record a stage as one MLflow run: parameters, versions, metrics, artifacts, and how it ended.
 
-    Differs from MONAI's handler where that is needed: the run is always a new one, the given URI wins over the
-    environment, numbers are averaged over the epoch instead of written at every iteration (a database transaction
-    each), the validator's metrics stand in the trainer's run, and a run that ends by an error is closed as FAILED.
+    MONAI's ``MLFlowHandler`` opens experiment and run and closes them. Beyond it, the run is always a new one, the
+    store is not touched before the engine starts (by the other processes of a distributed training never), the given
+    URI wins over the environment, numbers are averaged over the epoch instead of written at every iteration (a database
+    transaction each), the validator's metrics stand in the trainer's run, and a run that ends by an error is closed as
+    FAILED.
 
     Attached to a trainer, every scalar of its output (``loss`` and what else it has) is logged as its mean over the
     epoch, as ``train_<name>``, with the learning rate. The metrics of the engine and of ``validator`` are logged under
@@ -52,23 +56,17 @@ class MLflowRun(MLFlowHandler):
         artifacts: Sequence[str | os.PathLike[str]] = (),
         validator: Workflow | None = None,
     ) -> None:
-        # creating the database logs a line for each of dozens of migrations
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        uri = tracking_uri or default_tracking_uri()
-        super().__init__(
-            tracking_uri=uri,
-            experiment_name=experiment,
-            run_name=run_name,
-            experiment_param={**_versions(), **(parameters or {})},
-            artifact_location=artifact_location(uri),
-        )
-        self.client = mlflow.MlflowClient(tracking_uri=uri)
-        self.paths = [Path(path) for path in artifacts]
+        self.tracking_uri = tracking_uri or default_tracking_uri()
+        self.experiment = experiment
+        self.run_name = run_name
+        self.parameters = {**_versions(), **(parameters or {})}
+        self.artifacts = [Path(path) for path in artifacts]
         self.validator = validator
+        self.handler: MLFlowHandler | None = None
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
@@ -77,62 +75,81 @@ class MLflowRun(MLFlowHandler):
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, self.log_metrics)
 
-    def start(self, engine: Engine) -> None:
-        self._set_experiment()
-        assert self.experiment is not None and self.run_name is not None  # for the type checker
-        experiment = self.experiment.experiment_id
-        if self.client.search_runs(experiment, f"attributes.run_name = '{self.run_name}'", max_results=1):
-            self.run_name = unique_run_name(self.run_name)
-        # MONAI's start searches for a run to adopt unless there is one
-        self.cur_run = self.client.create_run(experiment, run_name=self.run_name)
-        super().start(engine)
+    def start(self, engine: Workflow) -> None:
+        # creating the database logs a line for each of dozens of migrations
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+        experiment = client.get_experiment_by_name(self.experiment)
+        taken = experiment is not None and client.search_runs(
+            [experiment.experiment_id], f"attributes.run_name = '{self.run_name}'", max_results=1
+        )
+        self.handler = MLFlowHandler(
+            tracking_uri=self.tracking_uri,
+            experiment_name=self.experiment,
+            run_name=unique_run_name(self.run_name) if taken else self.run_name,
+            experiment_param=self.parameters,
+            artifact_location=artifact_location(self.tracking_uri),
+        )
+        self.handler.client = client  # its own prefers the environment's store to the given one
+        self.handler.start(engine)
 
-    def iteration_completed(self, engine: Engine) -> None:
-        output: Any = engine.state.output
-        output = output[0] if isinstance(output, list) else output
-        scalars = {
-            key: float(value)
-            for key, value in output.items()
-            if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.ndim == 0)
-        }
-        for key, value in scalars.items():
+    @property
+    def run_id(self) -> str:
+        if self.handler is None or self.handler.cur_run is None:
+            raise RuntimeError("MLflowRun: there is no run before the engine has started and after it has ended")
+        return self.handler.cur_run.info.run_id
+
+    def iteration_completed(self, engine: Workflow) -> None:
+        output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
+        for key, value in _scalars(output).items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._count += 1
 
-    def epoch_completed(self, engine: Engine) -> None:
+    def epoch_completed(self, engine: Workflow) -> None:
         metrics = {f"train_{key}": total / self._count for key, total in self._sums.items()}
         self._sums, self._count = {}, 0
         if hasattr(engine, "optimizer"):
             metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         self.log_metrics(engine, metrics)
 
-    def log_metrics(self, engine: Engine, metrics: Mapping[str, float] | None = None) -> None:
-        """Log the scalar metrics of an engine, and more, at the engine's epoch."""
-        scalars = {key: float(value) for key, value in engine.state.metrics.items() if _is_scalar(value)}
-        self._log_metrics({**(metrics or {}), **scalars}, step=engine.state.epoch)
+    def log_metrics(self, engine: Workflow, metrics: Mapping[str, float] | None = None) -> None:
+        """Log the scalar metrics of an engine, and more, at the engine's epoch; those not finite are left out."""
+        if self.handler is None or self.handler.cur_run is None:
+            return  # the validator also runs on its own
+        now = int(1000 * time.time())
+        entities = [
+            Metric(key, value, now, engine.state.epoch)
+            for key, value in {**(metrics or {}), **_scalars(engine.state.metrics)}.items()
+            if math.isfinite(value)
+        ]
+        self.handler.client.log_batch(self.run_id, metrics=entities)
 
-    def complete(self) -> None:
-        assert self.cur_run is not None  # for the type checker
-        run = self.cur_run.info.run_id
-        for path in self.paths:
+    def complete(self, engine: Workflow) -> None:
+        assert self.handler is not None  # for the type checker
+        for path in self.artifacts:
             if path.is_dir():
-                self.client.log_artifacts(run, str(path), artifact_path=path.name)
+                self.handler.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
             elif path.exists():
-                self.client.log_artifact(run, str(path))
-        self.close()
+                self.handler.client.log_artifact(self.run_id, str(path))
+        self.handler.close()
 
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        if self.cur_run is not None:
-            self.client.set_tag(self.cur_run.info.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
-            self.run_finish_status = RunStatus.to_string(RunStatus.FAILED)
-            self.close()
-        # ignite leaves it to the handlers of this event to raise
-        raise error
+    def fail(self, engine: Workflow, error: BaseException) -> None:
+        if self.handler is not None and self.handler.cur_run is not None:
+            self.handler.client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+            self.handler.run_finish_status = RunStatus.to_string(RunStatus.FAILED)
+            self.handler.close()
+        raise error  # ignite leaves it to the handlers of this event to raise
 
 
 def _versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], "torch": torch.__version__, "monai": monai.__version__}
 
 
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """The single numbers among the values."""
+    return {
+        key: float(value.detach() if isinstance(value, torch.Tensor) else value)
+        for key, value in values.items()
+        if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    }

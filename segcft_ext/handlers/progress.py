@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from monai.engines import Workflow
@@ -33,7 +34,7 @@ class Progress:
     def attach(self, engine: Workflow) -> None:
         def postfix(output: Any) -> dict[str, float]:
             first = output[0] if isinstance(output, list) else output
-            shown = {"loss": float(first["loss"])}
+            shown = {"loss": float(torch.as_tensor(first["loss"]).detach())}
             known = self.validator.state.metrics if self.validator is not None else {}
             return shown | {name: float(known[name]) for name in self.metrics if name in known}
 

@@ -11,9 +11,10 @@ from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.datalist import Datalist
 from segcft_ext.variables import Variables
 
-__all__ = ["Regressor"]
+__all__ = ["Regressor", "ScaledHuberLoss"]
 
 
 class Regressor(SelfDescribing):
@@ -56,6 +57,16 @@ class Regressor(SelfDescribing):
         )
         self.head = nn.Linear(widths[-1], len(variables))
 
+    def fit(self, datalist: Datalist, use: str | None = None) -> None:
+        """Take the range of the variables from the training split, and note the data.
+
+        Args:
+            datalist: the data.
+            use: which training cases the network is trained on, "guide" or "judge"; None for all.
+        """
+        self.variables.fit(**datalist.training_values(self.names))
+        self.describe(datalist, use)
+
     @property
     def names(self) -> list[str]:
         """Names of the predicted variables."""
@@ -68,6 +79,24 @@ class Regressor(SelfDescribing):
     def forward(self, image: Tensor) -> Tensor:
         """The variables of images in [-1, 1] of shape (B, 1, \\*spatial): shape (B, K), in physical units."""
         return self.variables.unscale(self.scaled(image))
+
+
+class ScaledHuberLoss(nn.Module):
+    """Huber loss between values (B, K) in physical units, taken on the scaled variables; missing targets do not count.
+
+    Args:
+        variables: how to scale.
+        delta: error, in scaled units, above which the loss grows linearly.
+    """
+
+    def __init__(self, variables: Variables, delta: float = 0.1) -> None:
+        super().__init__()
+        self.variables = variables
+        self.huber = nn.HuberLoss(delta=delta)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        return self.huber(self.variables.scale(prediction)[known], self.variables.scale(target)[known])
 
 
 def _convolution(spatial_dims: int, narrow: int, wide: int, stride: int) -> nn.Module:
