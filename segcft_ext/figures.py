@@ -7,6 +7,7 @@ each figure. Small images are shown with bicubic interpolation.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ __all__ = [
     "reconstruction_grid",
     "sample_grid",
     "save_figure",
+    "to_png",
 ]
 
 # Okabe & Ito: told apart with every kind of colour vision, and on grey
@@ -75,14 +77,18 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
     return array[array.shape[0] // 2] if array.ndim == 3 else array
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG.
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG, without matplotlib's version or a date in it: equal pictures are equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
-    Only the picture is written, without matplotlib's version or a date, so that equal pictures are equal files.
-    """
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as a PNG file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    path.write_bytes(to_png(figure))
     return path
 
 

@@ -1,0 +1,241 @@
+"""One HTML file that shows an evaluation: pictures, tables, data, training curves, settings and versions.
+
+.. code-block:: bash
+
+    python -m segcft_ext.report --evaluation_dir evaluation --output report.html [--data_dir data] [--tracking_uri URI]
+
+The file is self-contained: pictures are embedded, nothing is requested from anywhere, so it can be mailed or archived.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import fire
+from PIL import Image
+
+from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, summary_line
+from segcft_ext.figures import curves, to_png
+from segcft_ext.report_style import STYLE
+from segcft_ext.runs import Run, finished_runs
+
+__all__ = ["write_report"]
+
+FIGURE_DPI = 100  # at which a PNG pixel is a CSS pixel on an ordinary screen
+VERSIONS = ("segcft-ext", "torch", "monai", "pytorch-ignite", "mlflow", "zuko", "numpy")
+
+
+def write_report(
+    output: str | os.PathLike[str],
+    evaluation_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "segcft",
+    runs: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the report of an evaluation.
+
+    Args:
+        output: the HTML file.
+        evaluation_dir: what ``evaluate`` wrote.
+        data_dir: folder of the datalist with the pictures that data_prep made, where they are to be shown.
+        tracking_uri: the MLflow store with the training runs, where their curves are to be shown.
+        experiment: name of the experiment in the store.
+        runs: names of the runs that belong to it, in order; by default all that finished.
+        settings: further settings to list, flat.
+        title: by default the data's name.
+
+    Raises:
+        FileNotFoundError: when there is no evaluation in the folder.
+    """
+    evaluation_dir, output = Path(evaluation_dir), Path(output)
+    evaluation = json.loads((evaluation_dir / "evaluation.json").read_text(encoding="utf-8"))
+    figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
+    tables = {table.key: table for table in evaluation_tables(evaluation)}
+    recorded = finished_runs(tracking_uri, experiment, runs) if tracking_uri else []
+    title = title or f"Counterfactual radiographs: {evaluation['data']['name']}"
+
+    def shown(*kinds: str) -> list[str]:
+        return [
+            _figure((evaluation_dir / "figures" / entry["file"]).read_bytes(), entry["caption"])
+            for entry in figures
+            if entry["kind"] in kinds
+        ]
+
+    first = ("effectiveness", "slope")
+    sections = [
+        ("result", "The result", [_introduction(evaluation), *(_table(tables[key]) for key in first)]),
+        ("pictures", "Counterfactuals, all methods side by side", [_reading_pictures(), *shown("comparison")]),
+        ("sweeps", "Sweeps of each method", [_folded("Show the sweeps", shown("sweep"))]),
+        ("plots", "Wanted and achieved", shown("scatter", "heatmap")),
+        (
+            "tables",
+            "Locality, axioms, realism, truth",
+            [_table(t) for key, t in tables.items() if key not in first] + [_judge_table(evaluation)],
+        ),
+        ("data", "The data", _data(Path(data_dir)) if data_dir else []),
+        ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in recorded]),
+        ("settings", "Settings and versions", [_settings(evaluation, settings or {})]),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = " · ".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections)
+    body = "\n".join(
+        f'<section id="{key}"><h2>{escape(heading)}</h2>\n' + "\n".join(parts) + "</section>"
+        for key, heading, parts in sections
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>{STYLE}</style></head>
+<body><header><h1>{escape(title)}</h1><p class="lead">{escape(summary_line(evaluation))}</p><nav>{links}</nav></header>
+<main>
+{body}
+</main></body></html>
+""",
+        encoding="utf-8",
+    )
+    return output
+
+
+def _introduction(evaluation: Mapping[str, Any]) -> str:
+    names = ", ".join(f"<b>{escape(name)}</b>" for name in evaluation["methods"])
+    return f"""<p>A counterfactual answers: <em>how would this very image look if this one quantity had been
+different?</em> Here each method ({names}) was asked to change the size of one structure at a time, to values drawn from
+the training data. An independent segmentor, the <b>judge</b>, which no method has seen, then measured every structure
+in the result. A good counterfactual reaches the wanted size, leaves the other structures as they were, and still looks like a
+radiograph.</p>
+<p>Two rows frame every table. <b>{escape(ZERO)}</b> is what one gets for leaving the image as it is.
+<b>{escape(FLOOR)}</b> is the judge's own error: nobody can be shown to be better. The best method of each column is
+<span class="best">marked</span>.</p>"""
+
+
+def _reading_pictures() -> str:
+    return """<p>In each block, from above: the image; what changed (<span class="up">brighter</span> /
+<span class="down">darker</span>); the outlines that the judge sees (solid) over the outlines before the change
+(dotted). The cases are spread evenly over the test cases, not picked. Look for what no number shows: borders that tear,
+haze, doubled contours.</p>"""
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "".join(
+        f'<tr class="{ {ZERO: "frame", FLOOR: "frame"}.get(name, "") }"><th>{escape(name)}</th>'
+        + "".join(_cell(cell, table.digits) for cell in cells)
+        + "</tr>"
+        for name, cells in table.rows
+    )
+    return (
+        f'<h3 id="table-{table.key}">{escape(table.title)}</h3><p class="note">{escape(table.note)}</p>'
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _cell(cell: Cell, digits: int) -> str:
+    value, _, interval = cell.text(digits).partition(" ")
+    small = f"<small>{escape(interval)}</small>" if interval else ""
+    return f"<td{' class=best' if cell.best else ''}>{escape(value)}{small}</td>"
+
+
+def _judge_table(evaluation: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(label(name))}</th><td>{scores['dice']:.3f}</td><td>{scores['area_mape']:.1f}</td></tr>"
+        for name, scores in evaluation["judge"].items()
+    )
+    return (
+        '<h3>The judge on real test images</h3><p class="note">Dice overlap with the reference outlines, and the error '
+        "of the area in %. The judge was trained on cases that no guide has seen.</p>"
+        f"<table><thead><tr><th></th><th>Dice</th><th>area error, %</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _data(folder: Path) -> list[str]:
+    captions = {
+        "contact_sheet.png": "Some cases with the outlines of their label maps.",
+        "variables.png": "Distributions of the variables.",
+    }
+    return [
+        _figure((folder / file).read_bytes(), caption)
+        for file, caption in captions.items()
+        if (folder / file).is_file()
+    ]
+
+
+def _run(run: Run, names: Sequence[str]) -> str:
+    plots: dict[str, dict[str, Any]] = {}
+    for metric, points in run.curves.items():
+        # the curves of the variables of one quantity, and of training and validation, share a plot
+        found = next((name for name in sorted(names, key=len, reverse=True) if name in metric), "")
+        stem = metric.replace(found, "").strip("_/ ") if found else metric
+        part = "training" if stem.startswith("train_") else "validation" if stem.startswith("val_") else ""
+        stem = stem.removeprefix("train_").removeprefix("val_")
+        line = " ".join(filter(None, (label(found), part)))
+        plots.setdefault(label(stem), {})[line or label(stem)] = points
+    parts = []
+    if plots:
+        parts.append(_figure(to_png(curves(plots)), ""))
+    parts.append(_folded("Parameters", [_list(run.parameters)]))
+    return f"<h3>{escape(run.name)}</h3>" + "\n".join(parts)
+
+
+def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    data = evaluation["data"]
+    listed = {
+        "image size": " × ".join(map(str, data["image_size"])),
+        "test cases": data["cases"],
+        "interventions": ", ".join(map(label, data["interventions"])),
+        "interventions per case and variable": data["interventions_per_case"],
+        "seed": data["seed"],
+        "features for realism": data["realism_features"],
+        **settings,
+    }
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS}
+    checkpoints = {"judge": data["judge"], **data["methods"]}
+    return (
+        _list(listed)
+        + "<h3>Versions</h3>"
+        + _list(versions)
+        + "<h3>Checkpoints</h3>"
+        + "".join(
+            _folded(
+                f"{name}: {c['class']}, weights {c['fingerprint'][:12]}",
+                [f"<pre>{escape(json.dumps(c, indent=1))}</pre>"],
+            )
+            for name, c in checkpoints.items()
+        )
+    )
+
+
+def _list(items: Mapping[str, Any]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in items.items()) + "</dl>"
+
+
+def _folded(summary: str, parts: Sequence[str]) -> str:
+    return f"<details><summary>{escape(summary)}</summary>" + "\n".join(parts) + "</details>" if parts else ""
+
+
+def _figure(png: bytes, caption: str) -> str:
+    with Image.open(io.BytesIO(png)) as image:
+        width = image.width
+        dpi = image.info.get("dpi", (FIGURE_DPI, FIGURE_DPI))[0]
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    source = base64.b64encode(png).decode("ascii")
+    size = round(width * FIGURE_DPI / dpi)
+    return f'<figure><img alt="{escape(caption)}" width="{size}" src="data:image/png;base64,{source}">{text}</figure>'
+
+
+if __name__ == "__main__":
+    fire.Fire(write_report)

@@ -1,0 +1,55 @@
+"""Reading back what trainings recorded: parameters and curves of the runs of one MLflow experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlflow.entities
+from mlflow import MlflowClient
+
+__all__ = ["Run", "finished_runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its name, its parameters, and for each metric with more than one point the steps and the values."""
+
+    name: str
+    parameters: dict[str, str]
+    curves: dict[str, tuple[list[float], list[float]]]
+
+
+def finished_runs(tracking_uri: str, experiment: str, names: Sequence[str] | None = None) -> list[Run]:
+    """The finished runs of an experiment.
+
+    Args:
+        tracking_uri: the store.
+        experiment: its name.
+        names: the runs wanted, in this order; by default all, oldest first.
+
+    Raises:
+        ValueError: when the store has no such experiment, or lacks a named run.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = [e.name for e in client.search_experiments()]
+        raise ValueError(f"{tracking_uri}: experiment {experiment!r} not found, it has {known}")
+    runs = client.search_runs(
+        [found.experiment_id], "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"]
+    )
+    by_name = {run.info.run_name: run for run in runs}
+    missing = [name for name in names or [] if name not in by_name]
+    if missing:
+        raise ValueError(f"{tracking_uri}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
+    return [_read(client, by_name[name]) for name in names] if names else [_read(client, run) for run in runs]
+
+
+def _read(client: MlflowClient, run: mlflow.entities.Run) -> Run:
+    curves = {}
+    for metric in sorted(run.data.metrics):
+        points = sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric))
+        if len(points) > 1:
+            curves[metric] = ([float(step) for step, _ in points], [value for _, value in points])
+    return Run(run.info.run_name, dict(run.data.params), curves)

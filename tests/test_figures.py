@@ -1,0 +1,74 @@
+"""Figures are drawn, look the same every time, and their colour scale is symmetric."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from segcft_ext import figures
+from segcft_ext.figures import Panel
+
+LABELS = {"left_lung": 1, "heart": 3}
+
+
+def panel(seed: int, size: tuple[int, int] = (24, 32)) -> Panel:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(size, int)
+    mask[4:12, 5:15] = 1
+    mask[10:20, 12:28] = 3
+    return Panel(rng.uniform(-1, 1, size), mask, f"do({seed} %)", "judged 3 %")
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(figures.to_png(figure))).convert("RGB")).astype(int)
+
+
+def test_grid_shows_differences_on_a_symmetric_scale() -> None:
+    factual = Panel(np.zeros((24, 24)), np.zeros((24, 24), int), "factual")
+    up, down = (Panel(np.full((24, 24), value), factual.mask) for value in (0.5, -0.5))
+    image = drawn(figures.counterfactual_grid(factual, {"Seg-CFT": [up, down]}, LABELS, "do(heart area)"))
+    sheet_row = image[image.shape[0] // 2]
+    strong = [tuple(pixel) for pixel in sheet_row if pixel.max() - pixel.min() > 60]
+    assert any(r > b for r, _, b in strong) and any(b > r for r, _, b in strong)
+
+
+def test_every_figure_is_drawn(tmp_path: Path) -> None:
+    numbers = np.linspace(-2, 2, 9)
+    changes = {m: {"heart_area": (numbers, s * numbers)} for m, s in (("identity", 0.0), ("Seg-CFT", 0.9))}
+    lines = {m: {"heart_area": (s, 0.0)} for m, s in (("identity", 0.0), ("Seg-CFT", 0.9))}
+
+    images = [panel(i).image for i in range(3)]
+    drawings = {
+        "grid": figures.counterfactual_grid(panel(0), {"a": [panel(1)], "b": [panel(2)]}, LABELS),
+        "reconstructions": figures.reconstruction_grid(images[:2], images[1:], "epoch 3"),
+        "samples": figures.sample_grid(images, [f"sample {i}" for i in range(3)], columns=2),
+        "scatter": figures.effectiveness_scatter(changes, lines, {"heart_area": "percent"}),
+        "heatmap": figures.effectiveness_heatmap(
+            {"Seg-CFT": np.array([[1.0, np.nan]])}, ["heart_area"], ["heart_area", "left_lung_area"], "error, %"
+        ),
+        "curves": figures.curves({"loss": {"training": ([1, 2], [3, 2]), "validation": ([2], [2.5])}}),
+    }
+    for name, figure in drawings.items():
+        assert figures.save_figure(figure, tmp_path / "figures" / f"{name}.png").stat().st_size > 3000
+
+
+def test_equal_pictures_are_equal_files() -> None:
+    first, second = (figures.to_png(figures.sample_grid([panel(0).image])) for _ in range(2))
+    assert first == second
+
+
+def test_pictures_of_volumes_are_middle_slices() -> None:
+    volume = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 4, 5)
+    assert np.array_equal(figures.picture(volume), np.ones((4, 5)))
+    assert figures.picture(torch.zeros(1, 4, 5)).shape == (4, 5)
+    assert figures.picture(np.zeros((4, 5))).shape == (4, 5)
+
+
+def test_no_change_at_all_can_be_drawn() -> None:
+    same = panel(0)
+    assert drawn(figures.counterfactual_grid(same, {"identity": [same]}, LABELS)).std() > 0

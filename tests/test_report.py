@@ -1,0 +1,140 @@
+"""The report is one file that asks nobody for anything and shows every method, the zero and the floor."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from segcft_ext.evaluation.files import write_evaluation
+from segcft_ext.figures import curves, save_figure
+from segcft_ext.report import write_report
+from segcft_ext.runs import finished_runs
+
+
+def figures_of_merit(mape: float) -> dict[str, Any]:
+    error = {"mape": mape, "ci95": [mape - 1, mape + 1], "mae": 0.1, "mae_ci95": [0.1, 0.1], "n": 8}
+    return {
+        "effectiveness": {
+            do: {j: {**error, "drift": 1.0, "drift_ci95": [0, 2]} if j != do else error for j in AREAS} for do in AREAS
+        },
+        "slope": {do: {"slope": 0.9, "ci95": [0.8, 1.0], "intercept": 0.0, "n": 8} for do in AREAS},
+        "leakage": {do: 0.1 for do in AREAS},
+        "locality": {do: {"leakage": 0.1, "ci95": [0, 1], "outside": 0.1, "inside": 1.0, "n": 8} for do in AREAS},
+        "composition": {"1": 0.0, "10": 0.0},
+        "composition_sampled": {"1": 0.0, "10": 0.0},
+        "reversibility": {do: 0.01 for do in AREAS},
+        "folding": {do: {"share": 0.0, "minimum": 0.4} for do in AREAS},
+        "realism": {"fid": 1.0, "kid": 0.1, "kid_sd": 0.1, "n": 8},
+        "truth": None,
+    }
+
+
+AREAS = ["left_lung_area", "heart_area"]
+CHECKPOINT = {"class": "DSCM", "definition": {"architecture": "UNet"}, "data": {}, "fingerprint": "0123456789abcdef"}
+EVALUATION = {
+    "methods": {"No-CFT": figures_of_merit(30.0), "Seg-CFT <& co>": figures_of_merit(4.0)},
+    "identity": figures_of_merit(31.0),
+    "judge": {"left_lung": {"dice": 0.97, "area_mape": 2.0}, "heart": {"dice": 0.94, "area_mape": 6.0}},
+    "floor": {j: {"mape": 3.0, "ci95": [2, 4], "mae": 0.2, "mae_ci95": [0, 1], "n": 4} for j in AREAS},
+    "realism_of_real_images": None,
+    "data": {
+        "name": "phantoms",
+        "image_size": [64, 64],
+        "cases": 4,
+        "interventions": AREAS,
+        "interventions_per_case": 2,
+        "seed": 0,
+        "units": {j: "percent" for j in AREAS},
+        "realism_features": "judge (UNet), layer x",
+        "judge": CHECKPOINT,
+        "methods": {"No-CFT": CHECKPOINT, "Seg-CFT <& co>": CHECKPOINT},
+    },
+}
+
+
+@pytest.fixture
+def evaluation_dir(tmp_path: Path) -> Path:
+    write_evaluation(EVALUATION, tmp_path / "evaluation")
+    shown = []
+    for kind in ("comparison", "sweep", "scatter", "heatmap"):
+        save_figure(curves({kind: {"a": ([1, 2], [1, 2])}}), tmp_path / "evaluation" / "figures" / f"{kind}.png")
+        shown.append({"file": f"{kind}.png", "kind": kind, "caption": f"a {kind}"})
+    (tmp_path / "evaluation" / "figures" / "figures.json").write_text(json.dumps(shown))
+    return tmp_path / "evaluation"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    tmp_path = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("segcft", artifact_location=str(tmp_path / "mlruns"))
+    for name, status in (("pretraining", "FINISHED"), ("broken", "FAILED"), ("finetuning", "FINISHED")):
+        run = client.create_run(experiment, run_name=name)
+        client.log_param(run.info.run_id, "learning_rate", 0.001)
+        for step in (1, 2, 3):
+            for metric in ("train_loss", "val_loss", "val_mape_heart_area", "val_mape_left_lung_area"):
+                client.log_metric(run.info.run_id, metric, 1 / step, step=step)
+        client.log_metric(run.info.run_id, "once", 1.0)
+        client.set_terminated(run.info.run_id, status)
+    return uri
+
+
+class Links(HTMLParser):
+    """Every address in a document, and whether its tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_is_self_contained(evaluation_dir: Path, store: str, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store, settings={"seeds": "0"})
+    text = path.read_text()
+    parser = Links()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in parser.addresses)
+    assert not re.search(r"https?://|<script|@import|url\(", text)
+    ids = re.findall(r'id="([^"]+)"', text)
+    assert all(address[1:] in ids for address in parser.addresses if address.startswith("#"))
+    # four figures of the evaluation and the curves of two finished runs
+    assert sum(address.startswith("data:") for address in parser.addresses) == 4 + 2
+    assert str(tmp_path) not in text
+
+
+def test_report_shows_zero_floor_best_and_versions(evaluation_dir: Path, tmp_path: Path) -> None:
+    text = write_report(tmp_path / "report.html", evaluation_dir).read_text()
+    table = text.split('id="table-effectiveness"')[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert table.index("the zero") < table.index("No-CFT") < table.index("the floor")
+    assert re.search(r"Seg-CFT &lt;&amp; co&gt;</th><td class=best>4.0", table)
+    assert "<dt>torch</dt>" in text and "0123456789ab" in text
+    assert 'id="training"' not in text  # without a store there are no curves
+
+
+def test_runs_are_read_back(store: str) -> None:
+    runs = finished_runs(store, "segcft")
+    assert [run.name for run in runs] == ["pretraining", "finetuning"]
+    assert runs[0].parameters == {"learning_rate": "0.001"}
+    assert runs[0].curves["train_loss"] == ([1, 2, 3], pytest.approx([1, 1 / 2, 1 / 3]))
+    assert "once" not in runs[0].curves
+    assert [run.name for run in finished_runs(store, "segcft", ["finetuning"])] == ["finetuning"]
+    with pytest.raises(ValueError, match="broken"):
+        finished_runs(store, "segcft", ["broken"])
+    with pytest.raises(ValueError, match="nothing"):
+        finished_runs(store, "nothing")
