@@ -75,6 +75,7 @@ class CFTObjective(nn.Module):
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
+        others: weight w_j of the variables that the action leaves as they are; 1 for those that it changes.
         locality: weight of the change outside the changed structures.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
@@ -86,6 +87,7 @@ class CFTObjective(nn.Module):
         self,
         huber: float = 0.01,
         anchored: bool = True,
+        others: float = 3.0,
         locality: float = 1.0,
         smoothness: float = 0.1,
         folding: float = 100.0,
@@ -95,6 +97,7 @@ class CFTObjective(nn.Module):
         super().__init__()
         self.huber = huber
         self.anchored = anchored
+        self.others = others
         self.locality = locality
         self.smoothness = smoothness
         self.folding = folding
@@ -128,10 +131,13 @@ class CFTObjective(nn.Module):
             target = wanted + factual_prediction.values - factual
         scale = 2 / (variables.high - variables.low)[columns]
         error = (prediction.values - target) * scale
-        effectiveness = F.huber_loss(error, torch.zeros_like(error), delta=self.huber) / self.huber
+        changed = wanted != factual
+        weight = torch.where(changed, 1.0, self.others)
+        distance = F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
+        effectiveness = (weight * distance).mean()
 
-        changed = (wanted != factual).view(*wanted.shape, *[1] * (image.ndim - 2))
-        inside = torch.where(changed, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
+        where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
+        inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
         outside = 1 - self._dilate(inside.amax(1, keepdim=True))
         locality = (outside * (counterfactual.image - image).abs()).mean()
 

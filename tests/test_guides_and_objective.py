@@ -86,7 +86,9 @@ def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> 
 
 
 def test_an_edit_that_moves_another_variable_is_punished() -> None:
-    assert terms(CFTObjective(), [13.0, 12.0]).effectiveness > 0
+    moved = terms(CFTObjective(others=1.0), [13.0, 12.0]).effectiveness
+    assert moved > 0
+    assert terms(CFTObjective(others=3.0), [13.0, 12.0]).effectiveness == pytest.approx(3 * moved.item())
 
 
 def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None:
