@@ -17,7 +17,7 @@ def moving_head(spatial_dims: int = 2) -> DeformationHead:
 def test_no_action_no_velocity_and_an_exact_copy(size: tuple[int, ...]) -> None:
     head = moving_head(len(size))
     image, parents = torch.rand(2, 1, *size) * 2 - 1, torch.randn(2, 2)
-    velocity = head.velocity(head.features(image), parents, parents)
+    velocity = head(head.features(image), parents, parents).velocity
     displacement = head.displacement(velocity, size)
     assert displacement.shape == (2, len(size), *size)
     assert torch.equal(velocity, torch.zeros_like(velocity))
@@ -26,14 +26,14 @@ def test_no_action_no_velocity_and_an_exact_copy(size: tuple[int, ...]) -> None:
 
 def test_a_fresh_head_does_not_move_anything() -> None:
     head = DeformationHead(2, channels=(8, 8))
-    velocity = head.velocity(head.features(torch.rand(2, 1, 16, 16)), torch.zeros(2, 2), torch.ones(2, 2))
+    velocity = head(head.features(torch.rand(2, 1, 16, 16)), torch.zeros(2, 2), torch.ones(2, 2)).velocity
     assert torch.equal(velocity, torch.zeros_like(velocity))
 
 
 def test_a_fresh_head_can_learn() -> None:
     head = DeformationHead(2, channels=(8, 8))
     image = torch.rand(2, 1, 16, 16)
-    velocity = head.velocity(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    velocity = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2)).velocity
     head.warp(image, head.displacement(velocity, (16, 16))).square().sum().backward()
     gradient = head.velocity_head.weight.grad
     assert gradient is not None and gradient.abs().sum() > 0
@@ -42,7 +42,7 @@ def test_a_fresh_head_can_learn() -> None:
 def test_the_border_stays_where_it_is() -> None:
     head = moving_head()
     image = torch.rand(1, 1, 32, 32)
-    displacement = head.displacement(head.velocity(head.features(image), torch.zeros(1, 2), torch.ones(1, 2)), (32, 32))
+    displacement = head.displacement(head(head.features(image), torch.zeros(1, 2), torch.ones(1, 2)).velocity, (32, 32))
     assert displacement.abs().max() > 0.01
     border = torch.ones(32, 32, dtype=torch.bool)
     border[1:-1, 1:-1] = False
@@ -69,11 +69,20 @@ def test_jacobian_of_known_maps() -> None:
     torch.testing.assert_close(jacobian_determinant(mirror), torch.full((1, 7, 7), -1.0))
 
 
+def test_the_gate_starts_open_and_closes_on_the_factual_image() -> None:
+    head = DeformationHead(2, channels=(8, 8))
+    image, counterfactual = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    torch.testing.assert_close(head.blend(image, counterfactual, edit.gate), counterfactual)
+    assert torch.equal(head.blend(image, counterfactual, torch.zeros_like(edit.gate)), image)
+
+
 def test_gradients_reach_the_whole_head() -> None:
     head = moving_head()
-    image = torch.rand(2, 1, 32, 32)
-    velocity = head.velocity(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
-    head.warp(image, head.displacement(velocity, (32, 32))).square().mean().backward()
+    image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    blended = head.blend(image, counterfactual, edit.gate)
+    head.warp(blended, head.displacement(edit.velocity, (32, 32))).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 

@@ -1,7 +1,8 @@
 """The deformation head: an edit of size as a movement of anatomy (method §3b).
 
 From the factual image alone come features ``e``; from them and the action a stationary velocity field for each
-variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image.
+variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image, and a gate
+that says where the HVAE's change of intensity is let through.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +18,32 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-__all__ = ["DeformationHead", "jacobian_determinant"]
+__all__ = ["DeformationHead", "Edit", "jacobian_determinant"]
 
 INTEGRATION_STEPS = 6
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What the head makes of an action.
+
+    Attributes:
+        velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
+        gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
+    """
+
+    velocity: Tensor
+    gate: Tensor
+
+
 class DeformationHead(nn.Module):
-    """Velocity fields B_k(e, pa, pa~), one for each channel of the encoded parents.
+    """Velocity fields B_k(e, pa, pa~), one for each channel of the encoded parents, and a gate of the intensities.
 
     .. math:: v = \\sum_k (\\tilde{pa}_k - pa_k) B_k(e, pa, \\tilde{pa}), \\qquad \\phi = \\exp(v)
 
     The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
-    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside.
+    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
+    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -72,8 +88,10 @@ class DeformationHead(nn.Module):
         self.combine = conv(width, hidden_channels, 3, padding=1)
         self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
         self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
-        nn.init.zeros_(self.velocity_head.weight)
-        nn.init.zeros_(self.velocity_head.bias)
+        self.gate_head = conv(hidden_channels, 1, 3, padding=1)
+        for head in (self.velocity_head, self.gate_head):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
             self.integrate = DVF2DDF(INTEGRATION_STEPS, padding_mode="border")
@@ -92,16 +110,13 @@ class DeformationHead(nn.Module):
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
         return hidden
 
-    def velocity(self, features: Tensor, parents: Tensor, target: Tensor) -> Tensor:
-        """The velocity of an action, in grid pixels.
+    def forward(self, features: Tensor, parents: Tensor, target: Tensor) -> Edit:
+        """The edit that an action asks for.
 
         Args:
             features: from :meth:`features`.
             parents: encoded factual parents, shape (B, P).
             target: encoded parents after the action, shape (B, P).
-
-        Returns:
-            Shape (B, D, \\*grid); zero where ``target`` equals ``parents``.
         """
         ones = [1] * self.spatial_dims
         change = target - parents
@@ -111,7 +126,14 @@ class DeformationHead(nn.Module):
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         velocity = (fields * change.view(*change.shape, 1, *ones)).sum(1)
         # A field of order one moves anatomy by a tenth of the image.
-        return velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
+        velocity = velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
+        return Edit(velocity, (1 + self.gate_head(hidden)).clamp(0, 1))
+
+    def blend(self, image: Tensor, counterfactual: Tensor, gate: Tensor) -> Tensor:
+        """The factual image with the gated change of the HVAE's counterfactual, both (B, C, \\*spatial)."""
+        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
+        gate = F.interpolate(gate, size=image.shape[2:], mode=mode, align_corners=True)
+        return image + gate * (counterfactual - image)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, in pixels of an image of this size: (B, D, \\*size)."""
