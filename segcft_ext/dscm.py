@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
@@ -21,7 +21,7 @@ from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
 
-__all__ = ["DSCM", "Abduction", "Counterfactual", "pretrained"]
+__all__ = ["DSCM", "Abduction", "Counterfactual", "pretrained", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class DSCM(SelfDescribing):
             values: all variables after the action, descendants included (see :attr:`scm`), shape (B, K).
 
         Returns:
-            x~ = clamp(mu(z, pa~) + sigma(z, pa~) u_x, -1, 1), warped by exp(v) where there is a deformation head.
+            x~ = clamp(mu(z, pa~) + sigma(z, pa~) u_x, -1, 1); where there is a deformation head, gated by it and then
+            warped by exp(v).
         """
         parents = self.variables.encode(values)
         size = abduction.image.shape[2:]
@@ -152,9 +153,10 @@ class DSCM(SelfDescribing):
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
-        velocity = self.deformation.velocity(abduction.features, factual, parents)
-        displacement = self.deformation.displacement(velocity, size)
-        return Counterfactual(self.deformation.warp(image, displacement), values, displacement, velocity)
+        edit = self.deformation(abduction.features, factual, parents)
+        image = self.deformation.blend(abduction.image, image, edit.gate)
+        displacement = self.deformation.displacement(edit.velocity, size)
+        return Counterfactual(self.deformation.warp(image, displacement), values, displacement, edit.velocity)
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
@@ -234,3 +236,15 @@ def pretrained(
     if deformation is not None and dscm.deformation is None:
         dscm = dscm.with_deformation(deformation)
     return dscm
+
+
+def unwrap(network: nn.Module) -> DSCM:
+    """The DSCM in an average of it, in ``DistributedDataParallel``, or itself.
+
+    Raises:
+        TypeError: when there is none.
+    """
+    found = network if isinstance(network, DSCM) else getattr(network, "module", network)
+    if not isinstance(found, DSCM):
+        raise TypeError(f"network is a {type(found).__name__}, expected a DSCM")
+    return found
