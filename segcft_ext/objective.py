@@ -87,7 +87,7 @@ class CFTObjective(nn.Module):
         self,
         huber: float = 0.01,
         anchored: bool = True,
-        others: float = 3.0,
+        others: float = 2.0,
         locality: float = 1.0,
         smoothness: float = 0.1,
         folding: float = 100.0,
