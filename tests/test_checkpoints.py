@@ -1,0 +1,209 @@
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from small_chests import LABELS, small_chests
+from torch import nn
+
+from segcft_ext.checkpoints import (
+    CheckpointError,
+    check_compatible,
+    freeze,
+    load_checkpoint,
+    load_model,
+    plain,
+    read_description,
+    save_atomically,
+    save_model,
+    trained_image_size,
+)
+from segcft_ext.datalist import read_datalist
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+
+AREAS = [{"name": f"{name}_area", "kind": "continuous"} for name in ("left_lung", "right_lung", "heart")]
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory):
+    return small_chests(tmp_path_factory.mktemp("chests"))
+
+
+def segmentor(datalist, **arguments):
+    network = Segmentor(LABELS, "UNet", **{"channels": (4, 8), "strides": (2,), **arguments})
+    network.describe(datalist, use="guide")
+    return network
+
+
+def regressor(datalist):
+    network = Regressor(AREAS, channels=(8, 8))
+    network.fit(datalist, use="guide")
+    return network
+
+
+@pytest.mark.parametrize("build", [segmentor, regressor])
+def test_rebuilds_the_same_network(build, datalist, tmp_path):
+    network = build(datalist).eval()
+    save_model(network, tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.pt", type(network))
+    image = torch.rand(2, 1, 32, 32)
+    assert torch.equal(loaded(image), network(image))
+    assert loaded.definition == network.definition and loaded.data == network.data
+    assert not loaded.training
+    check_compatible(loaded, datalist)
+
+
+def test_is_a_bare_state_dict_that_mentions_its_data(datalist, tmp_path):
+    network = segmentor(datalist)
+    save_model(network, tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert set(state) == set(network.state_dict())
+    another = segmentor(datalist)
+    another.load_state_dict(state)
+    description = read_description(tmp_path / "model.pt")
+    assert description["data"]["labels"] == LABELS and description["data"]["use"] == "guide"
+    assert trained_image_size(tmp_path / "model.pt") == [32, 32]
+    assert trained_image_size(tmp_path / "none.pt") is None
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
+        load_model(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 damaged"])
+def test_damaged_file(content, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.pt: cannot be read as a checkpoint"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="plain values"):
+        load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [nn.Linear(2, 2).state_dict(), [1, 2], {"_extra_state": {"class": "Linear"}}])
+def test_checkpoint_of_something_else(content, tmp_path):
+    save_atomically(content, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model\.pt: not a model of this project"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_wrong_class_is_named(datalist, tmp_path):
+    save_model(regressor(datalist), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model\.pt: class: .* holds a Regressor, asked for a Segmentor"):
+        load_model(tmp_path / "model.pt", Segmentor)
+
+
+def test_only_own_classes_are_built(datalist, tmp_path):
+    state = segmentor(datalist).state_dict()
+    state["_extra_state"] = {**state["_extra_state"], "class": "Popen"}
+    save_atomically(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"holds 'Popen', known are \['DSCM', 'Regressor', 'Segmentor'\]"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_newer_format_is_refused(datalist, tmp_path):
+    state = segmentor(datalist).state_dict()
+    state["_extra_state"] = {**state["_extra_state"], "format_version": 2}
+    save_atomically(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="format_version: the checkpoint holds 2, asked for: 1"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_missing_weights_are_named(datalist, tmp_path):
+    state = segmentor(datalist).state_dict()
+    key = next(key for key in state if key.endswith("weight"))
+    del state[key]
+    save_atomically(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=re.escape(key)):
+        load_model(tmp_path / "model.pt")
+
+
+def test_another_definition_is_refused_even_when_loaded_loosely(datalist):
+    state = segmentor(datalist).state_dict()
+    wider = segmentor(datalist, channels=(8, 8))
+    with pytest.raises(CheckpointError, match=r"definition\.channels: .* holds \[4, 8\], asked for: \[8, 8\]"):
+        wider.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("image", {"size": [64, 64], "intensity_range": [0, 65535]}, r"image_size: the checkpoint holds \[32, 32\]"),
+        ("labels", {"background": 0, "left_lung": 2, "right_lung": 1, "heart": 3}, "data.labels"),
+    ],
+)
+def test_other_data_are_refused(key, change, message, datalist, tmp_path):
+    content = json.loads(datalist.path.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**content, key: change}))
+    network = segmentor(datalist)
+    with pytest.raises(CheckpointError, match=rf"{message}.*other\.json"):
+        check_compatible(network, read_datalist(other, check_files=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "renamed"}, r"has 'heart_area', .*other\.json has \["),
+        ({"unit": "mm2"}, r"heart_area\.unit: the checkpoint holds 'percent', asked for by .*other\.json: 'mm2'"),
+        ({"measurement": {"_target_": "segcft_ext.measurements.Area", "label": 1}}, r"heart_area\.measurement"),
+    ],
+)
+def test_other_variables_are_refused(change, message, datalist, tmp_path):
+    content = json.loads(datalist.path.read_text())
+    for variable in content["variables"]:
+        if variable["name"] == "heart_area":
+            variable.update(change)
+    for split in ("training", "validation", "test"):
+        for entry in content[split]:
+            entry["variables"] = {v["name"]: entry["variables"].get(v["name"], 1.0) for v in content["variables"]}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        check_compatible(regressor(datalist), read_datalist(other, check_files=False))
+
+
+def test_untrained_network_is_refused(datalist):
+    with pytest.raises(CheckpointError, match="does not say what it was trained on"):
+        check_compatible(Segmentor(LABELS, "UNet", channels=(4, 8), strides=(2,)), datalist)
+
+
+def test_frozen_network_gets_no_gradient_but_passes_it_on(datalist):
+    network = freeze(segmentor(datalist))
+    image = torch.rand(1, 1, 32, 32, requires_grad=True)
+    network(image)[:, 1].mean().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+
+
+def test_frozen_network_stays_in_eval_mode(datalist):
+    parent = nn.Sequential(nn.Dropout(), freeze(segmentor(datalist)))
+    parent.train()
+    assert parent.training and parent[0].training
+    assert not any(module.training for module in parent[1].modules())
+    copied = copy.deepcopy(parent[1])
+    assert copied.train() is copied and not copied.training
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.pt"
+    save_atomically({"epoch": 1}, path)
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        save_atomically({"epoch": lambda: 2}, path)
+    assert load_checkpoint(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_plain_values_have_no_trace_of_numpy():
+    found = plain({"a": np.float32(0.5), "b": (np.int64(1), torch.tensor([1.0])), "c": None})
+    assert found == {"a": 0.5, "b": [1, [1.0]], "c": None}
+    assert type(found["a"]) is float and type(found["b"]) is list
+    with pytest.raises(TypeError, match="PosixPath cannot stand in a checkpoint"):
+        plain({"path": __import__("pathlib").PosixPath("x")})

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from segcft_ext.networks.segmentor import Segmentor
+
+LABELS = {"background": 0, "lung": 1, "heart": 2}
+ARCHITECTURES = [
+    ("UNet", {"channels": (4, 8), "strides": (2,)}),
+    ("BasicUNet", {"features": (4, 4, 4, 4, 4, 4)}),
+    ("SegResNet", {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}),
+    ("AttentionUnet", {"channels": (4, 8), "strides": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "arguments"), ARCHITECTURES)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_gives_logits_and_gradients_in_two_and_three_dimensions(architecture, arguments, dims):
+    size = 32 if architecture == "BasicUNet" else 16  # it halves the resolution four times
+    network = Segmentor(LABELS, architecture, spatial_dims=dims, **arguments).eval()
+    image = torch.rand(2, 1, *[size] * dims, requires_grad=True)
+    logits = network(image)
+    assert logits.shape == (2, 3, *[size] * dims)
+    logits.sum().backward()
+    assert image.grad.isfinite().all() and image.grad.abs().sum() > 0
+
+
+def test_structures_follow_the_label_values():
+    assert Segmentor({"heart": 2, "background": 0, "lung": 1}, "UNet", channels=(4, 8), strides=(2,)).structures == [
+        "lung",
+        "heart",
+    ]
+
+
+def test_unknown_architecture_suggests_a_known_one():
+    with pytest.raises(ValueError, match=r"architecture is 'BasicUNett'.*BasicUNet"):
+        Segmentor(LABELS, "BasicUNett")
+
+
+def test_background_is_needed():
+    with pytest.raises(ValueError, match="'background' to be 0"):
+        Segmentor({"lung": 1}, "UNet", channels=(4, 8), strides=(2,))
