@@ -154,9 +154,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         cause = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint of tensors and plain values: {reason}"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors and plain values: {cause}") from error
 
 
 @overload
