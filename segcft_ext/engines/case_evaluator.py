@@ -13,9 +13,8 @@ from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.engines import Evaluator
 from monai.utils import ForwardMode
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from segcft_ext.dscm import DSCM
+from segcft_ext.dscm import unwrap
 
 __all__ = ["CaseEvaluator"]
 
@@ -39,7 +38,7 @@ class CaseEvaluator(Evaluator, ABC):
         self,
         device: str | torch.device,
         val_data_loader: Iterable[Any],
-        network: DSCM | AveragedModel,
+        network: nn.Module,
         prepare_batch: Callable[..., Any],
         names: Sequence[str],
         val_handlers: Sequence[Any] | None = None,
@@ -57,12 +56,8 @@ class CaseEvaluator(Evaluator, ABC):
             decollate=False,
             mode=ForwardMode.EVAL,
         )
-        self.network: nn.Module = network
-
-    @property
-    def dscm(self) -> DSCM:
-        """The DSCM itself, without the average around it."""
-        return self.network.module if isinstance(self.network, AveragedModel) else self.network  # type: ignore[return-value]
+        self.network = network
+        self.dscm = unwrap(network)
 
     @abstractmethod
     def figures(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:

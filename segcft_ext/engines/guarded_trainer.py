@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from segcft_ext.dscm import DSCM
+from segcft_ext.dscm import unwrap
 
 __all__ = ["GuardedTrainer"]
 
@@ -45,7 +45,7 @@ class GuardedTrainer(Trainer):
         device: str | torch.device,
         max_epochs: int,
         train_data_loader: Iterable[Any],
-        network: DSCM | DistributedDataParallel,
+        network: nn.Module,
         optimizer: Optimizer,
         prepare_batch: Callable[..., Any],
         clip_gradient_norm: float = 1.0,
@@ -61,7 +61,7 @@ class GuardedTrainer(Trainer):
             handlers=train_handlers,
         )
         self.network = network
-        self.dscm: DSCM = network.module if isinstance(network, DistributedDataParallel) else network
+        self.dscm = unwrap(network)
         self.optimizer = optimizer
         self.clip_gradient_norm = clip_gradient_norm
         self.skip_gradient_norm = skip_gradient_norm

@@ -1,5 +1,6 @@
 """Ignite handlers that MONAI does not have; they attach to any MONAI trainer or evaluator."""
 
+from segcft_ext.handlers.dscm_figures import DSCMFigures
 from segcft_ext.handlers.epoch_seed import EpochSeed
 from segcft_ext.handlers.mlflow_run import MLflowRun
 from segcft_ext.handlers.model_saver import ModelSaver
@@ -9,6 +10,7 @@ from segcft_ext.handlers.training_checkpoint import TrainingCheckpoint
 from segcft_ext.handlers.weight_average import WeightAverage, warmed_up_average
 
 __all__ = [
+    "DSCMFigures",
     "EpochSeed",
     "MLflowRun",
     "ModelSaver",

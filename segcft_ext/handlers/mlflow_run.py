@@ -43,7 +43,8 @@ class MLflowRun:
         experiment: name of the experiment.
         run_name: name of the run, made unique if there is such a run already.
         parameters: what to record about the settings, flat.
-        artifacts: files and folders to upload at the end; those that do not exist are left out.
+        artifacts: files, uploaded at the end, and folders, whose files are uploaded as they appear; those that do not
+            exist are left out.
         validator: the engine whose metrics belong to this run too.
     """
 
@@ -65,6 +66,7 @@ class MLflowRun:
         self.handler: MLFlowHandler | None = None
         self._sums: dict[str, float] = {}
         self._count = 0
+        self._uploaded: set[Path] = set()
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -112,6 +114,7 @@ class MLflowRun:
         if hasattr(engine, "optimizer"):
             metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         self.log_metrics(engine, metrics)
+        self.upload_folders()
 
     def log_metrics(self, engine: Workflow, metrics: Mapping[str, float] | None = None) -> None:
         """Log the scalar metrics of an engine, and more, at the engine's epoch; those not finite are left out."""
@@ -127,12 +130,21 @@ class MLflowRun:
 
     def complete(self, engine: Workflow) -> None:
         assert self.handler is not None  # for the type checker
+        self.upload_folders()
         for path in self.artifacts:
-            if path.is_dir():
-                self.handler.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
-            elif path.exists():
+            if path.is_file():
                 self.handler.client.log_artifact(self.run_id, str(path))
         self.handler.close()
+
+    def upload_folders(self) -> None:
+        """Upload the files which the folders among the artifacts did not hold before."""
+        assert self.handler is not None  # for the type checker
+        for folder in self.artifacts:
+            for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
+                if file.is_file() and file not in self._uploaded:
+                    self._uploaded.add(file)
+                    place = Path(folder.name, file.relative_to(folder).parent)
+                    self.handler.client.log_artifact(self.run_id, str(file), artifact_path=place.as_posix())
 
     def fail(self, engine: Workflow, error: BaseException) -> None:
         if self.handler is not None and self.handler.cur_run is not None:
