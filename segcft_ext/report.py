@@ -116,8 +116,8 @@ def _introduction(evaluation: Mapping[str, Any]) -> str:
     return f"""<p>A counterfactual answers: <em>how would this very image look if this one quantity had been
 different?</em> Here each method ({names}) was asked to change the size of one structure at a time, to values drawn from
 the training data. An independent segmentor, the <b>judge</b>, which no method has seen, then measured every structure
-in the result. A good counterfactual reaches the wanted size, leaves the other structures as they were, and still looks like a
-radiograph.</p>
+in the result. A good counterfactual reaches the wanted size, leaves the other structures as they were, and still looks
+like a radiograph.</p>
 <p>Two rows frame every table. <b>{escape(ZERO)}</b> is what one gets for leaving the image as it is.
 <b>{escape(FLOOR)}</b> is the judge's own error: nobody can be shown to be better. The best method of each column is
 <span class="best">marked</span>.</p>"""

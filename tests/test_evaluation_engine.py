@@ -167,6 +167,16 @@ def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datali
         intervened_variables(datalist, ["age"])
 
 
+def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_path: Path) -> None:
+    engine = CounterfactualEvaluator(
+        "cpu", loader(datalist), DiscJudge(), datalist, {}, ["left_area"], 1, val_handlers=[EvaluationWriter(tmp_path)]
+    )
+    engine.run()
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["methods"] == {} and content["judge"]["left"]["dice"] == 1
+    assert list(content["identity"]["effectiveness"]) == ["left_area"]
+
+
 def segmentor(datalist: Datalist, architecture: str, use: str, seed: int, **arguments: Any) -> Segmentor:
     torch.manual_seed(seed)
     network = Segmentor(datalist.labels, architecture, **arguments)

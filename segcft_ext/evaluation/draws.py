@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from segcft_ext.datalist import Datalist, DatalistError
 
-__all__ = ["draw_targets", "intervened_variables"]
+__all__ = ["draw_targets", "intervened_variables", "reference_cases"]
 
 
 def intervened_variables(datalist: Datalist, names: Sequence[str] | None = None) -> list[str]:
@@ -38,3 +39,10 @@ def draw_targets(datalist: Datalist, name: str, cases: int, draws: int, seed: in
     rng = np.random.default_rng([seed, datalist.variable_names.index(name)])
     rounds = -(-cases * draws // len(values))
     return np.concatenate([rng.permutation(values) for _ in range(rounds)])[: cases * draws].reshape(cases, draws)
+
+
+def reference_cases(datalist: Datalist, seed: int) -> list[dict[str, Any]]:
+    """Real images to compare with: as many training cases as there are test cases, or all, drawn at random."""
+    items = datalist.items("training")
+    count = min(len(items), len(datalist.entries["test"]))
+    return [items[index] for index in np.random.default_rng(seed).permutation(len(items))[:count]]

@@ -65,7 +65,7 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
     """Load the checkpoints to be judged.
 
     Args:
-        methods: ``{name: path of a DSCM's model.pt}``, also as JSON text, which is how it comes from a command line.
+        methods: ``{name: path of a DSCM's model.pt}``, also as JSON text; empty to look at the judge alone.
         datalist: the data; each checkpoint must fit it.
         interventions: the variables that are intervened on; each checkpoint must know them.
 
@@ -78,7 +78,7 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
             methods = json.loads(methods)
         except json.JSONDecodeError as error:
             raise ValueError(f"methods: found {methods!r}, expected JSON {{name: path}}: {error}") from error
-    if not isinstance(methods, Mapping) or not methods:
+    if not isinstance(methods, Mapping):
         raise ValueError(f'methods: found {methods!r}, expected {{"name": "path of a DSCM\'s model.pt"}}')
     if IDENTITY in methods:
         raise ValueError(f"methods: {IDENTITY!r} is the name of doing nothing, which is always judged")

@@ -57,8 +57,10 @@ class EvaluationWriter:
         engine.pairs.to_csv(self.output_dir / "pairs.csv", index=False, float_format="%.6g")
         self._shown: list[dict[str, str]] = []
         self._aggregates(engine)
-        dataset: Any = engine.loader.dataset
-        positions = np.unique(np.linspace(0, len(dataset) - 1, self.figure_cases).round().astype(int))
+        dataset: Any = engine.loader.dataset if len(engine.methods) > 1 else []
+        positions = np.unique(
+            np.linspace(0, len(dataset) - 1, min(self.figure_cases, len(dataset))).round().astype(int)
+        )
         for number, position in enumerate(positions.tolist()):
             self._counterfactuals(engine, dataset[position], number)
         text = json.dumps(self._shown, indent=1, ensure_ascii=False)
