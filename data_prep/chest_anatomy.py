@@ -242,8 +242,9 @@ class Lung:
     def medial(self, y: np.ndarray) -> np.ndarray:
         """Distance of the medial border from the midline at each level: mediastinum, and below the heart its shadow."""
         widest, level = self._widest
-        slope = 0.45 if self.side == LEFT else 0.25
-        return np.maximum(self.mediastinum(y), np.where(y > level, widest - slope * (y - level), 0)).astype(np.float32)
+        below = np.maximum(y - level, 0)
+        shadow = widest - (0.40 if self.side == LEFT else 0.25) * below * below / (below + 0.04)
+        return np.maximum(self.mediastinum(y), np.where(y > level, shadow, 0)).astype(np.float32)
 
     def cage(self, y: np.ndarray) -> np.ndarray:
         """Distance of the inner chest wall from the midline at each level."""

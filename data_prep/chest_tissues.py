@@ -50,13 +50,13 @@ def trunk(frame: Frame, shape: Mapping[str, float], lungs: Mapping[int, tuple[Lu
 
 def breasts(frame: Frame, shape: Mapping[str, float], female: bool) -> np.ndarray:
     """Soft shadows over the lower lungs with a rounded lower edge; shape coefficients ``breast``, ``breast_level``."""
-    size = max(0.0, 0.75 + 0.5 * shape["breast"]) if female else max(0.0, 0.12 * shape["breast"])
+    size = max(0.0, 0.65 + 0.45 * shape["breast"]) if female else max(0.0, 0.12 * shape["breast"])
     total = np.zeros_like(frame.x)
     for side in (LEFT, RIGHT):
         x = (side * frame.x - np.float32(0.235 + 0.01 * side * shape["asymmetry"])) / np.float32(0.165)
-        y = (frame.y - np.float32(0.475 + 0.03 * shape["breast_level"])) / np.float32(0.165)
+        y = (frame.y - np.float32(0.525 + 0.03 * shape["breast_level"])) / np.float32(0.165)
         y = np.where(y < 0, 0.55 * y, y)
-        total += 0.50 * size * np.clip(1 - (x * x + y * y), 0, None) ** 0.6
+        total += 0.70 * size * np.clip(1 - (x * x + y * y), 0, None) ** 0.55
     return total
 
 

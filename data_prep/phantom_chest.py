@@ -2,8 +2,12 @@
 
 .. code-block:: text
 
-    sex ──> body size ──> left_lung_area, right_lung_area, heart_area
-    age ──────────────────^
+    sex, age ──> body size ──> left_lung_area, right_lung_area, heart_area
+         age ──> depth of breath (lungs up, heart down), heart_area
+
+Body size and depth of breath are no variables: each is its causes' effect plus exogenous noise. The areas share them,
+and the left lung a part of the heart's noise, so they correlate; but no area causes another, and an action on one
+leaves the others as they are. A case whose areas lie beyond ``AREAS`` is drawn anew.
 
 ``sample`` draws a case's variables and all its exogenous noise, ``render`` is a pure function of the two. So the
 *true counterfactual* of a case is the picture of other variables with the same exogenous noise:
@@ -29,7 +33,7 @@ from data_prep.xray import expose, lead_letter, shutter
 
 __all__ = ["ChestPhantom"]
 
-# percent of the picture; cases beyond are drawn anew, so that any case's area fits into any other case's body
+# percent of the picture; within these, any case's area fits into any other case's body
 AREAS = {"left_lung_area": (5.0, 20.5), "right_lung_area": (6.5, 24.5), "heart_area": (5.0, 16.5)}
 SHAPE = (
     "heart_axis", "heart_apex", "heart_height", "heart_x", "dome_left", "dome_right", "cage", "knob", "trunk",
@@ -148,12 +152,9 @@ class ChestPhantom:
         noise = exogenous["noise"]
         frame = 2 * self._body(age, sex, exogenous) + 0.03 * exogenous["view"]["width"]
         breath = self._breath(age, exogenous)
+        left = 0.085 * noise["left_lung_area"] - 0.03 * noise["heart_area"]
         logs = {
-            "left_lung_area": math.log(11.9)
-            + frame
-            + breath
-            + 0.10 * noise["left_lung_area"]
-            - 0.03 * noise["heart_area"],
+            "left_lung_area": math.log(11.9) + frame + breath + left,
             "right_lung_area": math.log(14.7) + frame + breath + 0.06 * noise["right_lung_area"],
             "heart_area": math.log(9.2) + frame - 0.5 * breath + 0.08 * noise["heart_area"] + 0.0025 * (age - 57),
         }
@@ -175,15 +176,15 @@ class ChestPhantom:
         """Physical parameters of the exposure: between a digital detector (film 0) and a film's flat curve and fog."""
         e, film = exogenous["exposure"], exogenous["film"]
         return {
-            "level": 2.55 + 0.16 * e["level"] - 0.6 * film,
-            "width": (2.4 + 0.9 * film) * math.exp(0.10 * e["width"]),
+            "level": 2.40 + 0.20 * e["level"] - 0.55 * film,
+            "width": (2.1 + 0.5 * film) * math.exp(0.10 * e["width"]),
             "gamma": math.exp(0.15 * e["gamma"]),
             "noise": 0.005 * math.exp(0.35 * e["noise"]),
             "blur": 0.0012,
             "black": 0.02 + 0.22 * film,
             "white": min(1.0, 0.93 + 0.04 * e["white"]),
-            "scatter": 0.017 * math.exp(0.3 * e["scatter"]),
-            "bone": (1.45 - 0.5 * film) * math.exp(0.15 * e["bone"]),
+            "scatter": 0.020 * math.exp(0.3 * e["scatter"]),
+            "bone": (1.25 - 0.35 * film) * math.exp(0.15 * e["bone"]),
         }
 
     def _attenuation(
