@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter, lt
@@ -29,8 +30,8 @@ class CaseEvaluator(Evaluator, ABC):
         val_data_loader: batches for ``prepare_batch``.
         network: a DSCM, or the average of one.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
-        names: the figures that :meth:`figures` gives; each is the metric ``val_<name>``,
-            the first one is the key metric.
+        names: the figures that :meth:`figures` gives; the first one is the key metric.
+        prefix: what the names of the metrics begin with, such as "val_" during a training.
         val_handlers: ignite handlers.
     """
 
@@ -41,10 +42,11 @@ class CaseEvaluator(Evaluator, ABC):
         network: nn.Module,
         prepare_batch: Callable[..., Any],
         names: Sequence[str],
+        prefix: str = "",
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
-        metrics: dict[str, Metric] = {f"val_{name}": _CaseMean(output_transform=itemgetter(name)) for name in names}
-        key = f"val_{names[0]}"
+        metrics: dict[str, Metric] = {prefix + name: _CaseMean(output_transform=itemgetter(name)) for name in names}
+        key = prefix + names[0]
         super().__init__(
             device=torch.device(device),
             val_data_loader=val_data_loader,
@@ -76,15 +78,14 @@ class _CaseMean(Metric):
 
     @reinit__is_reduced
     def reset(self) -> None:
-        self._sum = torch.zeros((), dtype=torch.float64)
-        self._count = torch.zeros((), dtype=torch.float64)
+        self._sum, self._count = 0.0, 0
 
     @reinit__is_reduced
     def update(self, output: Tensor) -> None:
         figures = output.detach().cpu().double()
-        self._sum += figures.nansum()
-        self._count += (~figures.isnan()).sum()
+        self._sum += float(figures.nansum())
+        self._count += int((~figures.isnan()).sum())
 
     @sync_all_reduce("_sum", "_count")
     def compute(self) -> float:
-        return float(self._sum / self._count)
+        return self._sum / self._count if self._count else math.nan

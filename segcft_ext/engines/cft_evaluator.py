@@ -21,12 +21,12 @@ class CFTEvaluator(CaseEvaluator):
 
     Each case is intervened on at the 10, 50 and 90 % quantile of each of the guide's variables, one at a time:
 
-    - ``val_effectiveness_<k>``: the guide's absolute error from the target under do(k), in percent of the target; its
-      mean over k is ``val_effectiveness``, the key metric;
-    - ``val_drift_<k>``: mean change of the guide's other variables under do(k), beyond what the mechanisms say, in
+    - ``effectiveness_<k>``: the guide's absolute error from the target under do(k), in percent of the target; its
+      mean over k is ``effectiveness``, the key metric;
+    - ``drift_<k>``: mean change of the guide's other variables under do(k), beyond what the mechanisms say, in
       percent of their factual values;
-    - ``val_negative_elbo``: of the factual images, in nats per dimension;
-    - ``val_folding``: share of the pixels at which the deformation folds, in percent.
+    - ``negative_elbo``: of the factual images, in nats per dimension;
+    - ``folding``: share of the pixels at which the deformation folds, in percent.
 
     The guide has been optimised against, so these figures flatter; they are no ground for choosing a checkpoint.
 

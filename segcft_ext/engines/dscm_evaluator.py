@@ -14,7 +14,7 @@ __all__ = ["DSCMEvaluator"]
 class DSCMEvaluator(CaseEvaluator):
     """Negative ELBO and KL in nats per dimension, and the mechanisms' negative log likelihood in nats.
 
-    The key metric is ``val_negative_elbo``.
+    The key metric is ``negative_elbo``.
 
     Args:
         **arguments: see :class:`~segcft_ext.engines.case_evaluator.CaseEvaluator`.

@@ -1,0 +1,131 @@
+"""Inference with a DSCM: counterfactuals of images under the interventions that a user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from monai.utils import ForwardMode, convert_to_tensor
+from torch import Tensor, nn
+
+from segcft_ext.checkpoints import CheckpointError
+from segcft_ext.dscm import unwrap
+from segcft_ext.evidence import factual_values, measuring_guide
+from segcft_ext.guides import SegmentorGuide
+from segcft_ext.interventions import expand_sweep, resolve
+from segcft_ext.networks.segmentor import Segmentor
+
+__all__ = ["CounterfactualEvaluator"]
+
+
+class CounterfactualEvaluator(Evaluator):
+    """Makes the counterfactuals of each image; a sweep of S interventions gives S of them.
+
+    Output for a batch, decollated before ``postprocessing``:
+
+    ==================  ==============================================================================
+    ``pred``            counterfactual images in [-1, 1], a channel for each intervention (B, S, *spatial)
+    ``difference``      counterfactual minus factual image, same shape
+    ``reconstruction``  what the model makes of the factual image without its exogenous residual (B, 1, *spatial)
+    ``values``          factual variables in physical units (B, K)
+    ``targets``         variables after the action (B, S, K)
+    ``folding``         share of pixels at which the deformation folds (B, S); zero without a deformation head
+    ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
+    ``measured``        what the segmentor measures in them (B, 1 + S, J); with a segmentor only
+    ==================  ==============================================================================
+
+    Args:
+        device: where to run.
+        val_data_loader: batches with ``image`` (B, 1, *spatial) in [-1, 1].
+        network: the DSCM.
+        intervention: see :mod:`segcft_ext.interventions`; empty for none, which gives the image back.
+        variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
+        segmentor: measures what is not known, and outlines the structures in the figure.
+        spacing: pixel spacing of the images in mm, where the unit of a variable needs it.
+        temperature: of the latents' posterior.
+        postprocessing: transforms of each decollated output.
+        val_handlers: ignite handlers.
+
+    Raises:
+        CheckpointError: when the DSCM is untrained or the segmentor does not belong to the same kind of data.
+        ValueError: when the intervention cannot be read or names an unknown variable.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        val_data_loader: Iterable[Any],
+        network: nn.Module,
+        intervention: str | Mapping[str, Any],
+        variables: str | Mapping[str, Any] | None = None,
+        segmentor: Segmentor | None = None,
+        spacing: Sequence[float] | None = None,
+        temperature: float = 0.0,
+        postprocessing: Callable[..., Any] | None = None,
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=torch.device(device),
+            val_data_loader=val_data_loader,
+            postprocessing=postprocessing,  # type: ignore[arg-type]
+            val_handlers=val_handlers,
+            mode=ForwardMode.EVAL,
+        )
+        self.dscm = self.network = unwrap(network)
+        self.interventions = expand_sweep(intervention)
+        self.intervention = intervention
+        self.given = variables
+        self.segmentor = segmentor
+        self.spacing = spacing
+        self.temperature = temperature
+        self.guide: SegmentorGuide | None = None
+        self.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self) -> None:
+        if not self.dscm.variables.fitted:
+            raise CheckpointError("dscm: found an untrained model, expected the path of a DSCM's model.pt")
+        if self.segmentor is not None:
+            self.guide = measuring_guide(self.dscm, self.segmentor)
+
+    def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        image = batchdata["image"].to(self.state.device)
+        with self.mode(self.network):
+            self.state.output = self._counterfactuals(convert_to_tensor(image, track_meta=False))
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
+
+    def _counterfactuals(self, image: Tensor) -> dict[str, Tensor]:
+        dscm = self.dscm
+        spacing = None if self.spacing is None else image.new_tensor(self.spacing).expand(len(image), -1)
+        values = factual_values(dscm, image, self.intervention, self.given, self.guide, spacing)
+        abduction = dscm.abduct(image, values, self.temperature)
+        made, targets, folding = [], [], []
+        for intervention in self.interventions:
+            do = resolve(intervention, dscm.variables, values)
+            counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do))
+            determinant = counterfactual.jacobian_determinant
+            made.append(counterfactual.image)
+            targets.append(counterfactual.values)
+            folded = image.new_zeros(len(image), 1) if determinant is None else (determinant <= 0).float().flatten(1)
+            folding.append(folded.mean(1))
+        pred = torch.cat(made, dim=1)
+        output = {
+            "pred": pred,
+            "difference": pred - image,
+            "reconstruction": abduction.posterior.mean.clamp(-1, 1),
+            "values": values,
+            "targets": torch.stack(targets, dim=1),
+            "folding": torch.stack(folding, dim=1),
+        }
+        if self.guide is not None:
+            seen = torch.cat([image, pred], dim=1)
+            flat = seen.flatten(0, 1)[:, None]
+            output["masks"] = self.guide.network(flat).argmax(1).unflatten(0, seen.shape[:2])
+            flat_spacing = None if spacing is None else spacing.repeat_interleave(seen.shape[1], 0)
+            output["measured"] = self.guide(flat, flat_spacing).values.unflatten(0, seen.shape[:2])
+        return output

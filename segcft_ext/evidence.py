@@ -1,0 +1,103 @@
+"""What is known of an image before an action: its variables, given by the user or measured by a segmentor.
+
+.. code-block:: python
+
+    values = factual_values(dscm, image, given={"age": 61}, guide=measuring_guide(dscm, segmentor))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segcft_ext.checkpoints import CheckpointError
+from segcft_ext.dscm import DSCM
+from segcft_ext.guides import SegmentorGuide
+from segcft_ext.interventions import expand_sweep, parse_intervention, resolve
+from segcft_ext.measurements import instantiate_measurement
+from segcft_ext.networks.segmentor import Segmentor
+
+__all__ = ["factual_values", "measuring_guide"]
+
+
+def measuring_guide(dscm: DSCM, segmentor: Segmentor) -> SegmentorGuide:
+    """A segmentor that measures the variables of a DSCM as they were measured in the data that both were trained on.
+
+    Raises:
+        CheckpointError: when they were trained on images of another size, or on other labels, or the DSCM has no
+            measured variable.
+    """
+    for key in ("image_size", "labels"):
+        if segmentor.data.get(key) != dscm.data.get(key):
+            raise CheckpointError(
+                f"{segmentor.origin}: data.{key}: the checkpoint holds {segmentor.data.get(key)}, "
+                f"{dscm.origin} holds {dscm.data.get(key)}"
+            )
+    measurements = {
+        variable["name"]: instantiate_measurement(variable["measurement"])
+        for variable in dscm.data["variables"]
+        if variable["measurement"] is not None
+    }
+    if not measurements:
+        raise CheckpointError(
+            f"{dscm.origin}: data.variables: none of {dscm.variables.names} is measured; a segmentor cannot tell them"
+        )
+    return SegmentorGuide(segmentor, measurements)
+
+
+@torch.no_grad()
+def factual_values(
+    dscm: DSCM,
+    image: Tensor,
+    intervention: str | Mapping[str, Any],
+    given: str | Mapping[str, Any] | None = None,
+    guide: SegmentorGuide | None = None,
+    spacing: Tensor | None = None,
+) -> Tensor:
+    """The variables of images in physical units, shape (B, K), NaN where they may be missing.
+
+    Args:
+        dscm: the model.
+        image: shape (B, 1, *spatial), in [-1, 1].
+        intervention: what will be done; the variables in it must be known.
+        given: values in physical units, or names of categories; they win over the guide's.
+        guide: measures what is not given, see :func:`measuring_guide`.
+        spacing: pixel spacing in mm, shape (B, D), where a unit needs it.
+
+    Raises:
+        ValueError: names each variable that is neither given nor measured but has to be known: those which were
+            measured in the training data, and those of the intervention.
+    """
+    variables = dscm.variables
+    values = image.new_full((len(image), len(variables)), torch.nan)
+    if guide is not None:
+        measured = guide(image, spacing).values
+        for j, name in enumerate(guide.names):
+            values[:, variables.index(name)] = measured[:, j]
+    for name, value in _absolute(given).items():
+        values[:, variables.index(name)] = resolve({name: value}, variables, values)[name]
+    needed = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
+    needed += [name for one in expand_sweep(intervention) for name in one if name not in needed]
+    missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
+    if missing:
+        units = dict(zip(variables.names, variables.units))
+        listed = ", ".join(f"{name} ({units[name]})" if units[name] else name for name in dict.fromkeys(missing))
+        example = json.dumps({missing[0]: round(float(variables.quantiles[variables.index(missing[0]), 50]), 1)})
+        raise ValueError(
+            f"variables: not known of the image: {listed}. Give them (--variables '{example}', …), or the model.pt of "
+            "a segmentor that measures them (--segmentor)"
+        )
+    return values
+
+
+def _absolute(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The given values, which are numbers or names of categories."""
+    changes = parse_intervention(given or {})
+    for name, change in changes.items():
+        if change.form not in ("absolute", "name"):
+            raise ValueError(f"variables: {name}: found {change.text!r}, expected a number or the name of a category")
+    return {name: change.text for name, change in changes.items()}

@@ -1,0 +1,160 @@
+"""Writing what a user asked for: counterfactual images, differences, a figure, and the variables as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from PIL import Image
+from torch import Tensor
+
+from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
+from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
+from segcft_ext.interventions import parse_intervention
+
+__all__ = ["CounterfactualWriter"]
+
+COLUMNS = 6
+
+
+class CounterfactualWriter:
+    """A folder for each image, named after it.
+
+    ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on; the same with
+    ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a grid of all
+    interventions; ``variables.json``, what was known, what was asked for and, with a segmentor, what was achieved.
+
+    PNG files have 8 bits: black is -1 and white 1, in a difference mid-grey is no change. NIfTI files hold the numbers.
+
+    Args:
+        folder: where to.
+        extension: ".png" or ".nii.gz".
+        header: what else to write at the top of ``variables.json``.
+        samples: number of images to draw from the model itself into ``samples.png``; 0 for none.
+
+    Raises:
+        ValueError: when the extension is another.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        extension: str = ".png",
+        header: Mapping[str, Any] | None = None,
+        samples: int = 0,
+    ) -> None:
+        if extension not in (".png", ".nii.gz"):
+            raise ValueError(f"output_ext: found {extension!r}, expected '.png' or '.nii.gz'")
+        self.folder = Path(folder)
+        self.extension = extension
+        self.header = dict(header or {})
+        self.samples = samples
+
+    def attach(self, engine: CounterfactualEvaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, self.draw_samples)
+
+    def write(self, engine: CounterfactualEvaluator) -> None:
+        """Write the counterfactuals of each image of the batch."""
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            source = Path(batch["image"].meta["filename_or_obj"])
+            folder = self.folder / source.name.split(".")[0]
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [self._images(output, step, folder) for step in range(len(engine.interventions))]
+            self._save(output["reconstruction"][0].transpose(0, 1), folder / f"reconstruction{self.extension}")
+            self._figure(engine, output, folder)
+            content = {**self.header, "image": str(source), **_variables(engine, output)}
+            for entry, names in zip(content["counterfactuals"], files):
+                entry["files"] = names
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (folder / "variables.json").write_text(text + "\n", encoding="utf-8")
+
+    def draw_samples(self, engine: CounterfactualEvaluator) -> None:
+        """Draw images from the prior, with their variables."""
+        if not self.samples:
+            return
+        dscm = engine.dscm
+        with torch.no_grad():
+            images, values = dscm.sample(self.samples, dscm.data["image_size"])
+        titles = [" / ".join(f"{value:.3g}" for value in row) for row in values.tolist()]
+        title = f"Samples: {' / '.join(map(_words, dscm.variables.names))}"
+        save_figure(sample_grid([picture(image) for image in images], titles, title=title), self.folder / "samples.png")
+
+    def _images(self, output: Mapping[str, Any], step: int, folder: Path) -> dict[str, str]:
+        """Write the images of one intervention; returns the file names."""
+        names = {}
+        for key, kind in (("pred", "counterfactual"), ("difference", "difference")):
+            for suffix in ("", "_original"):
+                image = output[f"{key}{suffix}"][step]
+                names[f"{kind}{suffix}"] = f"{kind}_{step + 1:02d}{suffix}{self.extension}"
+                # the file that was read has its first axis across, the networks' images have it downwards
+                across = image if suffix else image.transpose(0, 1)
+                self._save(across, folder / names[f"{kind}{suffix}"])
+        return names
+
+    def _save(self, image: Tensor, path: Path) -> None:
+        """Write an image (W, H) in [-1, 1]; one that was read keeps its place in the world in NIfTI."""
+        array = image.detach().cpu().numpy().astype(np.float32)
+        if self.extension == ".png":
+            Image.fromarray(np.round((array.T.clip(-1, 1) + 1) * 127.5).astype(np.uint8)).save(path)
+            return
+        affine = image.meta["original_affine"] if isinstance(image, MetaTensor) else np.eye(4)
+        nibabel.save(nibabel.Nifti1Image(array, np.asarray(affine)), path)
+
+    def _figure(self, engine: CounterfactualEvaluator, output: Mapping[str, Any], folder: Path) -> None:
+        dscm = engine.dscm
+        masks = output.get("masks", torch.zeros(1 + len(engine.interventions), *output["pred"].shape[1:]))
+        panels = []
+        for step, intervention in enumerate(engine.interventions):
+            changes = parse_intervention(intervention)
+            title = ", ".join(f"{_words(name)} {change.text}" for name, change in changes.items()) or "no action"
+            panels.append(Panel(picture(output["pred"][step]), picture(masks[1 + step]), title))
+        factual = Panel(picture(output["pred"][0] - output["difference"][0]), picture(masks[0]), "factual")
+        rows = {
+            f"{start + 1} – {min(start + COLUMNS, len(panels))}": panels[start : start + COLUMNS]
+            for start in range(0, len(panels), COLUMNS)
+        }
+        labels = {name: value for name, value in dscm.data["labels"].items() if value != 0}
+        grid = counterfactual_grid(factual, rows, labels)
+        save_figure(grid, folder / "figure.png")
+
+
+def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> dict[str, Any]:
+    variables = engine.dscm.variables
+    guide = engine.guide
+    measured = [dict(zip(guide.names, _numbers(row))) for row in output["measured"]] if guide is not None else []
+    factual = {
+        name: {"value": value, "unit": unit}
+        for name, unit, value in zip(variables.names, variables.units, _numbers(output["values"]))
+    }
+    counterfactuals = []
+    for step, (intervention, targets) in enumerate(zip(engine.interventions, output["targets"])):
+        entry: dict[str, Any] = {
+            "intervention": intervention,
+            "variables": dict(zip(variables.names, _numbers(targets))),
+        }
+        if measured:
+            entry["measured"] = measured[1 + step]
+        if engine.dscm.deformation is not None:
+            entry["folding"] = float(output["folding"][step])
+        counterfactuals.append(entry)
+    head = {"variables": factual} | ({"measured": measured[0]} if measured else {})
+    return {**head, "counterfactuals": counterfactuals}
+
+
+def _numbers(row: Tensor) -> list[float | None]:
+    """Plain numbers with seven digits; None where missing."""
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in row.tolist()]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
