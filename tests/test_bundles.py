@@ -1,0 +1,111 @@
+"""What MONAI's tools ask of a bundle, for every bundle of the repository."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from bundle_docs import kept_logging
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty, BundlePropertyConfig
+
+ROOT = Path(__file__).parent.parent
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+SCHEMA = json.loads((Path(__file__).parent / "data" / "meta_schema_20240725.json").read_text(encoding="utf-8"))
+CONFIGS = ("train.json", "inference.json", "evaluate.json", "multi_gpu_train.json")
+USUAL_KEYS = (
+    *("name", "changelog", "intended_use", "data_source", "data_type", "image_classes", "label_classes"),
+    *("pred_classes", "eval_metrics", "references"),
+)
+
+pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+def config(bundle, name):
+    return json.loads((bundle / "configs" / name).read_text(encoding="utf-8"))
+
+
+def test_is_complete(bundle):
+    wanted = [f"configs/{name}" for name in (*CONFIGS, "metadata.json", "logging.conf")]
+    wanted += ["docs/README.md", "docs/data_license.txt", "LICENSE"]
+    assert [name for name in wanted if not (bundle / name).is_file()] == []
+    assert (bundle / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_metadata_follow_the_schema(bundle):
+    metadata = config(bundle, "metadata.json")
+    jsonschema.validate(metadata, SCHEMA)
+    assert metadata["schema"].endswith("meta_schema_20240725.json")
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["required_packages_version"]["segcft_ext"]
+    assert [key for key in USUAL_KEYS if key not in metadata] == []
+
+
+def test_metadata_name_one_input_and_one_output(bundle):
+    formats = config(bundle, "metadata.json")["network_data_format"]
+    assert list(formats["inputs"]) == ["image"] and list(formats["outputs"]) == ["pred"]
+
+
+def test_network_does_what_the_metadata_say(bundle):
+    formats = config(bundle, "metadata.json")["network_data_format"]
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    parser["bundle_root"] = str(bundle)
+    network = parser.get_parsed_content("network_def").eval()
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    with torch.no_grad():
+        found = network(torch.rand(1, image["num_channels"], *image["spatial_shape"]))
+    assert isinstance(found, torch.Tensor)
+    assert found.shape == (1, pred["num_channels"], *pred["spatial_shape"])
+    assert str(found.dtype) == f"torch.{pred['dtype']}"
+
+
+def test_initializes_without_data_and_checkpoints(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with kept_logging():
+        workflow = ConfigWorkflow(
+            str(bundle / "configs" / "train.json"), workflow_type="train", bundle_root=str(bundle)
+        )
+        workflow.initialize()
+    assert isinstance(workflow.network_def, torch.nn.Module)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_handlers_are_written_inline(bundle, name):
+    """Tools read the ``_target_`` of every handler before anything is resolved."""
+    parser = ConfigParser(config(bundle, name))
+    for key in ("handlers", "train#handlers", "validate#handlers"):
+        for handler in parser.get(key) or []:
+            assert isinstance(handler, dict) and handler["_target_"]
+
+
+@pytest.mark.parametrize("name", CONFIGS[:3])
+def test_has_the_required_properties_under_their_ids(bundle, name):
+    parser = ConfigParser(config(bundle, name))
+    properties = (TrainProperties if name == "train.json" else InferProperties).values()
+    required = [p[BundlePropertyConfig.ID] for p in properties if p[BundleProperty.REQUIRED]]
+    assert required and [key for key in required if key not in parser] == []
+
+
+def test_inference_refers_to_no_metadata(bundle):
+    """MONAI Label reads the config without them."""
+    assert "@_meta_" not in (bundle / "configs" / "inference.json").read_text(encoding="utf-8")
+
+
+def test_keeps_its_code_in_the_package(bundle):
+    assert not (bundle / "scripts").exists()
+    for name in CONFIGS:
+        targets = re.findall(r'"_target_": "([^"]+)"', (bundle / "configs" / name).read_text(encoding="utf-8"))
+        for target in targets:
+            if "." in target:
+                assert target.split(".")[0] in ("torch", "monai", "segcft_ext"), target
+
+
+def test_stores_nothing_of_this_machine(bundle):
+    for file in bundle.rglob("*.json"):
+        assert not re.search(r'"/(?!\')\w+/', file.read_text(encoding="utf-8")), file

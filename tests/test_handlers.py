@@ -1,0 +1,308 @@
+"""The handlers on a small training of MONAI's own trainer: resuming, seeding, averaging, saving, MLflow."""
+
+import itertools
+import logging
+import random
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
+from monai.transforms import Activationsd, AsDiscreted, Compose
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from segcft_ext.batches import PrepareSegmentation
+from segcft_ext.checkpoints import CheckpointError, load_checkpoint, load_model
+from segcft_ext.handlers import (
+    EpochSeed,
+    MLflowRun,
+    ModelSaver,
+    Progress,
+    TrainingCheckpoint,
+    WeightAverage,
+    warmed_up_average,
+)
+from segcft_ext.handlers.epoch_seed import seed_epoch
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.tracking import artifact_location, default_tracking_uri, unique_run_name
+
+LABELS = {"background": 0, "disc": 1}
+
+
+class Killed(BaseException):
+    """Stands for the process being killed: nothing of the training may catch it."""
+
+
+def cases():
+    generator = torch.Generator().manual_seed(0)
+    label = (torch.rand(6, 1, 8, 8, generator=generator) > 0.5).float()
+    return [{"image": 2 * case - 1 + 0.1, "label": case} for case in label]
+
+
+class Training:
+    """A training of a few steps with all handlers, as the bundles put it together."""
+
+    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=()):
+        torch.manual_seed(0)
+        self.network = Segmentor(LABELS, "UNet", channels=(width, width), strides=(2,), dropout=0.2)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+        self.validator = SupervisedEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(cases(), batch_size=3),
+            network=self.average,
+            prepare_batch=PrepareSegmentation(),
+            postprocessing=Compose(
+                [Activationsd("pred", softmax=True), AsDiscreted(["pred", "label"], argmax=[True, False], to_onehot=2)]
+            ),
+            key_val_metric={"val_dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
+            val_handlers=[ModelSaver(self.average.module, folder / "model.pt")],
+        )
+        state = {
+            "validator": self.validator,
+            "network": self.network,
+            "average": self.average,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
+        self.trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=epochs,
+            train_data_loader=DataLoader(cases(), batch_size=3, shuffle=True),
+            network=self.network,
+            optimizer=optimizer,
+            loss_function=lambda logits, label: torch.nn.functional.cross_entropy(logits, label[:, 0].long()),
+            prepare_batch=PrepareSegmentation(self.noise),
+            decollate=False,
+            train_handlers=[
+                EpochSeed(7),
+                WeightAverage(self.network, self.average),
+                LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
+                ValidationHandler(1, self.validator),
+                TrainingCheckpoint(folder / "training.pt", state, resume),
+                *handlers,
+            ],
+        )
+        if kill_at is not None:
+            self.trainer.add_event_handler(kill_at, self.kill)
+
+    @staticmethod
+    def noise(image, label):
+        return image + 0.1 * torch.randn_like(image), label
+
+    @staticmethod
+    def kill():
+        raise Killed
+
+    def run(self):
+        self.trainer.run()
+        return self
+
+
+def equal(first, second):
+    mine, yours = first.state_dict(), second.state_dict()
+    assert list(mine) == list(yours)
+    tensors = [key for key, value in mine.items() if isinstance(value, torch.Tensor)]
+    return all(torch.equal(mine[key], yours[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("moment", ["iteration_completed", "epoch_completed"])
+def test_a_killed_and_resumed_training_ends_like_an_uninterrupted_one(tmp_path, moment):
+    whole = Training(tmp_path / "whole").run()
+    event = Events[moment.upper()](once=5 if moment == "iteration_completed" else 2)
+    killed = Training(tmp_path / "parts", kill_at=event)
+    with pytest.raises(Killed):
+        killed.run()
+    assert killed.trainer.state.epoch < 4
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # a new process has other randomness
+    resumed = Training(tmp_path / "parts", resume=True).run()
+    assert equal(resumed.network, whole.network) and equal(resumed.average, whole.average)
+    assert resumed.validator.state.best_metric == whole.validator.state.best_metric
+    models = [load_model(tmp_path / part / "model.pt", Segmentor) for part in ("whole", "parts")]
+    assert equal(*models)
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path):
+    done = Training(tmp_path, epochs=2).run()
+    before = (tmp_path / "model.pt").read_bytes()
+    again = Training(tmp_path, epochs=2, resume=True).run()
+    assert equal(again.network, done.network) and again.trainer.state.iteration == 4
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_without_resume_the_training_starts_again(tmp_path):
+    first = Training(tmp_path, epochs=1).run()
+    assert equal(Training(tmp_path, epochs=1).run().network, first.network)
+    assert not equal(Training(tmp_path, epochs=2).run().network, first.network)
+
+
+def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
+    assert Training(tmp_path, epochs=1, resume=True).run().trainer.state.epoch == 1
+
+
+def test_checkpoint_of_another_definition_is_refused(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    with pytest.raises(CheckpointError, match=r"training\.pt: network: .*definition\.channels"):
+        Training(tmp_path, width=8, resume=True).run()
+
+
+def test_checkpoint_of_other_data_is_refused(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    training = Training(tmp_path, resume=True)
+    training.network.data = {"name": "others"}
+    with pytest.raises(CheckpointError, match=r"training\.pt: network: data: .*'others'"):
+        training.run()
+
+
+def test_checkpoint_of_a_longer_training_is_refused(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    with pytest.raises(CheckpointError, match=r"training\.pt: epoch: the checkpoint holds 2, asked for .* 1 epochs"):
+        Training(tmp_path, epochs=1, resume=True).run()
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    torch.save({"network": {}}, tmp_path / "training.pt")
+    with pytest.raises(CheckpointError, match=r"training\.pt: the checkpoint holds \['network'\], asked for"):
+        Training(tmp_path, resume=True).run()
+
+
+def test_checkpoint_holds_plain_values_and_tensors_only(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
+
+
+def test_best_model_is_kept(tmp_path):
+    training = Training(tmp_path, epochs=6)
+    dice = []
+    training.validator.add_event_handler("COMPLETED", lambda engine: dice.append(engine.state.metrics["val_dice"]))
+    saved = []
+    training.trainer.add_event_handler("EPOCH_COMPLETED", lambda: saved.append((tmp_path / "model.pt").read_bytes()))
+    training.run()
+    for epoch, (before, after) in enumerate(itertools.pairwise(saved), start=1):
+        assert (after != before) == (dice[epoch] > max(dice[:epoch]))
+
+
+def test_epochs_are_seeded_alike_and_apart():
+    def draw(*key):
+        seed_epoch(*key)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw(0, 1) == draw(0, 1)
+    drawn = [draw(*key) for key in ((0, 1), (1, 0), (0, 2), (1, 1), (0, 1, 1))]
+    assert all(len({values[k] for values in drawn}) == 5 for k in range(3))
+
+
+def test_average_starts_as_the_network_and_follows_it():
+    network = torch.nn.BatchNorm1d(1)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    handler = WeightAverage(network, average)
+    network.running_mean.fill_(3.0)
+    handler.start()
+    assert average.module.running_mean == 3
+    for value in (1.0, 0.0):
+        torch.nn.init.constant_(network.weight, value)
+        handler.update()
+    assert average.module.weight.item() == 0.5
+
+
+def test_warmed_up_average_forgets_a_short_trainings_start():
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(network.weight, 100.0)
+    average = AveragedModel(network, multi_avg_fn=warmed_up_average(0.999))
+    for _ in range(50):
+        average.update_parameters(network)
+        torch.nn.init.constant_(network.weight, 1.0)
+    assert average.module.weight.item() == pytest.approx(1.0, abs=0.1)
+
+
+# MLflow
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def runs(store):
+    client = mlflow.MlflowClient(store)
+    return client, client.search_runs(
+        [client.get_experiment_by_name("tests").experiment_id], order_by=["start_time DESC"]
+    )
+
+
+def test_run_has_parameters_metrics_and_artifacts_and_is_finished(store, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "grid.txt").write_text("a figure")
+    training = Training(tmp_path, epochs=2)
+    run = MLflowRun(
+        store,
+        "tests",
+        "whole",
+        {"seed": 7, "nothing": None},
+        [tmp_path / "model.pt", tmp_path / "figures", tmp_path / "absent"],
+        training.validator,
+    )
+    run.attach(training.trainer)
+    training.run()
+    client, (found, *_) = runs(store)
+    assert found.info.run_name == "whole" and found.info.status == "FINISHED"
+    assert found.data.params["seed"] == "7" and found.data.params["torch"] == torch.__version__
+    assert {"train_loss", "learning_rate", "val_dice"} <= set(found.data.metrics)
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "val_dice")] == [1, 2]
+    assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"model.pt", "figures"}
+    assert found.info.artifact_uri.startswith(artifact_location(store))
+
+
+def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):
+    for _ in range(2):
+        training = Training(tmp_path, epochs=1)
+        MLflowRun(store, "tests", "twice").attach(training.trainer)
+        training.run()
+    names = [run.info.run_name for run in runs(store)[1] if run.info.run_name.startswith("twice")]
+    assert len(names) == 2 == len(set(names))
+    assert unique_run_name("stage") != unique_run_name("stage")
+
+
+def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):
+    training = Training(tmp_path, kill_at="ITERATION_COMPLETED")
+    MLflowRun(store, "tests", "failing").attach(training.trainer)
+    with pytest.raises(Killed):
+        training.run()
+    found = runs(store)[1][0]
+    assert found.info.status == "FAILED" and found.data.tags["error"].startswith("Killed")
+
+
+def test_given_store_wins_over_the_environment(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
+    assert default_tracking_uri() == "https://tracking.example"
+    training = Training(tmp_path, epochs=1)
+    MLflowRun(store, "tests", "given").attach(training.trainer)
+    training.run()
+    assert runs(store)[1][0].info.run_name == "given"
+
+
+def test_store_is_not_touched_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    MLflowRun().attach(Training(tmp_path, epochs=1).trainer)
+    assert not list(tmp_path.glob("*.db"))
+    assert default_tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_artifacts_lie_beside_the_database():
+    assert artifact_location("sqlite:////data/store/mlflow.db") == "file:///data/store/mlruns"
+    assert artifact_location("https://tracking.example") is None
+
+
+def test_progress_shows_epochs_loss_and_metrics(tmp_path, capsys):
+    training = Training(tmp_path, epochs=2)
+    Progress("segmentor", training.validator, ["val_dice"]).attach(training.trainer)
+    training.run()
+    shown = capsys.readouterr().err
+    assert "segmentor" in shown and "[2/2]" in shown and "loss=" in shown and "val_dice=" in shown
+    assert training.trainer.logger.level == logging.WARNING
