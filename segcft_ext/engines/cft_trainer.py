@@ -60,7 +60,7 @@ class CFTTrainer(GuardedTrainer):
         self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
         if guide is None:
-            self.add_event_handler(Events.STARTED, self.terminate)
+            self.add_event_handler(Events.STARTED, lambda: self.terminate())  # with COMPLETED, so the model is saved
         elif self.constrained:
             self.add_event_handler(Events.STARTED, self._measure_bound)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import ForwardMode, convert_to_tensor
@@ -94,7 +95,10 @@ class CounterfactualEvaluator(Evaluator):
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         image = batchdata["image"].to(self.state.device)
         with self.mode(self.network):
-            self.state.output = self._counterfactuals(convert_to_tensor(image, track_meta=False))
+            output = self._counterfactuals(convert_to_tensor(image, track_meta=False))
+        for key in ("pred", "difference"):  # what the preprocessing did can be undone in them
+            output[key] = MetaTensor(output[key]).copy_meta_from(image)
+        self.state.output = output
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output

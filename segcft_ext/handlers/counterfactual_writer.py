@@ -107,7 +107,7 @@ class CounterfactualWriter:
         if self.extension == ".png":
             Image.fromarray(np.round((array.T.clip(-1, 1) + 1) * 127.5).astype(np.uint8)).save(path)
             return
-        affine = image.meta["original_affine"] if isinstance(image, MetaTensor) else np.eye(4)
+        affine = image.affine if isinstance(image, MetaTensor) else np.eye(4)
         nibabel.save(nibabel.Nifti1Image(array, np.asarray(affine)), path)
 
     def _figure(self, engine: CounterfactualEvaluator, output: Mapping[str, Any], folder: Path) -> None:

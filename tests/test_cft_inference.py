@@ -1,0 +1,179 @@
+"""``inference.json`` of the bundles that make counterfactuals: what a user types, and what lies in the folder then."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from bundle_docs import kept_logging
+from drawn_chest import draw, write_png
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from small_chests import small_chests
+
+from segcft_ext.checkpoints import CheckpointError, save_model
+from segcft_ext.dscm import DSCM
+from segcft_ext.networks.segmentor import Segmentor
+
+BUNDLES = Path(__file__).parent.parent / "bundles"
+AREAS = ["left_lung_area", "right_lung_area", "heart_area"]
+VALUES = {"left_lung_area": 14.0, "right_lung_area": 15.0, "heart_area": 5.0}
+HVAE = {"channels": (8, 8, 8), "strides": (4, 4), "blocks": (0, 1, 1), "latent_channels": 2}
+HEAD = {"channels": (8, 8), "hidden_channels": 8, "grid_stage": 1}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``dscm.pt`` (with a deformation head), ``segmentor.pt`` and ``wide.png``, a colour picture."""
+    folder = tmp_path_factory.mktemp("made")
+    datalist = small_chests(folder / "data")
+    torch.manual_seed(0)
+    variables = [{"name": name, "kind": "continuous"} for name in AREAS]
+    dscm = DSCM([*variables, {"name": "sex", "kind": "binary"}], {"heart_area": ["sex"]}, HVAE, HEAD)
+    dscm.fit(datalist)
+    with torch.no_grad():
+        for parameter in dscm.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_model(dscm, folder / "dscm.pt")
+    segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    segmentor.describe(datalist, use="guide")
+    save_model(segmentor, folder / "segmentor.pt")
+    grey, _ = draw(3, (60, 80))
+    write_png(folder / "wide.png", np.stack([grey] * 3, axis=-1))
+    return folder
+
+
+def infer(made: Path, out: Path, bundle: str = "seg_cft_finetuning", **arguments: Any) -> None:
+    given = {"image": str(made / "wide.png"), "dscm": str(made / "dscm.pt"), "output_dir": str(out), **arguments}
+    with kept_logging():
+        workflow = ConfigWorkflow(
+            config_file=str(BUNDLES / bundle / "configs" / "inference.json"),
+            meta_file=None,
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(BUNDLES / bundle),
+            device="cpu",
+            **given,
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+
+def cause(error: BaseException) -> BaseException:
+    """What is at the bottom of MONAI's "Failed to evaluate"."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "variables.json").read_text(encoding="utf-8"))
+
+
+def grey(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(float)
+
+
+def test_given_variables_and_one_relative_change(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path, variables=VALUES, intervention={"left_lung_area": "+20%"})
+    found = content(tmp_path / "wide")
+    assert found["variables"]["left_lung_area"] == {"value": 14.0, "unit": "percent"}
+    assert found["variables"]["sex"]["value"] is None  # nobody measures it, so it may be missing
+    (only,) = found["counterfactuals"]
+    assert only["variables"]["left_lung_area"] == pytest.approx(16.8)
+    assert only["variables"]["right_lung_area"] == 15.0
+    assert only["folding"] == 0
+    assert "measured" not in found
+    for name in (*only["files"].values(), "figure.png", "reconstruction.png"):
+        assert (tmp_path / "wide" / name).is_file()
+    assert grey(tmp_path / "wide" / "counterfactual_01.png").shape == (32, 32)
+    assert grey(tmp_path / "wide" / "counterfactual_01_original.png").shape == (60, 80)
+
+
+def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> None:
+    sweep = {"left_lung_area": ["-20%", "+1.5", "q90"], "heart_area": 6.5, "sex": "F"}
+    infer(
+        made,
+        tmp_path,
+        variables={"heart_area": 5.0, "sex": "M"},
+        segmentor=str(made / "segmentor.pt"),
+        intervention=sweep,
+    )
+    found = content(tmp_path / "wide")
+    assert found["variables"]["heart_area"]["value"] == 5.0
+    assert found["variables"]["sex"]["value"] == 1.0
+    left = found["variables"]["left_lung_area"]["value"]
+    assert left == found["measured"]["left_lung_area"]
+    steps = found["counterfactuals"]
+    wanted = [step["variables"]["left_lung_area"] for step in steps]
+    assert wanted[:2] == [pytest.approx(0.8 * left), pytest.approx(left + 1.5)]
+    assert all(step["variables"]["heart_area"] == 6.5 and step["variables"]["sex"] == 0.0 for step in steps)
+    assert all(step["measured"].keys() == set(AREAS) for step in steps)
+    assert len({step["files"]["counterfactual"] for step in steps}) == 3
+
+
+def test_no_action_gives_the_image_back_in_its_own_place(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path, variables=VALUES, intervention={})
+    assert set(np.unique(grey(tmp_path / "wide" / "difference_01.png"))) <= {127.0, 128.0}
+    back, read = grey(tmp_path / "wide" / "counterfactual_01_original.png"), grey(made / "wide.png")[..., 0]
+    assert np.corrcoef(back.ravel(), read.ravel())[0, 1] > 0.85
+    assert np.corrcoef(back[:, ::-1].ravel(), read.ravel())[0, 1] < 0.8
+
+
+def test_nifti_holds_the_numbers(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path, variables=VALUES, intervention={"heart_area": 8.0}, output_ext=".nii.gz")
+    folder = tmp_path / "wide"
+    difference = nibabel.load(folder / "difference_01.nii.gz").get_fdata()
+    assert difference.shape == (32, 32) and np.abs(difference).max() > 0
+    image = nibabel.load(folder / "counterfactual_01_original.nii.gz").get_fdata()
+    assert image.shape == (80, 60) and image.min() >= -1 and image.max() <= 1
+
+
+def test_pretraining_bundle_draws_samples_too(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path, "dscm_pretraining", variables=VALUES, samples=4)
+    assert (tmp_path / "samples.png").is_file()
+    assert len(content(tmp_path / "wide")["counterfactuals"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variables": None}, r"not known.*left_lung_area \(percent\), right_lung_area.*--variables.*--segmentor"),
+        ({"variables": {"left_lung_area": 14.0}}, r"not known of the image: right_lung_area.*heart_area"),
+        ({"intervention": {"sex": "F"}}, r"not known of the image: sex"),
+        ({"intervention": {"spleen": 3}}, r"no variable 'spleen'; the variables are"),
+        ({"intervention": {"left_lung_area": "a lot"}}, r"found 'a lot', expected"),
+        ({"variables": VALUES | {"liver": 3.0}}, r"no variable 'liver'"),
+        ({"variables": VALUES | {"heart_area": "+20%"}}, r"heart_area: found '\+20%', expected a number"),
+        ({"output_ext": ".bmp"}, r"output_ext: found '.bmp'"),
+    ],
+)
+def test_errors_say_what_is_missing(made: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        infer(made, tmp_path, **{"variables": VALUES, "intervention": {"left_lung_area": "+20%"}, **arguments})
+    assert isinstance(cause(caught.value), ValueError)
+    assert re.search(message, str(cause(caught.value)))
+
+
+def test_missing_checkpoint_is_an_error_that_names_it(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        infer(made, tmp_path, dscm=str(tmp_path / "nothing.pt"), variables=VALUES)
+    assert "nothing.pt" in str(cause(caught.value))
+
+
+def test_segmentor_of_other_data_is_refused(made: Path, tmp_path: Path) -> None:
+    datalist = small_chests(tmp_path / "data", size=16)
+    segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    segmentor.describe(datalist, use="guide")
+    save_model(segmentor, tmp_path / "segmentor.pt")
+    with pytest.raises(RuntimeError) as caught:
+        infer(made, tmp_path / "out", segmentor=str(tmp_path / "segmentor.pt"))
+    assert isinstance(cause(caught.value), CheckpointError)
+    assert "data.image_size" in str(cause(caught.value))

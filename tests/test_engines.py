@@ -1,0 +1,348 @@
+"""Pretraining and fine-tuning on a problem of a second: what they learn, what they leave alone, how they resume."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.handlers import ValidationHandler
+from small_chests import small_chests
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segcft_ext.checkpoints import CheckpointError, check_compatible, load_model, save_model
+from segcft_ext.dscm import DSCM, pretrained
+from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
+from segcft_ext.guides import Guide, SegmentorGuide, load_guide, prepare_fine_tuning
+from segcft_ext.handlers import EpochSeed, ModelSaver, TrainingCheckpoint, WeightAverage, warmed_up_average
+from segcft_ext.measurements import Area
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.objective import CFTObjective, Lagrangian
+
+NAMES = ["left", "right"]
+VARIABLES = [{"name": name, "kind": "continuous"} for name in NAMES]
+HVAE = {"channels": (8, 8, 8), "strides": (4, 4), "blocks": (0, 1, 1), "latent_channels": 2}
+HEAD = {"channels": (8, 8), "hidden_channels": 8, "grid_stage": 1}
+
+
+class Killed(BaseException):
+    """Stands for the process being killed: nothing of the training may catch it."""
+
+
+def cases(count: int = 8) -> list[dict[str, Tensor]]:
+    """Two bright blocks, whose areas in percent are the variables."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(count):
+        left, right = (int(torch.randint(3, 9, (), generator=generator)) for _ in NAMES)
+        image = torch.full((1, 16, 16), -0.6) + 0.05 * torch.randn(1, 16, 16, generator=generator)
+        image[:, 4 : 4 + left, 9:14] = 0.6
+        image[:, 4 : 4 + right, 2:7] = 0.4
+        found.append({"image": image.clamp(-1, 1), "values": 100 * torch.tensor([left * 5.0, right * 5.0]) / 256})
+    return found
+
+
+def prepare(batch: dict[str, Tensor], device: Any, non_blocking: bool = False) -> tuple[Tensor, Tensor, None]:
+    return batch["image"], batch["values"], None
+
+
+def untrained(deformation: bool = False) -> DSCM:
+    torch.manual_seed(0)
+    dscm = DSCM(VARIABLES, hvae=HVAE, deformation=HEAD if deformation else None)
+    dscm.variables.fit(torch.stack([case["values"] for case in cases()]), ["percent", "percent"])
+    return dscm
+
+
+def guide() -> SegmentorGuide:
+    """A segmentor with batch norm that sees the blocks by their brightness, softly enough to have a gradient."""
+    torch.manual_seed(0)
+    segmentor = nn.Sequential(nn.BatchNorm2d(1), _Brightness())
+    return SegmentorGuide(segmentor, {"left": Area(1), "right": Area(2)})
+
+
+class _Brightness(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(8.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        bright = self.gain * image
+        half = torch.arange(image.shape[3]) >= image.shape[3] // 2
+        return torch.cat([torch.zeros_like(image), bright - 20.0 * ~half, bright - 20.0 * half], dim=1)
+
+
+class Training:
+    """A training with the handlers that the bundles give it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        dscm: DSCM,
+        guide: Guide | None = None,
+        fine_tuning: bool = True,
+        epochs: int = 3,
+        resume: bool = False,
+        handlers: Sequence[Any] = (),
+        **arguments: Any,
+    ) -> None:
+        self.folder = folder
+        self.dscm = dscm
+        self.average = AveragedModel(dscm, multi_avg_fn=warmed_up_average())
+        self.lagrangian = Lagrangian()
+        groups: Any = dscm.parameter_groups(head=1e-2, hvae=1e-3) if fine_tuning else dscm.parameters()
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-2)
+        evaluation = {
+            "device": "cpu",
+            "val_data_loader": DataLoader(cases(4), batch_size=3),
+            "network": self.average,
+            "prepare_batch": prepare,
+        }
+        self.validator: Any = CFTEvaluator(guide, **evaluation) if fine_tuning else DSCMEvaluator(**evaluation)
+        objects = {
+            "network": dscm,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "lagrangian": self.lagrangian,
+            "validator": self.validator,
+        }
+        common = {
+            "device": "cpu",
+            "max_epochs": epochs,
+            "train_data_loader": DataLoader(cases(), batch_size=4, shuffle=True),
+            "network": dscm,
+            "optimizer": self.optimizer,
+            "prepare_batch": prepare,
+            "train_handlers": [
+                EpochSeed(0),
+                WeightAverage(dscm, self.average),
+                ValidationHandler(interval=2, validator=self.validator),
+                ModelSaver(self.average.module, folder / "model.pt"),
+                TrainingCheckpoint(folder / "training.pt", objects, resume),
+                *handlers,
+            ],
+            **arguments,
+        }
+        self.trainer: Any
+        if fine_tuning:
+            self.trainer = CFTTrainer(guide=guide, objective=CFTObjective(), lagrangian=self.lagrangian, **common)
+        else:
+            self.trainer = DSCMTrainer(**common)
+        self.outputs: list[dict[str, float]] = []
+        self.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: self.outputs.append(engine.state.output)
+        )
+
+    def run(self) -> Training:
+        self.trainer.run()
+        return self
+
+    def kill_at(self, iteration: int) -> None:
+        def kill() -> None:
+            raise Killed
+
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), kill)
+        with pytest.raises(Killed):
+            self.trainer.run()
+
+    def mean(self, name: str, outputs: slice) -> float:
+        return sum(output[name] for output in self.outputs[outputs]) / len(self.outputs[outputs])
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_pretraining_lowers_both_parts_of_the_loss(tmp_path: Path) -> None:
+    training = Training(tmp_path, untrained(), fine_tuning=False, epochs=20).run()
+    first, last = slice(0, 4), slice(-4, None)
+    assert training.mean("negative_elbo", last) < training.mean("negative_elbo", first) - 0.3
+    assert training.mean("mechanisms", last) < training.mean("mechanisms", first)
+    metrics = training.validator.state.metrics
+    assert metrics.keys() == {"negative_elbo", "kl", "mechanisms"}
+    assert training.validator.state.best_metric <= metrics["negative_elbo"]
+
+
+@pytest.mark.parametrize("deformation", [False, True])
+def test_fine_tuning_lowers_the_distance_to_the_target(tmp_path: Path, deformation: bool) -> None:
+    dscm = untrained(deformation).select_trained(hvae=not deformation)
+    training = Training(tmp_path, dscm, guide(), epochs=25).run()
+    first, last = slice(0, 6), slice(-6, None)
+    assert training.mean("effectiveness", last) < 0.9 * training.mean("effectiveness", first)
+    assert ("lambda" in training.outputs[0]) == (not deformation)
+    assert ("bound" in training.outputs[0]) == (not deformation)
+
+
+def test_the_guide_stays_as_it_is_and_out_of_the_step(tmp_path: Path) -> None:
+    frozen, dscm = guide(), untrained(deformation=True).select_trained(hvae=True)
+    before, mechanisms = tensors(frozen), tensors(dscm.scm)
+    training = Training(tmp_path, dscm, frozen, clip_gradient_norm=1e9).run()
+    assert_equal(tensors(frozen), before)  # batch norm's running statistics too
+    assert_equal(tensors(dscm.scm), mechanisms)
+    stepped = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert not stepped & {id(p) for p in itertools.chain(frozen.parameters(), dscm.scm.parameters())}
+    assert all(p.grad is None for p in itertools.chain(frozen.parameters(), dscm.scm.parameters()))
+    trained = [p.grad.norm() for p in itertools.chain(dscm.hvae.parameters(), dscm.deformation.parameters())]  # type: ignore[union-attr]
+    assert training.outputs[-1]["gradient_norm"] == pytest.approx(float(torch.stack(trained).norm()), rel=1e-4)
+
+
+def test_a_fixed_hvae_keeps_its_weights_and_has_no_place_in_the_optimizer(tmp_path: Path) -> None:
+    dscm = untrained(deformation=True).select_trained(hvae=False)
+    before = tensors(dscm.hvae)
+    training = Training(tmp_path, dscm, guide()).run()
+    assert_equal(tensors(dscm.hvae), before)
+    assert_equal(tensors(load_model(tmp_path / "model.pt", DSCM).hvae), before)  # averaging equal weights is exact
+    assert [len(group["params"]) for group in training.optimizer.param_groups] == [
+        len(list(dscm.deformation.parameters()))  # type: ignore[union-attr]
+    ]
+    assert "negative_elbo" not in training.outputs[0]
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        untrained().select_trained(hvae=False).parameter_groups(head=1e-3, hvae=1e-4)
+
+
+@pytest.mark.parametrize("fine_tuning", [False, True])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, fine_tuning: bool) -> None:
+    dscm = untrained().select_trained(hvae=True) if fine_tuning else untrained()
+    calls = itertools.count()
+
+    def spoiled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None]:
+        image, values, _ = prepare(batch, *arguments)
+        return (image * torch.nan if next(calls) == bad else image), values, None
+
+    bad = 3 if fine_tuning else 1  # the bound takes the first two batches
+    training = Training(tmp_path, dscm, guide() if fine_tuning else None, fine_tuning, epochs=1, prepare_batch=spoiled)
+    weights: list[dict[str, Tensor]] = []
+    training.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(tensors(dscm)))
+    training.run()
+    assert training.trainer.state.metrics["skipped_steps"] == 1
+    assert_equal(weights[1], weights[0])
+    assert training.lagrangian.multiplier.isfinite()
+
+
+def test_a_step_above_the_threshold_is_skipped_and_counted(tmp_path: Path) -> None:
+    dscm = untrained()
+    before = tensors(dscm)
+    training = Training(tmp_path, dscm, fine_tuning=False, epochs=2, skip_gradient_norm=1e-9).run()
+    assert training.trainer.state.metrics["skipped_steps"] == 4
+    assert_equal(tensors(dscm), before)
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "hvae", "head"])
+@pytest.mark.parametrize("iteration", [3, 4, 5])
+def test_killed_and_resumed_ends_like_uninterrupted(tmp_path: Path, stage: str, iteration: int) -> None:
+    def make(folder: Path, resume: bool = False) -> Training:
+        dscm = untrained(stage == "head")
+        if stage == "pretraining":
+            return Training(folder, dscm, fine_tuning=False, resume=resume)
+        return Training(folder, dscm.select_trained(hvae=stage == "hvae"), guide(), resume=resume)
+
+    straight = make(tmp_path / "straight").run()
+    make(tmp_path / "killed").kill_at(iteration)
+    resumed = make(tmp_path / "killed", resume=True).run()
+    assert_equal(tensors(resumed.average.module), tensors(straight.average.module))
+    assert_equal(tensors(resumed.dscm), tensors(straight.dscm))
+    for name, value in straight.lagrangian.state_dict().items():
+        assert torch.equal(resumed.lagrangian.state_dict()[name], value) or value.isnan()
+    assert resumed.lagrangian.bounded == (stage == "hvae")
+    assert resumed.trainer.state.metrics == straight.trainer.state.metrics
+    assert resumed.validator.state.metrics == straight.validator.state.metrics
+
+
+def test_no_cft_is_the_pretrained_model(tmp_path: Path) -> None:
+    dscm = untrained().select_trained(hvae=True)
+    before = tensors(dscm)
+    training = Training(tmp_path, dscm, guide=None).run()
+    assert training.outputs == []
+    assert_equal(tensors(load_model(tmp_path / "model.pt", DSCM)), before)
+
+
+def test_validation_of_a_fresh_head_is_that_of_doing_nothing() -> None:
+    dscm, seer, batch = untrained(deformation=True), guide(), cases(4)
+    evaluator = CFTEvaluator(
+        guide=seer, device="cpu", val_data_loader=DataLoader(batch, batch_size=3), network=dscm, prepare_batch=prepare
+    )
+    dscm.select_trained(hvae=False)
+    for parameter in dscm.hvae.parameters():
+        nn.init.zeros_(parameter)  # an HVAE that does not listen to the variables
+    evaluator.run()
+    metrics = evaluator.state.metrics
+    seen = seer(torch.stack([case["image"] for case in batch])).values
+    for j, name in enumerate(NAMES):
+        targets = dscm.variables.quantiles[j, [10, 50, 90]]
+        wanted = (100 * (seen[:, j, None] - targets).abs() / targets).mean()
+        assert metrics[f"effectiveness_{name}"] == pytest.approx(float(wanted), rel=1e-4)
+        assert metrics[f"drift_{name}"] == pytest.approx(0, abs=1e-3)
+    assert metrics["folding"] == 0
+    assert evaluator.state.best_metric == metrics["effectiveness"]
+
+
+def test_guided_variables_must_be_the_models(tmp_path: Path) -> None:
+    stranger = SegmentorGuide(nn.Identity(), {"spleen": Area(1)})
+    with pytest.raises(ValueError, match=r"no variable 'spleen'.*left"):
+        Training(tmp_path, untrained(), stranger)
+
+
+AREAS = ["left_lung_area", "right_lung_area", "heart_area"]
+
+
+def test_each_stages_checkpoint_is_the_next_ones_start(tmp_path: Path) -> None:
+    datalist = small_chests(tmp_path / "data")
+    definitions = [{"name": name, "kind": "continuous"} for name in AREAS]
+    segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    segmentor.describe(datalist, use="guide")
+    save_model(segmentor, tmp_path / "segmentor.pt")
+    regressor = Regressor(definitions, channels=(4, 4))
+    regressor.fit(datalist, use="guide")
+    save_model(regressor, tmp_path / "regressor.pt")
+    dscm = DSCM(definitions, hvae=HVAE)
+    dscm.fit(datalist)
+    assert dscm.variables.units == ["percent"] * 3
+    save_model(dscm, tmp_path / "dscm.pt")
+
+    for name in ("segmentor", "regressor", None):
+        tuned = pretrained(tmp_path / "dscm.pt", deformation=HEAD)
+        assert_equal({k: v for k, v in tensors(tuned).items() if not k.startswith("deformation")}, tensors(dscm))
+        path = None if name is None else tmp_path / f"{name}.pt"
+        found = load_guide(path, datalist, "cpu", tuned.variables.names)
+        assert (found is None) == (name is None)
+        prepare_fine_tuning(tuned, found, datalist)
+        save_model(tuned, tmp_path / "tuned.pt")
+        again = load_model(tmp_path / "tuned.pt", DSCM)
+        check_compatible(again, datalist)
+        noted = again.data["guide"]
+        assert noted is None if found is None else noted["class"].lower() == name
+        if name is not None:
+            with pytest.raises(CheckpointError, match=r"tuned\.pt: data\.guide.*already"):
+                prepare_fine_tuning(again, found, datalist)
+
+
+def test_fine_tuning_refuses_what_is_no_pretrained_model(tmp_path: Path) -> None:
+    datalist = small_chests(tmp_path / "data", size=16)
+    with pytest.raises(CheckpointError, match=r"dscm: found no pretrained model"):
+        prepare_fine_tuning(pretrained(default={"variables": VARIABLES, "hvae": HVAE}), None, datalist)
+    with pytest.raises(CheckpointError, match=r"missing\.pt: no such checkpoint"):
+        pretrained(tmp_path / "missing.pt")
+    other = DSCM([{"name": AREAS[0], "kind": "continuous"}], hvae=HVAE)
+    other.fit(small_chests(tmp_path / "larger", size=32))
+    with pytest.raises(CheckpointError, match=r"data\.image_size: the checkpoint holds \[32, 32\].*\[16, 16\]"):
+        prepare_fine_tuning(other, None, datalist)
+
+
+def test_variables_of_another_kind_are_refused(tmp_path: Path) -> None:
+    datalist = small_chests(tmp_path / "data", size=16)
+    with pytest.raises(ValueError, match=r"variables\.sex\.kind: found 'binary', the model has 'continuous'"):
+        DSCM([{"name": "sex", "kind": "continuous"}], hvae=HVAE).fit(datalist)
