@@ -181,7 +181,7 @@ def effectiveness_scatter(
                 )
                 if math.isfinite(slope):
                     axis.plot(ends, slope * ends + intercept, color="0.1", linewidth=1, zorder=3)
-                axis.text(0.05, 0.95, f"slope {slope:.2f}", transform=axis.transAxes, va="top")
+                axis.text(0.05, 0.95, f"slope {round(slope, 2) + 0.0:.2f}", transform=axis.transAxes, va="top")
                 axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
                 axis.xaxis.set_major_locator(MaxNLocator(5))
                 axis.yaxis.set_major_locator(MaxNLocator(5))

@@ -2,8 +2,8 @@
 
 It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``spacing`` and ``id``, as
 :meth:`segcft_ext.datalist.Datalist.items` gives them; when it has run,
-:attr:`CounterfactualEvaluator.evaluation` is the content of ``evaluation.json`` and
-:attr:`CounterfactualEvaluator.pairs` has one row for each method, case and intervention.
+:attr:`JudgeEvaluator.evaluation` is the content of ``evaluation.json`` and
+:attr:`JudgeEvaluator.pairs` has one row for each method, case and intervention.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from segcft_ext.evaluation.truth import Truth, image_quality
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import upstream
 
-__all__ = ["CounterfactualEvaluator"]
+__all__ = ["JudgeEvaluator"]
 
 TEMPERATURES = {"composition": 0.0, "composition_sampled": 1.0}
 
 
-class CounterfactualEvaluator(Evaluator):
+class JudgeEvaluator(Evaluator):
     """Judges counterfactuals of any number of methods side by side (method §5).
 
     Args:
@@ -95,15 +95,15 @@ class CounterfactualEvaluator(Evaluator):
         self.targets = {name: draw_targets(datalist, name, len(test), self.draws, seed) for name in self.interventions}
         self.evaluation: dict[str, Any] = {}
         self.pairs = pd.DataFrame()
-        self.add_event_handler(Events.STARTED, CounterfactualEvaluator._start)
-        self.add_event_handler(Events.EPOCH_COMPLETED, CounterfactualEvaluator._finish)
+        self.add_event_handler(Events.STARTED, JudgeEvaluator._start)
+        self.add_event_handler(Events.EPOCH_COMPLETED, JudgeEvaluator._finish)
         self._register_handlers(val_handlers or [])
 
     def _start(self) -> None:
         self._pairs: list[pd.DataFrame] = []
         self._cases: list[pd.DataFrame] = []
         self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._features: dict[str, list[Tensor]] = defaultdict(list)
+        self._features: dict[str, list[tuple[Sequence[str], Tensor]]] = defaultdict(list)
         steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
         self._progress = tqdm(total=steps, desc="judging", unit="batch")
 
@@ -112,7 +112,7 @@ class CounterfactualEvaluator(Evaluator):
         cases, judged = self.cases(batchdata)
         for name, (dice, percent) in structure_scores(judged, cases.label, self.datalist.labels).items():
             self._structures[name] += list(zip(dice.tolist(), percent.tolist()))
-        self._features["real"].append(self.features(cases.image).cpu())
+        self._features["real"].append((cases.ids, self.features(cases.image).cpu()))
         self._cases.append(cases.frame({"before": cases.before, "factual": cases.factual}, method="judge"))
         for name, method in self.methods.items():
             self._cases.append(cases.frame(self._compose(method, cases), method=name))
@@ -151,7 +151,7 @@ class CounterfactualEvaluator(Evaluator):
             if truth is not None:
                 figures |= self._compare(image, judged, self._tensor(truth[0]), self._tensor(truth[1]), variable, cases)
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
-            self._features[name].append(self.features(image).cpu())
+            self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
 
     def _judge(
@@ -196,13 +196,16 @@ class CounterfactualEvaluator(Evaluator):
         self._progress.close()
         self.pairs = pd.concat(self._pairs, ignore_index=True)
         with torch.no_grad():
-            reference = [self.features(self._tensor(batch["image"])).cpu() for batch in self.reference_loader or []]
+            reference = [
+                (list(batch["id"]), self.features(self._tensor(batch["image"])).cpu())
+                for batch in self.reference_loader or []
+            ]
         self.evaluation = summarise(
             pairs=self.pairs,
             cases=pd.concat(self._cases, ignore_index=True),
             structures=self._structures,
-            features={name: torch.cat(parts) for name, parts in self._features.items()},
-            reference=torch.cat(reference) if reference else None,
+            features={name: _joined(parts) for name, parts in self._features.items()},
+            reference=_joined(reference) if reference else None,
             measured=self.judge.names,
             seed=self.seed,
         )
@@ -225,3 +228,8 @@ class CounterfactualEvaluator(Evaluator):
     def _tensor(self, value: Any) -> Tensor:
         value = value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
         return value.to(self.state.device)
+
+
+def _joined(parts: Sequence[tuple[Sequence[str], Tensor]]) -> tuple[list[str], Tensor]:
+    """Cases and features of several batches."""
+    return [case for cases, _ in parts for case in cases], torch.cat([features for _, features in parts])

@@ -47,8 +47,8 @@ def summarise(
     pairs: pd.DataFrame,
     cases: pd.DataFrame,
     structures: Mapping[str, Sequence[tuple[float, float]]],
-    features: Mapping[str, Tensor],
-    reference: Tensor | None,
+    features: Mapping[str, tuple[Sequence[str], Tensor]],
+    reference: tuple[Sequence[str], Tensor] | None,
     measured: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def summarise(
         pairs: a row for each method, intervened variable, case and draw.
         cases: a row for each case with the judge's measurements, and one for each method and case with the composition.
         structures: Dice and area error of each structure and case.
-        features: features of the "real" test images and of each method's counterfactuals.
-        reference: features of real training images.
+        features: cases and features of the "real" test images and of each method's counterfactuals.
+        reference: cases and features of real training images.
         measured: names of the measured variables.
         seed: seed of bootstrap and subsets.
     """
@@ -76,7 +76,7 @@ def summarise(
             "composition_sampled": _composition(own, "composition_sampled"),
             "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
             "folding": _each(by_do, "folded", _folding),
-            "realism": realism(features[str(name)], features["real"], seed),
+            "realism": _realism(features[str(name)], features["real"], seed),
             "truth": _each(by_do, "truth.psnr", lambda part: _truth(part, measured, seed)),
         }
     real = cases[cases["method"] == "judge"]
@@ -87,7 +87,7 @@ def summarise(
         "floor": floor(
             _columns(real, "before", measured), _columns(real, "factual", measured), real["id"], measured, seed
         ),
-        "realism_of_real_images": None if reference is None else realism(reference, features["real"], seed),
+        "realism_of_real_images": None if reference is None else _realism(reference, features["real"], seed),
     }
 
 
@@ -110,6 +110,11 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
         found |= {f"judge/{key}/{structure}": value for key, value in scores.items()}
     # a tracker does not take every character that a method's name may have
     return {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in found.items() if np.isfinite(value)}
+
+
+def _realism(judged: tuple[Sequence[str], Tensor], real: tuple[Sequence[str], Tensor], seed: int) -> dict[str, Any]:
+    (cases, features), (real_cases, real_features) = judged, real
+    return realism(features, cases, real_features, real_cases, seed)
 
 
 def _columns(rows: pd.DataFrame, figure: str, measured: Sequence[str]) -> np.ndarray:

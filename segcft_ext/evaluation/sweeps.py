@@ -13,7 +13,7 @@ from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.methods import Method
 from segcft_ext.figures import Panel, picture
 
-__all__ = ["factual_panel", "panels", "sweep"]
+__all__ = ["factual_panel", "panels", "quantity", "sweep"]
 
 SYMBOLS = {"percent": " %", "mm2": " mm²", "mm3": " mm³"}
 
@@ -23,11 +23,11 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.3g}{SYMBOLS.get(unit, f' {unit}' if unit else '')}"
 
 
-def panels(images: Tensor, masks: Tensor, asked: Sequence[float], measured: Sequence[float], unit: str) -> list[Panel]:
-    """Pictures of counterfactuals (B, 1, *spatial) with what was asked for and what the judge measures."""
+def panels(images: Tensor, masks: Tensor, titles: Sequence[str], measured: Tensor, unit: str, by: str) -> list[Panel]:
+    """Pictures of counterfactuals (B, 1, *spatial) with label maps and what was measured (B,), and by whom."""
     return [
-        Panel(picture(image), picture(mask), f"do({quantity(wanted, unit)})", f"judged {quantity(found, unit)}")
-        for image, mask, wanted, found in zip(images, masks, asked, measured)
+        Panel(picture(image), picture(mask), title, f"{by} {quantity(value, unit)}")
+        for image, mask, title, value in zip(images, masks, titles, measured.tolist())
     ]
 
 
@@ -45,4 +45,4 @@ def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Seq
     images = method.counterfactual(cases.image, cases.of_method(method), {variable: target}).image
     masks = judge.segment(images)
     measured = judge.measure(masks, images, cases.spacing)[:, judge.names.index(variable)]
-    return panels(images, masks, list(targets), measured.tolist(), unit)
+    return panels(images, masks, [f"do({quantity(target, unit)})" for target in targets], measured, unit, "judged")

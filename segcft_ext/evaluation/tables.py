@@ -28,12 +28,10 @@ class Cell:
     best: bool = False
 
     def text(self, digits: int) -> str:
-        if not math.isfinite(self.value):
-            return "–"
         interval = ""
         if self.interval and all(math.isfinite(bound) for bound in self.interval):
-            interval = " [" + ", ".join(f"{bound:.{digits}f}" for bound in self.interval) + "]"
-        return f"{self.value:.{digits}f}{interval}"
+            interval = " [" + ", ".join(_decimal(bound, digits) for bound in self.interval) + "]"
+        return _decimal(self.value, digits) + interval
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,10 @@ class Table:
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
     digits: int
+
+
+def _decimal(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero
 
 
 def label(name: str) -> str:
@@ -107,20 +109,25 @@ def _table(
 ) -> Table:
     """One table; ``columns`` maps headings to what ``value`` and ``floor`` take, the lowest ``loss`` is the best."""
     rows = [(name, [value(entry, column) for column in columns.values()]) for name, entry in figures.items()]
-    rows = _mark_best(rows, loss)
+    rows = _mark_best(rows, loss, digits)
     rows.append((FLOOR, [floor(column) for column in columns.values()]))
     return Table(key, title, note, list(columns), rows, digits)
 
 
-def _mark_best(rows: list[tuple[str, list[Cell]]], loss: Callable[[float], float]) -> list[tuple[str, list[Cell]]]:
-    """Mark the best method of each column (not the zero): all that are equal, but none where all methods are."""
+def _mark_best(
+    rows: list[tuple[str, list[Cell]]], loss: Callable[[float], float], digits: int
+) -> list[tuple[str, list[Cell]]]:
+    """Mark the best method of each column (not the zero): all that look equal, but none where all methods do."""
     for column in range(len(rows[0][1])):
-        cells = [cells[column] for name, cells in rows if name != ZERO]
-        losses = [loss(cell.value) for cell in cells if math.isfinite(cell.value)]
-        if not losses or min(losses) == max(losses):
+        losses = {
+            name: loss(round(cells[column].value, digits))
+            for name, cells in rows
+            if name != ZERO and math.isfinite(cells[column].value)
+        }
+        if len(set(losses.values())) < 2:
             continue
         for name, row in rows:
-            if name != ZERO and math.isfinite(row[column].value) and loss(row[column].value) == min(losses):
+            if losses.get(name) == min(losses.values()):
                 row[column] = replace(row[column], best=True)
     return rows
 
@@ -250,8 +257,9 @@ def _realism(evaluation: Mapping[str, Any], figures: Figures) -> Table:
         figures,
         "realism",
         "Realism: distance of the counterfactuals from real test images",
-        f"Between features, standardised, of: {evaluation['data']['realism_features']}. Lower is better. The identity "
-        "compares the test images with themselves, the floor real training images with them.",
+        f"Between features, standardised, of: {evaluation['data']['realism_features']}. Lower is better. "
+        "Counterfactuals are compared with the real images of other test cases, so the identity is the distance "
+        "between two sets of real test images, and the floor that between real training and test images.",
         {"FID": "fid", "KID": "kid"},
         lambda entry, key: _cell(entry["realism"], key),
         lambda key: _cell(real, key),

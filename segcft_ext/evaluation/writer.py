@@ -14,10 +14,10 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 
-from segcft_ext.evaluation.evaluator import CounterfactualEvaluator
+from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.methods import IDENTITY
-from segcft_ext.evaluation.sweeps import factual_panel, panels, sweep
+from segcft_ext.evaluation.sweeps import factual_panel, panels, quantity, sweep
 from segcft_ext.evaluation.tables import label
 from segcft_ext.figures import (
     Panel,
@@ -34,7 +34,7 @@ COMPARED_QUANTILES = (0.1, 0.9)
 
 
 class EvaluationWriter:
-    """Writes the results of a :class:`~segcft_ext.evaluation.evaluator.CounterfactualEvaluator` when it is done.
+    """Writes the results of a :class:`~segcft_ext.evaluation.evaluator.JudgeEvaluator` when it is done.
 
     ``evaluation.json``, ``evaluation.csv``, ``evaluation.md``; ``pairs.csv`` with a row for each counterfactual;
     ``figures/*.png`` and ``figures/figures.json``, which says what each shows. The cases shown are spread evenly over
@@ -52,7 +52,7 @@ class EvaluationWriter:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: CounterfactualEvaluator) -> None:
+    def __call__(self, engine: JudgeEvaluator) -> None:
         write_evaluation(engine.evaluation, self.output_dir)
         engine.pairs.to_csv(self.output_dir / "pairs.csv", index=False, float_format="%.6g")
         self._shown: list[dict[str, str]] = []
@@ -70,7 +70,7 @@ class EvaluationWriter:
         path = save_figure(figure, self.output_dir / "figures" / f"{name}.png")
         self._shown.append({"file": path.name, "kind": kind, "caption": caption})
 
-    def _aggregates(self, engine: CounterfactualEvaluator) -> None:
+    def _aggregates(self, engine: JudgeEvaluator) -> None:
         evaluation, pairs = engine.evaluation, engine.pairs
         methods = {IDENTITY: evaluation["identity"], **evaluation["methods"]}
         units = evaluation["data"]["units"]
@@ -98,7 +98,7 @@ class EvaluationWriter:
             "Error of every variable (columns) under every intervention (rows), in % of the value it should have.",
         )
 
-    def _counterfactuals(self, engine: CounterfactualEvaluator, item: Mapping[str, Any], number: int) -> None:
+    def _counterfactuals(self, engine: JudgeEvaluator, item: Mapping[str, Any], number: int) -> None:
         batch = {key: item[key][None] for key in ("image", "label")}
         batch |= {key: torch.as_tensor(item[key])[None] for key in ("variables", "spacing")}
         case, _ = engine.cases({**batch, "id": [item["id"]]})
@@ -108,7 +108,7 @@ class EvaluationWriter:
             factual = factual_panel(case, variable, unit)
             marginal = [entry["variables"][variable] for entry in engine.datalist.entries["training"]]
             targets = np.quantile(marginal, SWEEP_QUANTILES).tolist()
-            for name, method in engine.methods.items():
+            for place, (name, method) in enumerate(engine.methods.items()):
                 if name != IDENTITY:
                     figure = counterfactual_grid(
                         factual,
@@ -118,7 +118,7 @@ class EvaluationWriter:
                     )
                     self._save(
                         figure,
-                        f"sweep-{variable}-{_slug(name)}-{number + 1}",
+                        f"sweep-{variable}-{place}-{_slug(name)}-{number + 1}",
                         "sweep",
                         f"{name}: {label(variable)} of test case {number + 1} set to the 5th, 25th, 50th, 75th and "
                         "95th percentile of the training data.",
@@ -137,15 +137,15 @@ class EvaluationWriter:
 
 
 def _comparison(
-    engine: CounterfactualEvaluator, case: Any, variable: str, targets: Sequence[float], unit: str
+    engine: JudgeEvaluator, case: Any, variable: str, targets: Sequence[float], unit: str
 ) -> dict[str, list[Panel]]:
     """For each target a row of counterfactuals: the truth where it is known, then every method."""
-    rows: dict[str, list[Panel]] = {f"do({target:.3g})": [] for target in targets}
+    rows: dict[str, list[Panel]] = {f"do({quantity(target, unit)})": [] for target in targets}
     columns: dict[str, list[Panel]] = {}
     if engine.truth is not None:
         images, masks = engine.truth([case.ids[0]] * len(targets), {variable: list(targets)})
-        measured = engine.judge.measure(masks, images)[:, engine.judge.names.index(variable)].tolist()
-        columns["truth"] = panels(images, masks, targets, measured, unit)
+        measured = engine.judge.measure(masks, images)[:, engine.judge.names.index(variable)]
+        columns["truth"] = panels(images, masks, list(rows), measured, unit, "measured")
     for name, method in engine.methods.items():
         if name != IDENTITY:
             columns[name] = sweep(method, engine.judge, case, variable, targets, unit)
