@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import mlflow
+import monai.bundle
 import numpy as np
 import pydicom
 import pytest
@@ -169,3 +170,40 @@ def test_a_checkpoint_of_another_network_is_refused(ran, images):
         messages.append(str(chain))
         chain = chain.__cause__
     assert any("definition.features: the checkpoint holds [4, 4, 4, 4, 4, 4]" in message for message in messages)
+
+
+def test_trains_as_monai_label_trains_it(ran, tmp_path, monkeypatch):
+    """Its own cases, by path alone, and its own loader of the last model; the datalist's header is in the bundle."""
+    folder, _ = ran
+    bundle = tmp_path / "bundle"
+    shutil.copytree(folder, bundle, ignore=shutil.ignore_patterns("eval", "mlflow.db", "mlruns"))
+    datalist = small_chests(bundle)
+    cases = [{key: item[key] for key in ("image", "label")} for item in datalist.items("training")]
+    handlers = json.loads((bundle / "configs" / "train.json").read_text())["train"]["handlers"]
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(bundle / "models" / "model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    before = (bundle / "models" / "model.pt").read_bytes()
+    with kept_logging():
+        monai.bundle.run(
+            run_id="run",
+            init_id=None,
+            final_id=None,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            config_file=str(bundle / "configs" / "train.json"),
+            bundle_root=str(bundle),
+            device="cpu",
+            **{
+                "train#trainer#max_epochs": 1,
+                "train#dataset#data": cases[:6],
+                "validate#dataset#data": cases[6:],
+                "train#handlers": [loader, *handlers],
+                "network_def#features": [4] * 6,
+            },
+        )
+    assert (bundle / "models" / "model.pt").read_bytes() != before
