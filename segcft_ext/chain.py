@@ -11,6 +11,7 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import signal
@@ -235,7 +236,6 @@ class Chain:
             products=products,
             places={"bundle_root": root},
             inputs={"config_file": root / "configs" / config, "datalist": self.datalist, **(inputs or {})},
-            reads={"metadata": root / "configs" / "metadata.json"},
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
             resumable=products == ("model.pt",),
@@ -307,6 +307,8 @@ def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[st
 
 def _create_store(tracking_uri: str) -> None:
     """Create the MLflow store and the experiment before two stages try to at the same time."""
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=tracking_uri)
     if client.get_experiment_by_name(EXPERIMENT) is None:
         client.create_experiment(EXPERIMENT, artifact_location=artifact_location(tracking_uri))
