@@ -36,10 +36,10 @@ for guide in segmentor regressor; do
     for seed in 0 1 2; do
         [ $seed = 0 ] || [ $guide = segmentor ] || continue
         stage seg_cft_finetuning train ${name}_head_s$seed --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt" \
-            --deformation True --max_epochs 80 --seed $seed
+            --deformation True --seed $seed
     done
     stage seg_cft_finetuning train ${name}_hvae --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt" \
-        --max_epochs 110 --hvae_learning_rate 0.0005
+        --max_epochs 110 --objective#others 2 --objective#locality 1
 done
 
 python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \

@@ -75,7 +75,8 @@ class CFTObjective(nn.Module):
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
-        others: weight w_j of the variables that the action leaves as they are; 1 for those that it changes.
+        others: weight w_j of the variables that the action leaves as they are, against 1 for those that it changes:
+            more of it trades effectiveness for less drift.
         locality: weight of the change outside the changed structures.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
@@ -87,11 +88,11 @@ class CFTObjective(nn.Module):
         self,
         huber: float = 0.01,
         anchored: bool = True,
-        others: float = 2.0,
-        locality: float = 1.0,
-        smoothness: float = 0.1,
+        others: float = 1.0,
+        locality: float = 0.6,
+        smoothness: float = 0.02,
         folding: float = 100.0,
-        folding_margin: float = 0.3,
+        folding_margin: float = 0.2,
         dilation: float = 5.0,
     ) -> None:
         super().__init__()
