@@ -108,7 +108,8 @@ def test_folds_cost_and_small_movements_do_not() -> None:
 
     def folding(slope: float) -> torch.Tensor:
         displacement = torch.cat([torch.zeros_like(ramp), slope * 31.5 * ramp], dim=1)
-        return terms(CFTObjective(), [13.0, 10.0], Counterfactual(image, asked.values, displacement, velocity)).folding
+        moved = Counterfactual(image, asked.values, displacement, velocity)
+        return terms(CFTObjective(folding_margin=0.3), [13.0, 10.0], moved).folding
 
     assert folding(0.5) == 0 and folding(-0.6) == 0
     assert folding(-1.2) == pytest.approx(0.5**2, rel=1e-4)  # the determinant is 1 - 1.2
