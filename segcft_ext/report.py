@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ from segcft_ext.runs import Run, finished_runs
 
 __all__ = ["write_report"]
 
-FIGURE_DPI = 100  # at which a PNG pixel is a CSS pixel on an ordinary screen
+FIGURE_DPI = 125  # CSS pixels for each inch of a figure
 VERSIONS = ("segcft-ext", "torch", "monai", "pytorch-ignite", "mlflow", "zuko", "numpy")
 
 
@@ -73,7 +74,7 @@ def write_report(
             if entry["kind"] in kinds
         ]
 
-    first = ("effectiveness", "slope")
+    first = ("effectiveness", "slope", "leakage")
     sections = [
         ("result", "The result", [_introduction(evaluation), *(_table(tables[key]) for key in first)]),
         ("pictures", "Counterfactuals, all methods side by side", [_reading_pictures(), *shown("comparison")]),
@@ -81,7 +82,7 @@ def write_report(
         ("plots", "Wanted and achieved", shown("scatter", "heatmap")),
         (
             "tables",
-            "Locality, axioms, realism, truth",
+            "Drift, axioms, realism, truth",
             [_table(t) for key, t in tables.items() if key not in first] + [_judge_table(evaluation)],
         ),
         ("data", "The data", _data(Path(data_dir)) if data_dir else []),
@@ -131,7 +132,6 @@ haze, doubled contours.</p>"""
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join(
         f'<tr class="{ {ZERO: "frame", FLOOR: "frame"}.get(name, "") }"><th>{escape(name)}</th>'
         + "".join(_cell(cell, table.digits) for cell in cells)
@@ -140,8 +140,20 @@ def _table(table: Table) -> str:
     )
     return (
         f'<h3 id="table-{table.key}">{escape(table.title)}</h3><p class="note">{escape(table.note)}</p>'
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="scroll"><table><thead>{_head(table.columns)}</thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _head(columns: Sequence[str]) -> str:
+    """The headings; in two rows where all are "do(…): …"."""
+    parts = [column.partition(": ") for column in columns]
+    groups = ""
+    if all(separator for _, separator, _ in parts):
+        for group, members in itertools.groupby(parts, key=lambda part: part[0]):
+            groups += f'<th class="group" colspan="{len(list(members))}">{escape(group)}</th>'
+        groups = f"<tr><th></th>{groups}</tr>"
+        columns = [column for _, _, column in parts]
+    return f"{groups}<tr><th></th>{''.join(f'<th>{escape(column)}</th>' for column in columns)}</tr>"
 
 
 def _cell(cell: Cell, digits: int) -> str:

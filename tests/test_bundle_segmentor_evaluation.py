@@ -1,118 +1,163 @@
-"""The bundle that judges: its properties, and its command on a data set of discs."""
+"""The bundle that judges: copied into a folder of its own, run by the commands of its docs."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
-import jsonschema
 import pytest
 import torch
-from discs import NAMES, disc_datalist
+from bundle_docs import kept_logging, run_documented_commands
+from drawn_chest import draw
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
+from PIL import Image
+from small_chests import small_chests
 
-from segcft_ext.checkpoints import save_model
+from segcft_ext.checkpoints import CheckpointError, load_model, save_model
+from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import upstream
 
 BUNDLES = Path(__file__).parent.parent / "bundles"
 BUNDLE = BUNDLES / "segmentor_evaluation"
-CONFIGS = BUNDLE / "configs"
+TINY = ["--network_def#channels", "[4,4,4]", "--network_def#strides", "[2,2]", "--network_def#num_res_units", "1"]
+SMALL = {
+    "train.json": [*TINY, "--max_epochs", "1", "--val_interval", "1", "--batch_size", "2"],
+    "evaluate.json": ["--interventions_per_case", "1", "--figure_cases", "1"],
+    "inference.json": TINY,
+}
 
 
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/datalist.json, judge.pt and dscm.pt."""
-    folder = tmp_path_factory.mktemp("made")
-    datalist = disc_datalist(folder / "data", training=8, test=2)
-    torch.manual_seed(0)
-    judge = Segmentor(datalist.labels, "UNet", channels=(4, 8), strides=(2,))
-    judge.describe(datalist, use="judge")
-    save_model(judge, folder / "judge.pt")
+def small_dscm(datalist: Datalist, path: Path, guide: Segmentor | None = None) -> Path:
+    """An untrained model of all variables."""
     dscm = DSCM(
-        [{"name": name, "kind": "continuous"} for name in NAMES],
+        [{"name": variable.name, "kind": variable.kind} for variable in datalist.variables],
         hvae={"channels": (8, 8), "strides": (2,), "blocks": (0, 1), "latent_channels": 2},
     )
     values = torch.stack([torch.as_tensor(item["variables"]) for item in datalist.items("training")])
-    dscm.variables.fit(values, ["percent", "percent", "years"])
+    dscm.variables.fit(values, [variable.unit for variable in datalist.variables])
     dscm.describe(datalist)
-    save_model(dscm, folder / "dscm.pt")
-    return folder
+    dscm.data["guide"] = upstream(guide) if guide else None
+    save_model(dscm, path)
+    return path
 
 
-@pytest.mark.parametrize("methods", [{}, {"No-CFT": "dscm.pt"}])
-def test_properties_of_evaluate(made: Path, methods: dict[str, str]) -> None:
-    workflow = ConfigWorkflow(
-        config_file=str(CONFIGS / "evaluate.json"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        datalist=str(made / "data" / "datalist.json"),
-        judge=str(made / "judge.pt"),
-        methods={name: str(made / file) for name, file in methods.items()},
-        tracking_uri=f"sqlite:///{made}/unused.db",
-    )
-    workflow.initialize()
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Datalist]:
+    """The folder of the bundle after all documented commands, and the data."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models", "eval"))
+    datalist = small_chests(tmp_path_factory.mktemp("chests"))
+    torch.manual_seed(0)
+    guide = Segmentor(datalist.labels, "BasicUNet", features=(4, 4, 4, 4, 4, 4))
+    guide.describe(datalist, use="guide")
+    images = tmp_path_factory.mktemp("images")
+    Image.fromarray(draw(3, (50, 40))[0]).save(images / "chest.png")
+    variables = {
+        "DATALIST": str(datalist.path),
+        "NO_CFT": str(small_dscm(datalist, folder / "no_cft.pt")),
+        "SEG_CFT": str(small_dscm(datalist, folder / "seg_cft.pt", guide)),
+        "IMAGES": str(images),
+        "OMP_NUM_THREADS": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        commands = run_documented_commands(folder, variables, SMALL, patch)
+    assert len(commands) == 4
+    return folder, datalist
+
+
+def test_evaluation_is_complete(ran: tuple[Path, Datalist]) -> None:
+    folder, _ = ran
+    evaluation = json.loads((folder / "eval" / "evaluation.json").read_text())
+    assert list(evaluation["methods"]) == ["No-CFT", "Seg-CFT"]
+    assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
+    assert evaluation["data"]["judge"]["data"]["use"] == "judge"
+    assert evaluation["data"]["methods"]["Seg-CFT"]["data"]["guide"]["data"]["use"] == "guide"
+    assert set(evaluation["judge"]) == {"left_lung", "right_lung", "heart"}
+    assert {"evaluation.md", "evaluation.csv", "pairs.csv", "report.html"} <= {
+        p.name for p in (folder / "eval").iterdir()
+    }
+
+
+def test_evaluation_is_recorded(ran: tuple[Path, Datalist]) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{ran[0]}/mlflow.db")
+    experiment = client.get_experiment_by_name("segcft")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]  # the judge's training and the evaluation
+    (run,) = [run for run in runs if "methods" in run.data.params]
+    assert "No-CFT/leakage/heart_area" in run.data.metrics
+    assert {"evaluation.json", "figures"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+def test_inference_writes_a_label_map(ran: tuple[Path, Datalist]) -> None:
+    (written,) = (ran[0] / "eval").glob("chest*.png")
+    with Image.open(written) as label:
+        assert label.size == (40, 50)
+
+
+@pytest.mark.parametrize("methods", [{}, {"No-CFT": "no_cft.pt"}])
+def test_properties_of_evaluate(ran: tuple[Path, Datalist], methods: dict[str, str]) -> None:
+    folder, datalist = ran
+    paths = {name: str(folder / file) for name, file in methods.items()}
+    workflow = open_workflow("evaluate.json", folder, datalist=str(datalist.path), methods=paths)
     assert workflow.check_properties() == []
 
 
-def test_properties_of_inference(made: Path) -> None:
-    workflow = ConfigWorkflow(
-        config_file=str(CONFIGS / "inference.json"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(made / "data" / "images"),
-        judge=str(made / "judge.pt"),
+def test_properties_of_inference(ran: tuple[Path, Datalist]) -> None:
+    folder, datalist = ran
+    network = load_model(folder / "models" / "model.pt", Segmentor)
+    config = {"_target_": "segcft_ext.networks.segmentor.Segmentor", **network.definition}
+    images = str(datalist.path.parent / "images")
+    assert open_workflow("inference.json", folder, dataset_dir=images, network_def=config).check_properties() == []
+
+
+def open_workflow(config: str, folder: Path, **settings: object) -> ConfigWorkflow:
+    with kept_logging():
+        workflow = ConfigWorkflow(
+            config_file=str(folder / "configs" / config),
+            meta_file=str(folder / "configs" / "metadata.json"),
+            workflow_type="infer",
+            bundle_root=str(folder),
+            **settings,
+        )
+        workflow.initialize()
+    return workflow
+
+
+def test_the_guide_cannot_be_the_judge(ran: tuple[Path, Datalist], tmp_path: Path) -> None:
+    folder, datalist = ran
+    judge = load_model(folder / "models" / "model.pt", Segmentor)
+    dscm = small_dscm(datalist, tmp_path / "dscm.pt", guide=judge)
+    workflow = open_workflow(
+        "evaluate.json",
+        folder,
+        datalist=str(datalist.path),
+        methods={"Seg-CFT": str(dscm)},
+        output_dir=str(tmp_path),
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )
-    workflow.initialize()
-    assert workflow.check_properties() == []
-
-
-def test_metadata_follows_the_schema() -> None:
-    schema = BUNDLES.parent.parent / "shared" / "data" / "monai_bundle_schema" / "meta_schema_20240725.json"
-    if not schema.is_file():
-        pytest.skip("MONAI's metadata schema is not at hand")
-    jsonschema.validate(read(CONFIGS / "metadata.json"), read(schema))
+    with pytest.raises(RuntimeError) as refused:
+        workflow.run()
+    cause: BaseException | None = refused.value
+    while cause is not None and not isinstance(cause, CheckpointError):
+        cause = cause.__cause__
+    assert cause is not None and "independent judge" in str(cause) and "Seg-CFT" in str(cause)
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 def test_the_judge_segments_as_the_guide_does() -> None:
     """One way from a radiograph to a label map: only network and checkpoint differ."""
-    judge = read(CONFIGS / "inference.json")
-    guide = read(BUNDLES / "lung_heart_segmentor" / "configs" / "inference.json")
-    assert judge.pop("network_def") == read(CONFIGS / "train.json")["network_def"]
-    guide_network = guide.pop("network_def")
-    assert guide_network["architecture"] != read(CONFIGS / "train.json")["network_def"]["architecture"]
+
+    def read(bundle: str, name: str) -> dict:
+        return json.loads((BUNDLES / bundle / "configs" / name).read_text(encoding="utf-8"))
+
+    judge, guide = (read(bundle, "inference.json") for bundle in ("segmentor_evaluation", "lung_heart_segmentor"))
+    network, guide_network = judge.pop("network_def"), guide.pop("network_def")
+    assert network == read("segmentor_evaluation", "train.json")["network_def"]
+    assert network["architecture"] != guide_network["architecture"]
     assert judge == json.loads(json.dumps(guide).replace("@segmentor", "@judge").replace('"segmentor"', '"judge"'))
-
-
-def test_evaluate_from_the_command_line(made: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/evaluate.json"]
-    command += ["--bundle_root", ".", "--datalist", str(made / "data" / "datalist.json")]
-    command += ["--judge", str(made / "judge.pt")]
-    command += ["--methods", json.dumps({"No-CFT": str(made / "dscm.pt")})]
-    command += ["--output_dir", str(tmp_path / "out"), "--tracking_uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--interventions_per_case", "1", "--figure_cases", "1", "--run_name", "evaluation"]
-    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    evaluation = read(tmp_path / "out" / "evaluation.json")
-    assert list(evaluation["methods"]) == ["No-CFT"]
-    assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
-    assert evaluation["data"]["judge"]["data"]["use"] == "judge"
-    assert {"evaluation.md", "evaluation.csv", "pairs.csv"} <= {p.name for p in (tmp_path / "out").iterdir()}
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("segcft")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED" and run.info.run_name == "evaluation"
-    assert "No-CFT/leakage/left_area" in run.data.metrics
-    assert {"evaluation.json", "figures"} <= {a.path for a in client.list_artifacts(run.info.run_id)}

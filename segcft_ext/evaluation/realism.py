@@ -8,7 +8,8 @@ standardised by the real test images' mean and deviation, so that no channel rul
 
 A counterfactual must not be compared with its own factual image: the less a method changes, the better it would do.
 So the test cases are divided at random into two halves, the counterfactuals of each half are compared with the real
-images of the other one, and this is repeated and averaged. The identity then gets the distance between two sets of *real* images.
+images of the other one, and this is repeated and averaged. The identity then gets the distance between two sets of
+*real* images.
 With tens of images FID is biased upwards, for all methods alike, and only its order means something; KID is unbiased.
 """
 

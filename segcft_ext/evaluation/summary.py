@@ -160,6 +160,7 @@ def _folding(rows: pd.DataFrame) -> dict[str, float]:
 
 def _truth(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    rows = rows[rows["truth.psnr"].notna()]
     for figure in ("psnr", "ssim", "mae", "dice"):
         values = rows[f"truth.{figure}"].to_numpy()
         found[figure] = float(values.mean())

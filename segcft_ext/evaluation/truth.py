@@ -10,6 +10,7 @@ counterfactual is the same case with the variable set, everything else as it was
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from segcft_ext.datalist import Datalist, DatalistError
 __all__ = ["Truth", "image_quality"]
 
 RANGE = 2.0
+LOGGER = logging.getLogger(__name__)
 
 
 class Renderer(Protocol):
@@ -54,6 +56,7 @@ class Truth:
                 "'counterfactual' method"
             )
         self.renderer: Renderer = found(**config)
+        self.size = datalist.size
         self.entries = {entry["id"]: entry for entry in datalist.entries["test"]}
         for key, entry in self.entries.items():
             if entry.get("exogenous") is None:
@@ -67,14 +70,17 @@ class Truth:
             do: target of each intervened variable for each case.
 
         Returns:
-            Images (B, 1, *spatial) in [-1, 1] and integer label maps (B, 1, *spatial).
+            Images (B, 1, *spatial) in [-1, 1] and integer label maps (B, 1, *spatial). Where the phantom has no room
+            for what is asked, the image is NaN and the label map empty, which is logged.
         """
         images, labels = [], []
         for row, key in enumerate(ids):
-            entry = self.entries[key]
-            _, image, label = self.renderer.counterfactual(
-                entry["variables"], entry["exogenous"], {name: float(targets[row]) for name, targets in do.items()}
-            )
+            entry, action = self.entries[key], {name: float(targets[row]) for name, targets in do.items()}
+            try:
+                _, image, label = self.renderer.counterfactual(entry["variables"], entry["exogenous"], action)
+            except ValueError as error:
+                LOGGER.warning("test case %s has no true counterfactual under %s: %s", key, action, error)
+                image, label = np.full(self.size, np.nan), np.zeros(self.size)
             images.append(torch.as_tensor(np.asarray(image, dtype=np.float32))[None] * 2 - 1)
             labels.append(torch.as_tensor(np.asarray(label, dtype=np.int64))[None])
         return torch.stack(images), torch.stack(labels)
