@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import mlflow.entities
 from mlflow import MlflowClient
 
+from segcft_ext.tracking import stage_of
+
 __all__ = ["Run", "finished_runs"]
 
 
@@ -26,7 +28,7 @@ def finished_runs(tracking_uri: str, experiment: str, names: Sequence[str] | Non
     Args:
         tracking_uri: the store.
         experiment: its name.
-        names: the runs wanted, in this order; by default all, oldest first.
+        names: the runs wanted, in this order; by default the newest of each stage, oldest first.
 
     Raises:
         ValueError: when the store has no such experiment, or lacks a named run.
@@ -43,7 +45,9 @@ def finished_runs(tracking_uri: str, experiment: str, names: Sequence[str] | Non
     missing = [name for name in names or [] if name not in by_name]
     if missing:
         raise ValueError(f"{tracking_uri}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
-    return [_read(client, by_name[name]) for name in names] if names else [_read(client, run) for run in runs]
+    newest = {stage_of(run.info.run_name): run for run in runs}
+    chosen = [by_name[name] for name in names] if names else [run for run in runs if run in newest.values()]
+    return [_read(client, run) for run in chosen]
 
 
 def _read(client: MlflowClient, run: mlflow.entities.Run) -> Run:

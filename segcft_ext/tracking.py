@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from pathlib import Path
 
 from monai.utils import path_to_sqlite_uri, path_to_uri
 
-__all__ = ["artifact_location", "default_tracking_uri", "unique_run_name"]
+__all__ = ["artifact_location", "default_tracking_uri", "stage_of", "unique_run_name"]
 
 SQLITE = "sqlite:///"
 
@@ -32,3 +33,8 @@ def unique_run_name(stage: str) -> str:
     MLflow lets runs share a name, and MONAI's handler then adopts an unfinished one, a crashed one too.
     """
     return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def stage_of(run_name: str) -> str:
+    """What :func:`unique_run_name` was given."""
+    return re.sub(r"-\d{8}-\d{6}-[0-9a-f]{6}$", "", run_name)

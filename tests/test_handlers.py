@@ -28,7 +28,7 @@ from segcft_ext.handlers import (
 )
 from segcft_ext.handlers.epoch_seed import seed_epoch
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.tracking import artifact_location, default_tracking_uri, unique_run_name
+from segcft_ext.tracking import artifact_location, default_tracking_uri, stage_of, unique_run_name
 
 LABELS = {"background": 0, "disc": 1}
 
@@ -266,6 +266,7 @@ def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):
     names = [run.info.run_name for run in runs(store)[1] if run.info.run_name.startswith("twice")]
     assert len(names) == 2 == len(set(names))
     assert unique_run_name("stage") != unique_run_name("stage")
+    assert stage_of(unique_run_name("a-stage")) == stage_of("a-stage") == "a-stage"
 
 
 def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):

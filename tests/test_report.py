@@ -138,3 +138,12 @@ def test_runs_are_read_back(store: str) -> None:
         finished_runs(store, "segcft", ["broken"])
     with pytest.raises(ValueError, match="nothing"):
         finished_runs(store, "nothing")
+
+
+def test_of_a_stage_that_ran_again_the_newest_run_counts(tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("segcft", artifact_location=str(tmp_path / "mlruns"))
+    for name in ("judge", "guide", "judge-20260102-030405-a1b2c3"):
+        client.set_terminated(client.create_run(experiment, run_name=name).info.run_id, "FINISHED")
+    found = finished_runs(f"sqlite:///{tmp_path}/mlflow.db", "segcft")
+    assert [run.name for run in found] == ["guide", "judge-20260102-030405-a1b2c3"]
