@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
+from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
 from segcft_ext.interventions import parse_intervention
@@ -113,19 +114,36 @@ class CounterfactualWriter:
     def _figure(self, engine: CounterfactualEvaluator, output: Mapping[str, Any], folder: Path) -> None:
         dscm = engine.dscm
         masks = output.get("masks", torch.zeros(1 + len(engine.interventions), *output["pred"].shape[1:]))
-        panels = []
-        for step, intervention in enumerate(engine.interventions):
-            changes = parse_intervention(intervention)
-            title = ", ".join(f"{_words(name)} {change.text}" for name, change in changes.items()) or "no action"
-            panels.append(Panel(picture(output["pred"][step]), picture(masks[1 + step]), title))
-        factual = Panel(picture(output["pred"][0] - output["difference"][0]), picture(masks[0]), "factual")
+        steps = [parse_intervention(intervention) for intervention in engine.interventions]
+        texts = {name: [step[name].text for step in steps] for name in steps[0]}
+        varied = [name for name, each in texts.items() if len(set(each)) > 1] or list(texts)
+        title = "; ".join(
+            [
+                ", ".join(map(_words, varied)),
+                *(f"{_words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
+            ]
+        )
+        factual = Panel(
+            picture(output["pred"][0] - output["difference"][0]),
+            picture(masks[0]),
+            "factual",
+            _quantities(dscm, varied, output["values"]),
+        )
+        panels = [
+            Panel(
+                picture(output["pred"][step]),
+                picture(masks[1 + step]),
+                ", ".join(texts[name][step] for name in varied) or "no action",
+                _quantities(dscm, varied, output["targets"][step]),
+            )
+            for step in range(len(steps))
+        ]
         rows = {
             f"{start + 1} – {min(start + COLUMNS, len(panels))}": panels[start : start + COLUMNS]
             for start in range(0, len(panels), COLUMNS)
         }
         labels = {name: value for name, value in dscm.data["labels"].items() if value != 0}
-        grid = counterfactual_grid(factual, rows, labels)
-        save_figure(grid, folder / "figure.png")
+        save_figure(counterfactual_grid(factual, rows, labels, title), folder / "figure.png")
 
 
 def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +172,21 @@ def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> di
 def _numbers(row: Tensor) -> list[float | None]:
     """Plain numbers with seven digits; None where missing."""
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in row.tolist()]
+
+
+def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
+    """Values of some variables, in their units, for people."""
+    variables = dscm.variables
+    found = []
+    for k in map(variables.index, names):
+        value, unit = float(values[k]), variables.units[k]
+        if not math.isfinite(value):
+            found.append("?")
+        elif variables.categories[k]:
+            found.append(variables.categories[k][int(value)])
+        else:
+            found.append(f"{value:.3g}{' %' if unit == 'percent' else f' {unit}'}")
+    return ", ".join(found)
 
 
 def _words(name: str) -> str:
