@@ -195,6 +195,9 @@ def test_realism_grows_with_the_distance_between_sets() -> None:
     assert near["fid"] < far["fid"] and abs(near["kid"]) < 0.25 * far["kid"]
     # a copy of the real images has no advantage over other real images: no image is compared with itself
     assert 0.5 < same["fid"] / near["fid"] < 2
+    # nor have several equal images of one case
+    copied = realism(torch.cat([other, other]), cases + cases, real, cases)
+    assert copied["kid"] == pytest.approx(near["kid"], abs=0.1 * far["kid"])
     assert near == realism(other, cases, real, cases)
     assert math.isnan(realism(real[:3], cases[:3], real[:3], cases[:3])["kid"])
 

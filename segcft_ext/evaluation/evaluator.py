@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from segcft_ext.checkpoints import freeze
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
@@ -81,7 +82,7 @@ class JudgeEvaluator(Evaluator):
         self.seed = seed
         self.draws = interventions_per_case
         self.interventions = intervened_variables(datalist, interventions)
-        self.judge = Judge(network.to(device), datalist.measurements(), datalist.num_classes, inferer)
+        self.judge = Judge(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
         self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names), **methods}
         for method in methods.values():
             if isinstance(method, nn.Module):

@@ -8,8 +8,9 @@ standardised by the real test images' mean and deviation, so that no channel rul
 
 A counterfactual must not be compared with its own factual image: the less a method changes, the better it would do.
 So the test cases are divided at random into two halves, the counterfactuals of each half are compared with the real
-images of the other one, and this is repeated and averaged. The identity then gets the distance between two sets of
-*real* images.
+images of the other one, and this is repeated and averaged. Each time one counterfactual of each case takes part,
+because several of one case resemble each other more than cases do. The identity then gets the distance between two sets
+of *real* images.
 With tens of images FID is biased upwards, for all methods alike, and only its order means something; KID is unbiased.
 """
 
@@ -30,7 +31,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 __all__ = ["BottleneckFeatures", "realism"]
 
-SPLITS = 5
+SPLITS = 10
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000  # at most; the smaller set is used as a whole where it has fewer
 
@@ -132,11 +133,16 @@ def realism(
     for _ in range(SPLITS):
         half = {case for group in (names, further) for case in rng.permutation(group)[: len(group) // 2].tolist()}
         for side in (True, False):
-            own = torch.tensor([(case in half) == side for case in cases])
-            other = torch.tensor([(case in half) != side for case in real_cases])
+            own = _one_of_each([n for n, case in enumerate(cases) if (case in half) == side], cases, rng)
+            other = [n for n, case in enumerate(real_cases) if (case in half) != side]
             found.append(_distances(features[own], real[other], seed))
     fid, kid = zip(*found)
     return {"fid": fmean(fid), "kid": fmean(kid), "kid_sd": pstdev(kid), "n": len(features)}
+
+
+def _one_of_each(rows: Sequence[int], cases: Sequence[str], rng: np.random.Generator) -> list[int]:
+    """One of the rows of each case, at random."""
+    return list({cases[row]: row for row in rng.permutation(rows).tolist()}.values())
 
 
 def _distances(features: Tensor, real: Tensor, seed: int) -> tuple[float, float]:
