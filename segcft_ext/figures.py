@@ -177,10 +177,10 @@ def effectiveness_scatter(
                 ends = np.array([-limit, limit])
                 axis.plot(ends, ends, color="0.6", linewidth=0.7, linestyle="--", zorder=1)
                 axis.scatter(
-                    wanted, achieved, s=5, alpha=0.45, color=COLOURS[row % len(COLOURS)], linewidths=0, zorder=2
+                    wanted, achieved, s=5, alpha=0.6, color=COLOURS[row % len(COLOURS)], linewidths=0, zorder=3
                 )
                 if math.isfinite(slope):
-                    axis.plot(ends, slope * ends + intercept, color="0.1", linewidth=1, zorder=3)
+                    axis.plot(ends, slope * ends + intercept, color="0.1", linewidth=1, zorder=2)
                 axis.text(0.05, 0.95, f"slope {round(slope, 2) + 0.0:.2f}", transform=axis.transAxes, va="top")
                 axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
                 axis.xaxis.set_major_locator(MaxNLocator(5))
