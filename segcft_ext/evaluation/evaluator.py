@@ -54,7 +54,7 @@ class JudgeEvaluator(Evaluator):
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
         inferer: how the judge is applied to a batch of images.
-        reference_loader: batches with ``image`` of real training cases, for the realism of real images.
+        reference_loader: batches with ``image`` and ``id`` of real training cases, for the realism of real images.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
 
     Raises:
