@@ -11,7 +11,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import DataLoader
-from monai.handlers import ValidationHandler
+from monai.handlers import ValidationHandler, from_engine
 from small_chests import small_chests
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -136,7 +136,7 @@ class Training:
             self.trainer = DSCMTrainer(**common)
         self.outputs: list[dict[str, float]] = []
         self.trainer.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda engine: self.outputs.append(engine.state.output)
+            Events.ITERATION_COMPLETED, lambda engine: self.outputs.append(engine.state.output[0])
         )
 
     def run(self) -> Training:
@@ -169,6 +169,7 @@ def test_pretraining_lowers_both_parts_of_the_loss(tmp_path: Path) -> None:
     first, last = slice(0, 4), slice(-4, None)
     assert training.mean("negative_elbo", last) < training.mean("negative_elbo", first) - 0.3
     assert training.mean("mechanisms", last) < training.mean("mechanisms", first)
+    assert from_engine(["loss"], first=True)(training.trainer.state.output) == training.outputs[-1]["loss"]
     metrics = training.validator.state.metrics
     assert metrics.keys() == {"negative_elbo", "kl", "mechanisms"}
     assert training.validator.state.best_metric <= metrics["negative_elbo"]

@@ -64,7 +64,7 @@ class CFTTrainer(GuardedTrainer):
         elif self.constrained:
             self.add_event_handler(Events.STARTED, self._measure_bound)
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+    def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, image, values, spacing)
         output = {name: value.item() for name, value in terms.items()}
@@ -74,7 +74,7 @@ class CFTTrainer(GuardedTrainer):
         output["gradient_norm"] = self.guarded_step(terms[CommonKeys.LOSS])
         if self.constrained and math.isfinite(output["gradient_norm"]):  # a NaN would stay in lambda for good
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
-        return output
+        return [output]
 
     def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
         assert self.guide is not None  # without one there is no iteration

@@ -20,16 +20,13 @@ class DSCMTrainer(GuardedTrainer):
     ``gradient_norm``.
     """
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+    def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, image, values)
         loss = terms["negative_elbo"] + terms["mechanisms"]
         norm = self.guarded_step(loss)
-        return {
-            CommonKeys.LOSS: loss.item(),
-            **{name: value.item() for name, value in terms.items()},
-            "gradient_norm": norm,
-        }
+        output = {CommonKeys.LOSS: loss.item(), **{name: value.item() for name, value in terms.items()}}
+        return [{**output, "gradient_norm": norm}]
 
     def _terms(self, image: Tensor, values: Tensor) -> dict[str, Tensor]:
         dscm = self.dscm

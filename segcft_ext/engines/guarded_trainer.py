@@ -22,7 +22,8 @@ class GuardedTrainer(Trainer):
 
     The gradient norm is taken over the optimiser's own parameters, so frozen networks have no part in it. A step whose
     norm is not finite, or above ``skip_gradient_norm``, is skipped; ``engine.state.metrics["skipped_steps"]`` counts
-    them over the whole run.
+    them over the whole run. The output of a step is a list with one dict of numbers, the form in which MONAI's handlers
+    find the output of a trainer.
 
     Args:
         device: where to train.

@@ -17,7 +17,7 @@ import monai
 import torch
 from ignite.engine import Events
 from mlflow.entities import Metric, RunStatus
-from monai.engines import Workflow
+from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
 from segcft_ext.tracking import artifact_location, default_tracking_uri, unique_run_name
@@ -70,7 +70,8 @@ class MLflowRun:
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        if isinstance(engine, Trainer):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self.complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
