@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from monai.transforms import MapTransform
+import torch
+from monai.data import MetaTensor
+from monai.networks.blocks import Warp
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
 
-__all__ = ["RadiographToGreyd"]
+__all__ = ["CounterfactualToOriginald", "RadiographToGreyd"]
 
 PHOTOMETRIC_INTERPRETATION = "00280004"
 
@@ -32,3 +37,44 @@ class RadiographToGreyd(MapTransform):
                 image = image.max() + image.min() - image
             d[key] = image
         return d
+
+
+class CounterfactualToOriginald(Transform):
+    """Counterfactuals of an image (2-D) at its own size, from what the model does at its size.
+
+    .. math:: \\tilde{x} = \\mathrm{clamp}(x \\circ \\phi + r, -1, 1)
+
+    Detail that is too fine for the model is moved along with the deformation phi instead of being lost. What no
+    deformation explains is the residual r. Both are to be brought back by ``Invertd`` before.
+
+    Takes ``original`` (1, W, H), ``residual`` (S, W, H) and ``displacement`` (2 S, W, H); adds ``pred_original`` and
+    ``difference_original``, both (S, W, H).
+
+    Args:
+        size: size of the model's images, whose pixels are the unit of the displacement, and whose axes are those of the
+            file in reverse order.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = size
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
+            self.warp = Warp("bicubic", padding_mode="border")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        image, residual, displacement = (
+            convert_to_tensor(data[key], track_meta=False, device="cpu")
+            for key in ("original", "residual", "displacement")
+        )
+        field = displacement.unflatten(0, (len(residual), 2)).flip(1) * (max(image.shape) / max(self.size))
+        moved = self.warp(image.expand(len(residual), *image.shape), field)[:, 0]
+        moved = torch.where((field == 0).all(1), image, moved)
+        pred = (moved + residual).clamp(-1, 1)
+        added: dict[Hashable, Any] = {
+            "pred_original": MetaTensor(pred),
+            "difference_original": MetaTensor(pred - image),
+        }
+        if isinstance(data["original"], MetaTensor):
+            for value in added.values():
+                value.copy_meta_from(data["original"])
+        return {**data, **added}

@@ -28,16 +28,18 @@ class CounterfactualEvaluator(Evaluator):
 
     Output for a batch, decollated before ``postprocessing``:
 
-    ==================  ==============================================================================
+    ==================  ======================================================================================
     ``pred``            counterfactual images in [-1, 1], a channel for each intervention (B, S, *spatial)
     ``difference``      counterfactual minus factual image, same shape
+    ``displacement``    movement by the deformation, in pixels (B, S D, *spatial); zero without a head
+    ``residual``        counterfactual minus the moved factual image (B, S, *spatial)
     ``reconstruction``  what the model makes of the factual image without its exogenous residual (B, 1, *spatial)
     ``values``          factual variables in physical units (B, K)
     ``targets``         variables after the action (B, S, K)
-    ``folding``         share of pixels at which the deformation folds (B, S); zero without a deformation head
+    ``folding``         share of pixels at which the deformation folds (B, S); zero without a head
     ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
     ``measured``        what the segmentor measures in them (B, 1 + S, J); with a segmentor only
-    ==================  ==============================================================================
+    ==================  ======================================================================================
 
     Args:
         device: where to run.
@@ -96,7 +98,7 @@ class CounterfactualEvaluator(Evaluator):
         image = batchdata["image"].to(self.state.device)
         with self.mode(self.network):
             output = self._counterfactuals(convert_to_tensor(image, track_meta=False))
-        for key in ("pred", "difference"):  # what the preprocessing did can be undone in them
+        for key in ("displacement", "residual"):  # what the preprocessing did can be undone in them
             output[key] = MetaTensor(output[key]).copy_meta_from(image)
         self.state.output = output
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -108,12 +110,19 @@ class CounterfactualEvaluator(Evaluator):
         spacing = None if self.spacing is None else image.new_tensor(self.spacing).expand(len(image), -1)
         values = factual_values(dscm, image, self.intervention, self.given, self.guide, spacing)
         abduction = dscm.abduct(image, values, self.temperature)
-        made, targets, folding = [], [], []
+        made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values)
             counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do))
             determinant = counterfactual.jacobian_determinant
             made.append(counterfactual.image)
+            displacement = counterfactual.displacement
+            if displacement is None or dscm.deformation is None:
+                displacements.append(torch.zeros_like(image).repeat(1, image.ndim - 2, *[1] * (image.ndim - 2)))
+                moved.append(image)
+            else:
+                displacements.append(displacement)
+                moved.append(dscm.deformation.warp(image, displacement))
             targets.append(counterfactual.values)
             folded = image.new_zeros(len(image), 1) if determinant is None else (determinant <= 0).float().flatten(1)
             folding.append(folded.mean(1))
@@ -121,6 +130,8 @@ class CounterfactualEvaluator(Evaluator):
         output = {
             "pred": pred,
             "difference": pred - image,
+            "displacement": torch.cat(displacements, dim=1),
+            "residual": pred - torch.cat(moved, dim=1),
             "reconstruction": abduction.posterior.mean.clamp(-1, 1),
             "values": values,
             "targets": torch.stack(targets, dim=1),

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
+from segcft_ext.batches import IMAGE_SUFFIXES
 from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
@@ -68,7 +69,8 @@ class CounterfactualWriter:
         """Write the counterfactuals of each image of the batch."""
         for batch, output in zip(engine.state.batch, engine.state.output):
             source = Path(batch["image"].meta["filename_or_obj"])
-            folder = self.folder / source.name.split(".")[0]
+            suffix = next((s for s in IMAGE_SUFFIXES if source.name.lower().endswith(s)), "")
+            folder = self.folder / source.name[: len(source.name) - len(suffix)]
             folder.mkdir(parents=True, exist_ok=True)
             files = [self._images(output, step, folder) for step in range(len(engine.interventions))]
             self._save(output["reconstruction"][0].transpose(0, 1), folder / f"reconstruction{self.extension}")
@@ -138,10 +140,10 @@ class CounterfactualWriter:
             )
             for step in range(len(steps))
         ]
-        rows = {
-            f"{start + 1} – {min(start + COLUMNS, len(panels))}": panels[start : start + COLUMNS]
-            for start in range(0, len(panels), COLUMNS)
-        }
+        rows = {}
+        for start in range(0, len(panels), COLUMNS):
+            row = panels[start : start + COLUMNS]
+            rows[f"{start + 1} – {start + len(row)}" if len(panels) > COLUMNS else ""] = row
         labels = {name: value for name, value in dscm.data["labels"].items() if value != 0}
         save_figure(counterfactual_grid(factual, rows, labels, title), folder / "figure.png")
 
