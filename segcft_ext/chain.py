@@ -45,9 +45,10 @@ DEMO_SETTINGS = {
     "lung_heart_segmentor": {"max_epochs": 50},
     "regressor": {"max_epochs": 60},
     "dscm_pretraining": {"max_epochs": 30},
-    "reg_cft": {"max_epochs": 60},
-    "seg_cft": {"max_epochs": 60},
+    "reg_cft": {"max_epochs": 40},
+    "seg_cft": {"max_epochs": 40},
     "judge": {"max_epochs": 60},
+    "evaluation": {"interventions_per_case": 2},
 }
 
 Settings = Mapping[str, Mapping[str, Any]]
