@@ -50,7 +50,8 @@ class DeformationHead(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         channels: width of the features at each resolution; each stage halves the image.
-        grid_stage: the stage, counted from 1, at whose resolution the velocity lives: 1 is half the image's, 2 a quarter.
+        grid_stage: the stage, counted from 1, at whose resolution the velocity lives; 1 is half the image's, 2 a
+            quarter.
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
 
