@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Events
@@ -295,6 +296,26 @@ def test_guided_variables_must_be_the_models(tmp_path: Path) -> None:
     stranger = SegmentorGuide(nn.Identity(), {"spleen": Area(1)})
     with pytest.raises(ValueError, match=r"no variable 'spleen'.*left"):
         Training(tmp_path, untrained(), stranger)
+
+
+@pytest.mark.parametrize("fine_tuning", [False, True])
+def test_distributed_training_of_one_process_is_the_plain_one(tmp_path: Path, fine_tuning: bool) -> None:
+    def train(folder: Path, distributed: bool) -> dict[str, Tensor]:
+        dscm = untrained()
+        if fine_tuning:
+            dscm.select_trained(hvae=True)
+        network = nn.parallel.DistributedDataParallel(dscm) if distributed else dscm
+        torch.manual_seed(0)
+        Training(folder, dscm, guide() if fine_tuning else None, fine_tuning, network=network).run()
+        assert "forward" not in vars(dscm)
+        return tensors(dscm)
+
+    plain = train(tmp_path / "plain", distributed=False)
+    idist.initialize("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        assert_equal(train(tmp_path / "distributed", distributed=True), plain)
+    finally:
+        idist.finalize()
 
 
 AREAS = ["left_lung_area", "right_lung_area", "heart_area"]
