@@ -23,6 +23,7 @@ REASONS = {
     "constant_image": "all pixels of the image are equal",
     "missing_image": "there are masks but no image",
     "missing_mask": "the mask of a structure is missing",
+    "bad_rle": "the run-length encoded mask cannot be decoded",
     "mask_not_binary": "the mask is neither binary nor a soft mask",
     "shape_mismatch": "image and mask differ in size",
     "spacing_mismatch": "image and mask differ in pixel spacing",
