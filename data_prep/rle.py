@@ -4,8 +4,8 @@ Starts are counted from 1 along the rows of the image (row-major): pixel 1 is th
 right. Runs may touch and need not be sorted; they must not overlap.
 
 References:
-    Gaggion et al., CheXmask: a large-scale dataset of anatomical segmentation masks for multi-center chest x-ray images,
-    Scientific Data 2024.
+    Gaggion et al., CheXmask: a large-scale dataset of anatomical segmentation masks for multi-center chest x-ray
+    images, Scientific Data 2024.
 """
 
 from __future__ import annotations
