@@ -17,6 +17,7 @@ __all__ = ["REASONS", "Case", "Item", "Rejected", "Source"]
 REASONS = {
     "unsupported_format": "the file is none of PNG, DICOM, NIfTI",
     "unreadable": "the file cannot be decoded",
+    "too_large": "the file or its picture is larger than any radiograph",
     "colour": "the image has colours",
     "multi_frame": "the file holds several frames or slices",
     "not_finite": "the image has NaN or infinite pixels",

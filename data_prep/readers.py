@@ -6,7 +6,9 @@ name or an element of its header, since both may identify a patient.
 
 from __future__ import annotations
 
+import io
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +34,13 @@ __all__ = ["SUFFIXES", "Picture", "read_picture", "strip_suffix"]
 SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png")
 """Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
 
+MAX_BYTES = 2**29
+"""Largest file that is read, 512 MiB; a picture of 8192 x 8192 pixels of 32 bits has half of that."""
+
 # What decoders raise on damaged files, as met with Pillow, nibabel and pydicom.
 _FAULTS = (
     OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
-    OverflowError, RuntimeError, MemoryError, struct.error, zlib.error,
+    OverflowError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
     Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError,
     BytesLengthException, InvalidDicomError,
 )  # fmt: skip
@@ -54,27 +59,29 @@ def strip_suffix(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
-def read_picture(path: Path) -> Picture:
-    """Read a grey picture.
+def read_picture(path: Path | zipfile.Path) -> Picture:
+    """Read a grey picture, from a file or from a file within a zip archive.
 
     Raises:
-        Rejected: when the format is unknown, the file is damaged, or it holds colours or several frames.
+        Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
     """
     try:
         with path.open("rb") as file:
-            head = file.read(352)
-    except OSError as error:
+            data = file.read(MAX_BYTES + 1)
+    except _FAULTS as error:
         raise Rejected("unreadable", f"the file cannot be opened ({type(error).__name__})") from None
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if len(data) > MAX_BYTES:
+        raise Rejected("too_large", f"the file has more than {MAX_BYTES} bytes")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
         read, kind = _read_png, "PNG"
-    elif head[128:132] == b"DICM":
+    elif data[128:132] == b"DICM":
         read, kind = _read_dicom, "DICOM"
-    elif head[344:348] in (b"n+1\0", b"n+2\0") or head[4:8] == b"n+2\0" or head.startswith(b"\x1f\x8b"):
+    elif data[344:348] in (b"n+1\0", b"n+2\0") or data[4:8] == b"n+2\0" or data.startswith(b"\x1f\x8b"):
         read, kind = _read_nifti, "NIfTI"
     else:
-        raise Rejected("unsupported_format", "the file is empty" if not head else "")
+        raise Rejected("unsupported_format", "" if data else "the file is empty")
     try:
-        picture = read(path)
+        picture = read(data)
     except Rejected:
         raise
     except _FAULTS as error:
@@ -84,8 +91,8 @@ def read_picture(path: Path) -> Picture:
     return picture
 
 
-def _read_png(path: Path) -> Picture:
-    with Image.open(path, formats=["PNG"]) as image:
+def _read_png(data: bytes) -> Picture:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         if image.mode in ("P", "PA"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
@@ -100,12 +107,12 @@ def _read_png(path: Path) -> Picture:
     return Picture(pixels)
 
 
-def _read_dicom(path: Path) -> Picture:
+def _read_dicom(data: bytes) -> Picture:
     """Stored values, rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 turned over: as a viewer shows it.
 
     Spacing is Pixel Spacing, else Imager Pixel Spacing, which is at the detector and not corrected for magnification.
     """
-    dataset = pydicom.dcmread(path)
+    dataset = pydicom.dcmread(io.BytesIO(data))
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise Rejected("multi_frame", f"the DICOM file holds {int(dataset.NumberOfFrames)} frames")
     if int(dataset.get("SamplesPerPixel") or 1) > 1:
@@ -117,13 +124,12 @@ def _read_dicom(path: Path) -> Picture:
     return Picture(pixels, _checked_spacing(*spacing) if spacing else None)
 
 
-def _read_nifti(path: Path) -> Picture:
+def _read_nifti(data: bytes) -> Picture:
     """A NIfTI slice as radiologists look at it: columns run to the patient's left, rows to posterior or inferior.
 
     The header's orientation is believed. Axes of length one are dropped; two must remain.
     """
     # from_bytes and not load: the format is told by content, whatever the file is called.
-    data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         data = zlib.decompress(data, wbits=31)
     kind = nibabel.Nifti2Image if data[4:8] == b"n+2\0" else nibabel.Nifti1Image

@@ -1,4 +1,5 @@
 import gzip
+import zipfile
 
 import nibabel
 import numpy as np
@@ -121,6 +122,23 @@ def test_nifti_unit_is_obeyed_and_volumes_are_rejected(tmp_path):
     assert read_picture(tmp_path / "a.nii").spacing == pytest.approx((0.7, 0.5))
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "b.nii")
     assert reason_of(tmp_path / "b.nii") == "multi_frame"
+
+
+def test_a_file_within_a_zip_archive_is_read_and_a_damaged_one_rejected(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "1/a.png")
+    path = zipfile.Path(tmp_path / "all.zip", "1/a.png")
+    np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
+    whole = (tmp_path / "all.zip").read_bytes()
+    (tmp_path / "all.zip").write_bytes(whole.replace(b"IDAT", b"IDOT"))
+    assert reason_of(zipfile.Path(tmp_path / "all.zip", "1/a.png")) == "unreadable"
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr("data_prep.readers.MAX_BYTES", 50)
+    assert reason_of(tmp_path / "a.png") == "too_large"
 
 
 def test_format_is_told_by_content_not_by_name(tmp_path):
