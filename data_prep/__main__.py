@@ -10,6 +10,7 @@ from typing import Any
 
 import fire
 
+from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
 from data_prep.folder import FolderSource
 from data_prep.phantom import PhantomSource
@@ -199,6 +200,8 @@ def _report(summary: Summary) -> None:
     print(f"{summary.found} cases found, {summary.found - rejected.total()} accepted, {rejected.total()} rejected")
     for reason, count in rejected.most_common():
         print(f"  rejected as {reason}: {count}")
+    for note, count in summary.notes.most_common():
+        print(f"  {note} ({NOTES[note]}): {count}")
     for split in SPLITS:
         sources = [entry["source"] for entry in datalist.entries[split]]
         print(f"  {split}: {len(sources)} (" + ", ".join(f"{s} {sources.count(s)}" for s in sorted(set(sources))) + ")")

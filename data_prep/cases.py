@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["REASONS", "Case", "Item", "Rejected", "Source"]
+__all__ = ["NOTES", "REASONS", "Case", "Item", "Rejected", "Source"]
 
 REASONS = {
     "unsupported_format": "the file is none of PNG, DICOM, NIfTI",
@@ -22,6 +22,7 @@ REASONS = {
     "multi_frame": "the file holds several frames or slices",
     "not_finite": "the image has NaN or infinite pixels",
     "constant_image": "all pixels of the image are equal",
+    "duplicate_image": "the picture is the same as an earlier case's",
     "missing_image": "there are masks but no image",
     "missing_mask": "the mask of a structure is missing",
     "bad_rle": "the run-length encoded mask cannot be decoded",
@@ -36,6 +37,14 @@ REASONS = {
     "duplicate_row": "the table's rows and the cases do not match one to one",
     "bad_value": "the table holds a value that the variable cannot take",
 }
+
+
+NOTES = {
+    "detector_spacing": "the pixel spacing is the detector's, so areas are those of the shadow",
+    "burned_in_text": "the file says that text is burned into its pixels: it may identify the patient",
+    "burned_in_unknown": "the file does not say whether text is burned into its pixels",
+}
+"""What is worth knowing about a case that is accepted all the same."""
 
 
 class Rejected(Exception):
@@ -78,6 +87,7 @@ class Case:
         spacing: pixel spacing of these arrays in mm, (row, column), or None where unknown.
         variables: values of the variables that are not measured; None where missing, categories by index.
         exogenous: what a renderer of true counterfactuals needs to draw this case again (phantoms only).
+        notes: keys of :data:`NOTES`.
     """
 
     image: np.ndarray
@@ -85,6 +95,7 @@ class Case:
     spacing: tuple[float, float] | None = None
     variables: Mapping[str, float | int | None] = field(default_factory=dict)
     exogenous: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

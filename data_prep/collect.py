@@ -8,8 +8,10 @@ that cannot be used becomes a row of ``rejected.csv``; accepted and rejected cas
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -41,7 +43,8 @@ UNITS = ("auto", "percent", "mm2")
 class Outcome:
     """What became of one case: a reason and a text when it was rejected, else what its entry needs.
 
-    ``measured`` holds the measured variables for each unit in which the case can be measured.
+    ``measured`` holds the measured variables for each unit in which the case can be measured; ``digest`` tells whether
+    two cases are the same picture.
     """
 
     reason: str = ""
@@ -50,15 +53,18 @@ class Outcome:
     spacing: tuple[float, float] | None = None
     variables: Mapping[str, float | int | None] = field(default_factory=dict)
     exogenous: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of :func:`prepare` found, and the validated datalist."""
+    """What a run of :func:`prepare` found, the validated datalist, and how many accepted cases bear each note."""
 
     datalist: Datalist
     found: int
     rejected: Counter[str]
+    notes: Counter[str]
 
 
 def prepare(
@@ -97,15 +103,14 @@ def prepare(
         raise ValueError(f"workers: found {workers}, expected 1 or more")
     if mapping is not None and out.resolve() in mapping.resolve().parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    for folder in ("images", "labels"):
-        (out / folder).mkdir(exist_ok=True)
+    for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
+        _make_writable(folder)
     # An interrupted run must not look like a complete one.
     (out / "datalist.json").unlink(missing_ok=True)
 
     salt = salt if salt is not None else read_salt(mapping) if mapping else ""
     ids = _case_ids(source, salt)
-    outcomes = list(_run(_Worker(source, out, unit), ids, workers))
+    outcomes = _reject_duplicates(list(_run(_Worker(source, out, unit), ids, workers)), ids)
     accepted = [i for i, outcome in enumerate(outcomes) if not outcome.reason]
     _remove_strangers(out, {ids[i] for i in accepted})
     _write_rejected(out / "rejected.csv", source, ids, outcomes)
@@ -132,7 +137,21 @@ def prepare(
     datalist = write_datalist(out / "datalist.json", content)
     draw_contact_sheet(datalist, out / "contact_sheet.png")
     draw_variables(datalist, out / "variables.png")
-    return Summary(datalist, len(outcomes), rejected)
+    return Summary(datalist, len(outcomes), rejected, Counter(note for i in accepted for note in outcomes[i].notes))
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder and try to write there, so that a run does not find out after hours that it cannot.
+
+    Raises:
+        OSError: naming the folder, when it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
 class _Worker:
@@ -150,9 +169,17 @@ class _Worker:
         except Rejected as fault:
             return Outcome(fault.reason, fault.text)
         measured = {unit: self._measure(case, unit) for unit in ("percent", "mm2") if unit != "mm2" or case.spacing}
-        _write_png(self.out / "images" / f"{identifier}.png", to_uint16(case.image))
+        pixels = to_uint16(case.image)
+        _write_png(self.out / "images" / f"{identifier}.png", pixels)
         _write_png(self.out / "labels" / f"{identifier}.png", case.label)
-        return Outcome(measured=measured, spacing=case.spacing, variables=case.variables, exogenous=case.exogenous)
+        return Outcome(
+            measured=measured,
+            spacing=case.spacing,
+            variables=case.variables,
+            exogenous=case.exogenous,
+            notes=case.notes,
+            digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        )
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
         variables = _measured_variables(self.source.labels, unit)
@@ -205,6 +232,20 @@ def _case_ids(source: Source, salt: str) -> list[str]:
     return ids
 
 
+def _reject_duplicates(outcomes: list[Outcome], ids: list[str]) -> list[Outcome]:
+    """Reject every accepted case whose prepared picture is an earlier one's, whatever its file's name and format.
+
+    It would count twice, and could lie in two splits.
+    """
+    first: dict[str, str] = {}
+    checked = []
+    for outcome, identifier in zip(outcomes, ids):
+        original = identifier if outcome.reason else first.setdefault(outcome.digest, identifier)
+        text = f"the picture is that of case {original}"
+        checked.append(outcome if original == identifier else Outcome("duplicate_image", text))
+    return checked
+
+
 def _measured_variables(labels: Mapping[str, int], unit: str) -> list[dict[str, Any]]:
     return [
         {
@@ -225,6 +266,8 @@ def _entry(identifier: str, item: Item, outcome: Outcome, unit: str, use: str | 
     entry |= {"image": f"images/{identifier}.png", "label": f"labels/{identifier}.png"}
     if outcome.spacing is not None:
         entry["spacing"] = [float(f"{s:.7g}") for s in outcome.spacing]
+    if outcome.notes:
+        entry["notes"] = list(outcome.notes)
     entry["variables"] = {**outcome.measured[unit], **outcome.variables}
     if outcome.exogenous is not None:
         entry["exogenous"] = dict(outcome.exogenous)

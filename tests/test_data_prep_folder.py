@@ -202,7 +202,7 @@ def test_table_values_missing_inferred_and_wrong(chests, monkeypatch):
 
 
 def test_a_row_is_not_given_to_two_cases(chests, monkeypatch):
-    write_case(chests / "south", "north0")
+    write_case(chests / "south", "north0", seed=50)
     monkeypatch.chdir(chests)
     run(chests, *TABLE, "--variables", "age")
     assert reasons(chests) == {"north0": "duplicate_row"} and len(rejected(chests)) == 2
@@ -210,6 +210,17 @@ def test_a_row_is_not_given_to_two_cases(chests, monkeypatch):
     assert not rejected(chests)
     ages = {(e["source"], names(chests)[e["id"]]["name"]): e["variables"]["age"] for e in all_entries(datalist)}
     assert (ages["north", "north0"], ages["south", "north0"]) == (20, None)
+
+
+def test_a_picture_is_taken_once_whatever_its_name_and_format(chests):
+    image, masks = draw(0)
+    write_dicom(chests / "south" / "images" / "again.dcm", image * 7.0)
+    write_masks(chests / "south", "again", masks)
+    datalist = run(chests)
+    assert reasons(chests) == {"again": "duplicate_image"} and len(all_entries(datalist)) == 24
+    assert len(list((chests / "out" / "images").iterdir())) == 24
+    text = (chests / "out" / "rejected.csv").read_text()
+    assert next(i for i, case in names(chests).items() if case["name"] == "north0") in text
 
 
 def write_dicom_source(root, spacing):
@@ -270,6 +281,15 @@ def test_no_name_reaches_the_prepared_folder(tmp_path):
     assert (tmp_path / "out.mapping.json").stat().st_mode & 0o077 == 0
     with pytest.raises(SystemExit, match="free of names"):
         run(tmp_path, "--mapping", str(tmp_path / "out" / "names.json"), folders=["clinic"])
+
+
+@pytest.mark.parametrize("options", [["--out", "file/out"], ["--mapping", "file/names.json"], ["--out", "/proc/out"]])
+def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monkeypatch, options):
+    monkeypatch.chdir(chests)
+    monkeypatch.setattr("data_prep.folder.FolderSource.load", lambda *_: pytest.fail("work was done"))
+    (chests / "file").touch()
+    with pytest.raises(SystemExit, match=r"data_prep: \S+: cannot be written to"):
+        main(["folder", "north", "--out", str(chests / "out"), *options])
 
 
 @pytest.mark.parametrize(
