@@ -1,4 +1,4 @@
-"""The command line: ``python -m data_prep folder …`` and ``python -m data_prep phantom …``."""
+"""The command line: ``python -m data_prep folder …``, ``… phantom …`` and ``… regions …``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
 from data_prep.folder import FolderSource
 from data_prep.phantom import PhantomSource
+from data_prep.pictures import draw_variables
+from data_prep.regions import derive_regions, region_definition
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.datalist import SPLITS
+from segcft_ext.datalist import SPLITS, read_datalist
 
 DEFAULT_STRUCTURES = ",".join(CHEST)
 
@@ -146,9 +148,52 @@ def phantom(
     _report(prepare(source, Path(out), name=name, seed=seed, fractions=_parse(fractions), workers=workers))
 
 
+def regions(
+    datalist: str,
+    *,
+    out: str,
+    names: Any = None,
+    boundaries: Any = None,
+    of: str = "image",
+    axis: int = 0,
+    structures: Any = None,
+) -> None:
+    """Derive a datalist with one variable for each structure and region from the DATALIST of any source.
+
+    Areas are measured again on the stored label maps, in their units; all else stays, and images are referred to.
+
+    Examples:
+
+        python -m data_prep regions vessels/datalist.json --out vessels_thirds/datalist.json
+
+        python -m data_prep regions chests/datalist.json --of structure --structures left_lung,right_lung
+        --out chests_zones/datalist.json
+
+    Args:
+        datalist: the datalist.json to start from.
+        out: the new datalist.json, in a folder of its own.
+        names: of the regions along the axis, "proximal,mid,distal" by default, or "upper,middle,lower" of a structure.
+        boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
+        of: what the boundaries are fractions of: the length of the "image" along the axis (straightened vessels), or
+            the extent of each factual "structure" along it (zones of a lung).
+        axis: the axis that the regions follow, from 0; of radiographs, 0 runs downwards.
+        structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
+            their whole areas.
+    """
+    fractions = None if boundaries is None else [_fraction("boundaries", b) for b in _names(boundaries)]
+    definition = region_definition(_names(names or []), fractions, of, _whole("axis", axis))
+    derived = derive_regions(datalist, out, definition, _names(structures or []))
+    draw_variables(derived, derived.path.with_name("variables.png"))
+    regional = [variable.name for variable in derived.variables if variable.region]
+    print(f"{len(regional)} regional variables: {', '.join(regional)}")
+    if derived.truth is None and read_datalist(datalist, check_files=False).truth is not None:
+        print("left out: truth (its renderer does not know regions)")
+    print(f"datalist: {derived.path}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's ends with one line, not with a traceback."""
-    commands: dict[str, Callable[..., None]] = {"folder": folder, "phantom": phantom}
+    commands: dict[str, Callable[..., None]] = {"folder": folder, "phantom": phantom, "regions": regions}
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
@@ -186,6 +231,13 @@ def _whole(option: str, given: Any) -> int:
         return int(given)
     except ValueError:
         raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
+
+
+def _fraction(option: str, given: str) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(f"{option}: found {given!r}, expected numbers from 0 to 1") from None
 
 
 def _image_size(given: Any) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks.utils import one_hot
 from torch import Tensor
 
 from segcft_ext.datalist import Datalist
-from segcft_ext.measurements import measure_label_map
+from segcft_ext.measurements import measure
 
 __all__ = ["Augmentation", "PrepareRegression", "PrepareSegmentation", "PrepareVariables", "find_images"]
 
@@ -59,7 +60,7 @@ class PrepareSegmentation:
 
 
 class PrepareVariables:
-    """Image, the variables of that image, and its pixel spacing.
+    """Image, the variables of that image, its pixel spacing and its label map.
 
     Measured variables are measured on the label map *after* the augmentation, which moves and scales the anatomy; the
     others (age, sex) are taken as they are in the datalist.
@@ -85,20 +86,25 @@ class PrepareVariables:
         device: torch.device | str | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(image, values, spacing)``: values (B, K) in physical units, spacing (B, D) in mm or None where unknown."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """``(image, values, spacing, reference)``.
+
+        Values (B, K) are in physical units, spacing (B, D) in mm or None where unknown; the reference is the one-hot
+        label map (B, C, \\*spatial) on which they were measured.
+        """
         image, label = self.prepare_segmentation(batchdata, device, non_blocking, **kwargs)
         values, known = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("variables", "spacing"))
         spacing = None if known.isnan().any() else known
+        reference = one_hot(label.float(), num_classes=self.num_classes)
         if self.measurements:
-            measured = measure_label_map(self.measurements, label, self.num_classes, image, spacing)
+            measured = measure(self.measurements, reference, image, spacing)
             values = values.index_copy(1, torch.tensor(self.columns, device=values.device), measured)
-        return image, values, spacing
+        return image, values, spacing, reference
 
 
 class PrepareRegression(PrepareVariables):
     """Image and its variables, for a supervised trainer."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        image, values, _ = super().__call__(*args, **kwargs)
+        image, values, *_ = super().__call__(*args, **kwargs)
         return image, values

@@ -25,10 +25,28 @@ Paths are relative to the file. A missing value is ``null``; categories are give
 training split: ``guide`` cases train the guiding segmentor and the regressor, ``judge`` cases the independent judge.
 ``spacing`` (mm, one number for each axis) may stand in an entry. ``truth`` names a renderer of true counterfactuals
 (phantoms only) and ``exogenous`` in an entry is what that renderer needs to draw the same case again.
+
+Variables of a part of a structure name it, and the header says what the parts are:
+
+.. code-block:: json
+
+    {
+      "regions": {"axis": 0, "of": "image", "names": ["proximal", "mid", "distal"],
+                  "boundaries": [0, 0.3333, 0.6667, 1]},
+      "variables": [
+        {"name": "lumen_area_proximal", "kind": "continuous", "unit": "mm2", "structure": "lumen", "region": "proximal",
+         "measurement": {"_target_": "segcft_ext.measurements.RegionArea", "label": 1, "axis": 0, "low": 0,
+                         "high": 0.3333, "of": "image", "unit": "mm2"}}
+      ]
+    }
+
+(see :class:`segcft_ext.measurements.RegionArea`). ``arc_length`` in an entry is where a straightened vessel begins and
+ends, in mm from the ostium.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -42,7 +60,7 @@ import torch
 
 from segcft_ext.measurements import Measurement, instantiate_measurement
 
-__all__ = ["SPLITS", "Datalist", "DatalistError", "Variable", "read_datalist", "write_datalist"]
+__all__ = ["SPLITS", "Datalist", "DatalistError", "Regions", "Variable", "read_datalist", "write_datalist"]
 
 FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
@@ -56,13 +74,35 @@ class DatalistError(ValueError):
 
 @dataclass(frozen=True)
 class Variable:
-    """One scalar variable: name, kind, unit, names of its categories, and how it is measured if it is measured."""
+    """One scalar variable: name, kind, unit, names of its categories, and how it is measured if it is measured.
+
+    A variable of one region of a structure says of which.
+    """
 
     name: str
     kind: str = "continuous"
     unit: str = ""
     categories: tuple[str, ...] = ()
     measurement: Mapping[str, Any] | None = None
+    structure: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Bands across an axis, which divide a structure into parts with variables of their own.
+
+    Attributes:
+        axis: spatial axis that the bands lie across.
+        of: whose extent the boundaries are fractions of, ``"image"`` or the factual ``"structure"``.
+        names: the R regions along the axis.
+        boundaries: R + 1 fractions, rising from 0 to 1.
+    """
+
+    axis: int
+    of: str
+    names: tuple[str, ...]
+    boundaries: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -78,6 +118,7 @@ class Datalist:
         variables: the scalar variables in order.
         truth: renderer of true counterfactuals as ``{"_target_": …}``, or None.
         entries: the entries of each split as they stand in the file.
+        regions: the regions that variables are measured in, or None.
     """
 
     path: Path
@@ -88,6 +129,7 @@ class Datalist:
     variables: tuple[Variable, ...]
     truth: Mapping[str, Any] | None
     entries: Mapping[str, Sequence[Mapping[str, Any]]]
+    regions: Regions | None = None
 
     @property
     def variable_names(self) -> list[str]:
@@ -234,7 +276,8 @@ def _validate(content: Any, path: Path, check_files: bool) -> Datalist:
     if labels.get("background") != 0 or len(set(labels.values())) != len(labels):
         raise fail("labels", dict(labels), "distinct values, background 0")
 
-    variables = [_validate_variable(v, i, fail) for i, v in enumerate(content.get("variables") or [])]
+    regions = _validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
+    variables = [_validate_variable(v, i, labels, regions, fail) for i, v in enumerate(content.get("variables") or [])]
     names = [v.name for v in variables]
     if not names or len(set(names)) != len(names):
         raise fail("variables", names, "at least one, each name once")
@@ -266,10 +309,37 @@ def _validate(content: Any, path: Path, check_files: bool) -> Datalist:
         variables=tuple(variables),
         truth=content.get("truth"),
         entries=entries,
+        regions=regions,
     )
 
 
-def _validate_variable(variable: Any, index: int, fail: Any) -> Variable:
+def _validate_regions(regions: Any, dims: int, fail: Any) -> Regions:
+    if not isinstance(regions, Mapping):
+        raise fail("regions", regions, "an object with axis, of, names and boundaries")
+    of, names, boundaries = (regions.get(key) for key in ("of", "names", "boundaries"))
+    axis: Any = regions.get("axis")
+    if not (_is_int(axis) and 0 <= axis < dims):
+        raise fail("regions.axis", axis, f"an axis of the image, 0 … {dims - 1}")
+    if of not in ("image", "structure"):
+        raise fail("regions.of", of, "'image' or 'structure'")
+    if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+        raise fail("regions.names", names, "a list of names")
+    if len(set(names)) != len(names):
+        raise fail("regions.names", names, "each name once")
+    if not (
+        isinstance(boundaries, list)
+        and len(boundaries) == len(names) + 1
+        and all(_is_number(b) for b in boundaries)
+        and (boundaries[0], boundaries[-1]) == (0, 1)
+        and all(a < b for a, b in itertools.pairwise(boundaries))
+    ):
+        raise fail("regions.boundaries", boundaries, f"{len(names) + 1} numbers that rise from 0 to 1")
+    return Regions(axis, of, tuple(names), tuple(map(float, boundaries)))
+
+
+def _validate_variable(
+    variable: Any, index: int, labels: Mapping[str, int], regions: Regions | None, fail: Any
+) -> Variable:
     where = f"variables[{index}]"
     if not isinstance(variable, Mapping) or not isinstance(variable.get("name"), str) or not variable["name"]:
         raise fail(where, variable, "an object with a name")
@@ -286,7 +356,13 @@ def _validate_variable(variable: Any, index: int, fail: Any) -> Variable:
             instantiate_measurement(measurement)
         except (TypeError, ValueError) as error:
             raise fail(f"{where}.measurement", measurement, f"a measurement ({error})") from error
-    return Variable(variable["name"], kind, str(variable.get("unit") or ""), tuple(categories), measurement)
+    structure, region = variable.get("structure") or "", variable.get("region") or ""
+    if structure and structure not in labels:
+        raise fail(f"{where}.structure", structure, f"one of {list(labels)}")
+    if region and (regions is None or region not in regions.names):
+        raise fail(f"{where}.region", region, f"one of the regions {list(regions.names) if regions else []}")
+    unit = str(variable.get("unit") or "")
+    return Variable(variable["name"], kind, unit, tuple(categories), measurement, structure, region)
 
 
 def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims: int, fail: Any) -> None:
@@ -300,6 +376,11 @@ def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims:
         isinstance(spacing, list) and len(spacing) == dims and all(_is_number(s) and s > 0 for s in spacing)
     ):
         raise fail(f"{where}.spacing", spacing, f"{dims} positive numbers (mm)")
+    arc = entry.get("arc_length")
+    if arc is not None and not (
+        isinstance(arc, list) and len(arc) == 2 and all(_is_number(a) for a in arc) and 0 <= arc[0] < arc[1]
+    ):
+        raise fail(f"{where}.arc_length", arc, "start and end in mm from the ostium, the lower first")
     values = entry.get("variables")
     if not isinstance(values, Mapping):
         raise fail(f"{where}.variables", values, "a value for each variable")

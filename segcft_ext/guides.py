@@ -49,12 +49,21 @@ class Guide(nn.Module, ABC):
     network: nn.Module
 
     @abstractmethod
-    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
-        """Predict the variables of images (B, 1, \\*spatial) with pixel spacing (B, D) in mm, if it is known."""
+    def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
+        """Predict the variables of images.
+
+        Args:
+            image: shape (B, 1, \\*spatial), in [-1, 1].
+            spacing: pixel spacing in mm, shape (B, D), if it is known.
+            reference: class probabilities or one-hot label map of the factual images, shape (B, C, \\*spatial), for
+                regions (see :class:`~segcft_ext.measurements.Measurement`); by default the images are the factual ones.
+        """
 
 
 class SegmentorGuide(Guide):
     """Seg-CFT: measurements of a frozen segmentor's probabilities (Xia et al. 2025).
+
+    With measurements of regions this is Pos-Seg-CFT (Xia et al. 2026): nothing else differs.
 
     Args:
         segmentor: image -> logits; frozen here.
@@ -67,10 +76,14 @@ class SegmentorGuide(Guide):
         self.measurements = dict(measurements)
         self.names = list(measurements)
 
-    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
-        probabilities = torch.softmax(self.network(image).float(), dim=1)
-        support = torch.cat([m.support(probabilities) for m in self.measurements.values()], dim=1)
-        return GuidePrediction(measure(self.measurements, probabilities, image, spacing), support)
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Class probabilities, shape (B, C, \\*spatial)."""
+        return torch.softmax(self.network(image).float(), dim=1)
+
+    def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
+        probabilities = self.probabilities(image)
+        support = torch.cat([m.support(probabilities, reference) for m in self.measurements.values()], dim=1)
+        return GuidePrediction(measure(self.measurements, probabilities, image, spacing, reference), support)
 
 
 class RegressorGuide(Guide):
@@ -81,7 +94,7 @@ class RegressorGuide(Guide):
         self.network = freeze(regressor)
         self.names = list(regressor.names)
 
-    def forward(self, image: Tensor, spacing: Tensor | None = None) -> GuidePrediction:
+    def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         support = image.new_ones(()).expand(len(image), len(self.names), *image.shape[2:])
         return GuidePrediction(self.network(image).float(), support)
 

@@ -16,7 +16,10 @@ from monai.networks.utils import one_hot
 from monai.utils.module import optional_import
 from torch import Tensor
 
-__all__ = ["Area", "Measurement", "instantiate_measurement", "measure", "measure_label_map"]
+__all__ = ["Area", "Measurement", "RegionArea", "instantiate_measurement", "measure", "measure_label_map"]
+
+# Share of a structure beyond each end of its extent: a stray pixel must not move a region.
+STRAY = 0.005
 
 
 class Measurement(ABC):
@@ -28,20 +31,29 @@ class Measurement(ABC):
     unit: str
 
     @abstractmethod
-    def __call__(self, probabilities: Tensor, image: Tensor | None = None, spacing: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        probabilities: Tensor,
+        image: Tensor | None = None,
+        spacing: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
         """Measure a batch.
 
         Args:
             probabilities: class probabilities, shape (B, C, *spatial), non-negative, summing to one over C.
             image: images, shape (B, 1, *spatial); measurements of geometry do not look at it.
             spacing: pixel spacing in mm along each spatial axis, shape (B, D), or None where it is unknown.
+            reference: class probabilities, or one-hot label map, of the *factual* image, same shape: a region that is
+                defined by a structure is that of the factual one, so that it does not move with an edit. By default
+                the image measured is the factual one.
 
         Returns:
             One value per image in :attr:`unit`, shape (B,).
         """
 
     @abstractmethod
-    def support(self, probabilities: Tensor) -> Tensor:
+    def support(self, probabilities: Tensor, reference: Tensor | None = None) -> Tensor:
         """Where the variable lives: the soft mask, shape (B, 1, *spatial), outside of which it does not look."""
 
 
@@ -60,31 +72,106 @@ class Area(Measurement):
 
     def __init__(self, label: int, unit: str = "percent") -> None:
         if unit not in ("percent", "mm2", "mm3"):
-            raise ValueError(f"Area: unit is {unit!r}, expected 'percent', 'mm2' or 'mm3'")
+            raise ValueError(f"{type(self).__name__}: unit is {unit!r}, expected 'percent', 'mm2' or 'mm3'")
         self.label = int(label)
         self.unit = unit
 
-    def __call__(self, probabilities: Tensor, image: Tensor | None = None, spacing: Tensor | None = None) -> Tensor:
-        if not 0 <= self.label < probabilities.shape[1]:
-            raise ValueError(
-                f"Area: label {self.label} is asked of probabilities with {probabilities.shape[1]} classes"
-            )
-        share = probabilities[:, self.label].flatten(1)
+    def __call__(
+        self,
+        probabilities: Tensor,
+        image: Tensor | None = None,
+        spacing: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        share = self.support(probabilities, reference).flatten(1)
         if self.unit == "percent":
             return 100 * share.mean(1)
         dims = probabilities.ndim - 2
         if spacing is None or self.unit != f"mm{dims}":
             raise ValueError(
-                f"Area: unit {self.unit!r} needs {dims}-D images with a known pixel spacing "
+                f"{type(self).__name__}: unit {self.unit!r} needs {dims}-D images with a known pixel spacing "
                 f"(found {dims}-D, spacing {'unknown' if spacing is None else 'known'})"
             )
         return share.sum(1) * spacing.to(share).prod(1)
 
-    def support(self, probabilities: Tensor) -> Tensor:
+    def support(self, probabilities: Tensor, reference: Tensor | None = None) -> Tensor:
+        if not 0 <= self.label < probabilities.shape[1]:
+            raise ValueError(
+                f"{type(self).__name__}: label {self.label} is asked of probabilities with "
+                f"{probabilities.shape[1]} classes"
+            )
         return probabilities[:, self.label : self.label + 1]
 
     def __repr__(self) -> str:
         return f"Area(label={self.label}, unit={self.unit!r})"
+
+
+class RegionArea(Area):
+    """Area or volume of one structure inside one region: a band across one axis (Positional Seg-CFT, Xia et al. 2026).
+
+    A pixel on a boundary belongs to both neighbours by its share, so the regions of a partition always add up to the
+    whole area. The first and the last region (``low`` 0, ``high`` 1) are open-ended: what grows beyond the factual
+    structure counts.
+
+    Args:
+        label: value of the structure in the label map.
+        axis: spatial axis that the band lies across, from 0.
+        low: lower boundary as a fraction of the extent along the axis.
+        high: upper boundary.
+        of: whose extent: ``"image"`` (straightened vessels: the fraction is one of arc length), or ``"structure"``, the
+            factual one (lung zones). The extent of a structure is that of its most probable pixels in the reference,
+            without half a percent of them at either end; one that is absent there has the image's.
+        unit: ``"percent"`` of the image, ``"mm2"`` or ``"mm3"``.
+
+    Raises:
+        ValueError: as :class:`Area`, and when the band is none or the image has no such axis.
+    """
+
+    def __init__(
+        self, label: int, axis: int, low: float, high: float, of: str = "image", unit: str = "percent"
+    ) -> None:
+        super().__init__(label, unit)
+        if of not in ("image", "structure"):
+            raise ValueError(f"RegionArea: of is {of!r}, expected 'image' or 'structure'")
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"RegionArea: found the band from {low} to {high}, expected 0 <= low < high <= 1")
+        self.axis, self.low, self.high, self.of = int(axis), float(low), float(high), of
+
+    def support(self, probabilities: Tensor, reference: Tensor | None = None) -> Tensor:
+        return super().support(probabilities, reference) * self.band(probabilities if reference is None else reference)
+
+    def band(self, reference: Tensor) -> Tensor:
+        """Share of each pixel that lies in the region, shape (B, 1, *spatial) with size 1 across the band's axis."""
+        dims = reference.ndim - 2
+        if not 0 <= self.axis < dims:
+            raise ValueError(f"RegionArea: axis is {self.axis}, expected one of 0 … {dims - 1} of a {dims}-D image")
+        size = reference.shape[2 + self.axis]
+        start = reference.new_zeros(len(reference), 1)
+        stop = start + size
+        if self.of == "structure":
+            start, stop = self._extent(reference)
+        low = start + self.low * (stop - start) if self.low > 0 else torch.zeros_like(start)
+        high = start + self.high * (stop - start) if self.high < 1 else torch.full_like(stop, size)
+        pixel = torch.arange(size, device=reference.device)
+        share = (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
+        return share.view(-1, 1, *[size if axis == self.axis else 1 for axis in range(dims)])
+
+    def _extent(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """First and last edge of the factual structure along the axis in pixels, (B, 1) each."""
+        mask = (reference.argmax(1) == self.label).movedim(1 + self.axis, 1).flatten(2)
+        profile = mask.sum(2, dtype=torch.float64)
+        share = profile.cumsum(1) / profile.sum(1, keepdim=True)  # NaN where the structure is absent
+        before, after = share <= STRAY, share - profile / profile.sum(1, keepdim=True) >= 1 - STRAY
+        absent = profile.sum(1, keepdim=True) == 0
+        start = before.sum(1, keepdim=True).masked_fill(absent, 0)
+        stop = (profile.shape[1] - after.sum(1, keepdim=True)).masked_fill(absent, profile.shape[1])
+        return start.to(reference), stop.to(reference)
+
+    def __repr__(self) -> str:
+        return (
+            f"RegionArea(label={self.label}, axis={self.axis}, low={self.low:g}, high={self.high:g}, of={self.of!r}, "
+            f"unit={self.unit!r})"
+        )
 
 
 def instantiate_measurement(config: Mapping[str, Any]) -> Measurement:
@@ -111,9 +198,10 @@ def measure(
     probabilities: Tensor,
     image: Tensor | None = None,
     spacing: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> Tensor:
     """All measurements side by side, shape (B, K), in the mapping's order and each in its own unit."""
-    return torch.stack([m(probabilities, image, spacing) for m in measurements.values()], dim=1)
+    return torch.stack([m(probabilities, image, spacing, reference) for m in measurements.values()], dim=1)
 
 
 def measure_label_map(
@@ -122,6 +210,12 @@ def measure_label_map(
     num_classes: int,
     image: Tensor | None = None,
     spacing: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> Tensor:
-    """The factual variables of hard label maps of shape (B, 1, *spatial): shape (B, K)."""
-    return measure(measurements, one_hot(label.float(), num_classes=num_classes), image, spacing)
+    """The variables of hard label maps of shape (B, 1, *spatial): shape (B, K).
+
+    ``reference`` holds the label maps of the factual images, by default these are they.
+    """
+    probabilities = one_hot(label.float(), num_classes=num_classes)
+    factual = None if reference is None else one_hot(reference.float(), num_classes=num_classes)
+    return measure(measurements, probabilities, image, spacing, factual)

@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from segcft_ext.datalist import DatalistError, read_datalist, write_datalist
+from segcft_ext.datalist import DatalistError, Regions, read_datalist, write_datalist
 from segcft_ext.measurements import Area
 
+REGIONS = {"axis": 0, "of": "structure", "names": ["upper", "lower"], "boundaries": [0, 0.5, 1]}
 AREA = {"_target_": "segcft_ext.measurements.Area", "label": 1, "unit": "percent"}
 
 
@@ -74,6 +75,16 @@ def test_a_datalist_may_be_read_without_its_files(content, tmp_path):
         read_datalist(path)
 
 
+def test_regions_and_the_variables_in_them_are_read(content, tmp_path):
+    content["regions"] = REGIONS
+    content["variables"][0] |= {"structure": "heart", "region": "lower"}
+    content["test"][0]["arc_length"] = [0, 61.5]
+    datalist = write_datalist(tmp_path / "datalist.json", content)
+    assert datalist.regions == Regions(0, "structure", ("upper", "lower"), (0.0, 0.5, 1.0))
+    assert (datalist.variables[0].structure, datalist.variables[0].region) == ("heart", "lower")
+    assert (datalist.variables[1].structure, datalist.variables[1].region) == ("", "")
+
+
 def change(keys, value):
     def apply(content):
         *way, last = keys
@@ -113,6 +124,15 @@ FAULTS = [
     (["training", 1, "variables", "age"], True, "finite number"),
     (["training", 1, "variables", "sex"], 2, "an index below 2"),
     (["training", 1, "variables", "weight"], 70, r"found \['weight'\]"),
+    (["training", 1, "arc_length"], [20.0, 10.0], r"training\[1\].arc_length: found \[20.0, 10.0\]"),
+    (["regions"], ["upper"], r"regions: found \['upper'\], expected an object"),
+    (["regions"], {**REGIONS, "axis": 2}, "regions.axis: found 2, expected an axis of the image, 0 … 1"),
+    (["regions"], {**REGIONS, "of": "lung"}, "regions.of: found 'lung'"),
+    (["regions"], {**REGIONS, "names": ["a", "a"]}, "regions.names: .* each name once"),
+    (["regions"], {**REGIONS, "boundaries": [0, 1]}, "regions.boundaries: .* 3 numbers that rise from 0 to 1"),
+    (["regions"], {**REGIONS, "boundaries": [0, 0.5, 0.9]}, "regions.boundaries"),
+    (["variables", 0, "structure"], "lung", r"variables\[0\].structure: found 'lung'"),
+    (["variables", 0, "region"], "upper", r"variables\[0\].region: found 'upper', expected one of the regions \[\]"),
 ]
 
 

@@ -50,8 +50,8 @@ def cases(count: int = 8) -> list[dict[str, Tensor]]:
     return found
 
 
-def prepare(batch: dict[str, Tensor], device: Any, non_blocking: bool = False) -> tuple[Tensor, Tensor, None]:
-    return batch["image"], batch["values"], None
+def prepare(batch: dict[str, Tensor], device: Any, non_blocking: bool = False) -> tuple[Tensor, Tensor, None, None]:
+    return batch["image"], batch["values"], None, None
 
 
 def untrained(deformation: bool = False) -> DSCM:
@@ -221,9 +221,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, fine_t
     dscm = untrained().select_trained(hvae=True) if fine_tuning else untrained()
     calls = itertools.count()
 
-    def spoiled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None]:
-        image, values, _ = prepare(batch, *arguments)
-        return (image * torch.nan if next(calls) == bad else image), values, None
+    def spoiled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None, None]:
+        image, values, *_ = prepare(batch, *arguments)
+        return (image * torch.nan if next(calls) == bad else image), values, None, None
 
     bad = 3 if fine_tuning else 1  # the bound takes the first two batches
     training = Training(tmp_path, dscm, guide() if fine_tuning else None, fine_tuning, epochs=1, prepare_batch=spoiled)
@@ -270,6 +270,37 @@ def test_no_cft_is_the_pretrained_model(tmp_path: Path) -> None:
     training = Training(tmp_path, dscm, guide=None).run()
     assert training.outputs == []
     assert_equal(tensors(load_model(tmp_path / "model.pt", DSCM)), before)
+
+
+class Witness(SegmentorGuide):
+    """A guide that remembers which label map its regions were those of."""
+
+    references: Any = ()
+
+    def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> Any:
+        self.references = [*self.references, reference]
+        return super().forward(image, spacing, reference)
+
+
+def test_regions_are_those_of_the_factual_label_map(tmp_path: Path) -> None:
+    plain = guide()
+    witness = Witness(plain.network, plain.measurements)
+    factual = torch.rand(1, 3, 16, 16)
+
+    def labelled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None, Tensor]:
+        return batch["image"], batch["values"], None, factual.expand(len(batch["image"]), -1, -1, -1)
+
+    dscm = untrained(deformation=True).select_trained(hvae=False)
+    training = Training(tmp_path, dscm, witness, epochs=1, prepare_batch=labelled)
+    training.run()
+    assert sum(r is not None and torch.equal(r[:1], factual) for r in witness.references) >= 2 * len(training.outputs)
+    evaluator = CFTEvaluator(
+        guide=witness, device="cpu", val_data_loader=DataLoader(cases(4)), network=dscm, prepare_batch=labelled
+    )
+    witness.references = []
+    evaluator.run()
+    assert len(witness.references) == 4 * (1 + 3 * len(NAMES))
+    assert all(torch.equal(reference, factual) for reference in witness.references)
 
 
 def test_validation_of_a_fresh_head_is_that_of_doing_nothing() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
-from segcft_ext.measurements import Area
+from segcft_ext.measurements import Area, RegionArea
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
@@ -52,6 +52,18 @@ def test_the_gradient_reaches_the_image_and_no_weight(make) -> None:  # type: ig
 def test_a_segmentor_measures_its_own_support() -> None:
     prediction = segmentor_guide()(torch.rand(2, 1, 32, 32))
     torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
+
+
+def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -> None:
+    zones = {name: RegionArea(1, 0, *ends, of="structure") for name, ends in {"up": (0, 0.5), "down": (0.5, 1)}.items()}
+    guide = SegmentorGuide(segmentor_guide().network, zones)
+    image, reference = torch.rand(2, 1, 32, 32), torch.zeros(2, 3, 32, 32)
+    reference[:, 0], reference[:, :2, 4:8] = 1, torch.tensor([0.0, 1.0])[:, None, None]  # four rows of the structure
+    prediction = guide(image, reference=reference)
+    assert prediction.support[:, 0, 6:].abs().max() == 0 and prediction.support[:, 1, :6].abs().max() == 0
+    torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
+    torch.testing.assert_close(prediction.values.sum(1), Area(1)(guide.probabilities(image)))
+    assert not torch.allclose(guide(image).values, prediction.values)
 
 
 def test_interventions_come_from_the_marginal_one_for_each_case() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.networks.utils import one_hot
 
-from segcft_ext.measurements import Area, Measurement, instantiate_measurement, measure, measure_label_map
+from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure, measure_label_map
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
@@ -64,3 +64,79 @@ def test_instantiate_builds_measurements_and_nothing_else():
     with pytest.raises(TypeError):
         instantiate_measurement({"_target_": "segcft_ext.measurements.Area", "radius": 1})
     assert issubclass(Area, Measurement)
+
+
+LUNGS = torch.zeros(1, 1, 12, 6, dtype=torch.long)
+LUNGS[..., 2:11, 1:3] = 1  # 9 rows of 2 pixels: thirds of 3 rows
+LUNGS[..., 0:5, 4] = 2
+THIRDS = [0, 1 / 3, 2 / 3, 1]
+
+
+def thirds(label: int, of: str, axis: int = 0, unit: str = "percent", boundaries=THIRDS) -> dict[str, RegionArea]:
+    return {f"{i}": RegionArea(label, axis, *boundaries[i : i + 2], of=of, unit=unit) for i in range(3)}
+
+
+def test_zones_are_those_of_the_structure_and_bands_those_of_the_image():
+    share = 100 / LUNGS.numel()
+    zones = measure_label_map(thirds(1, "structure"), LUNGS, 3)
+    torch.testing.assert_close(zones, torch.tensor([[6.0, 6.0, 6.0]]) * share)
+    bands = measure_label_map(thirds(1, "image"), LUNGS, 3)
+    torch.testing.assert_close(bands, torch.tensor([[4.0, 8.0, 6.0]]) * share)
+    across = measure_label_map(thirds(1, "image", axis=1), LUNGS, 3)
+    torch.testing.assert_close(across, torch.tensor([[9.0, 9.0, 0.0]]) * share)
+
+
+@pytest.mark.parametrize("of", ["image", "structure"])
+@pytest.mark.parametrize(("shape", "unit", "axis"), [((11, 7), "mm2", 0), ((6, 4, 13), "mm3", 2)])
+def test_regions_add_up_to_the_whole_soft_or_hard_in_any_unit(of, shape, unit, axis):
+    generator = torch.Generator().manual_seed(0)
+    soft = torch.randn(2, 3, *shape, generator=generator).mul(3).softmax(1)
+    spacing = torch.rand(2, len(shape), generator=generator) + 0.1
+    reference = torch.randn(2, 3, *shape, generator=generator).softmax(1)
+    for probabilities in (soft, one_hot(soft.argmax(1, keepdim=True), 3)):
+        parts = thirds(1, of, axis, unit, [0, 0.21, 0.77, 1])
+        values = measure(parts, probabilities, spacing=spacing, reference=reference)
+        torch.testing.assert_close(values.sum(1), Area(1, unit)(probabilities, spacing=spacing))
+        supports = sum(part.support(probabilities, reference) for part in parts.values())
+        torch.testing.assert_close(supports, Area(1).support(probabilities))
+
+
+def test_a_zone_stays_where_the_factual_structure_was_and_its_ends_are_open():
+    grown = LUNGS.clone()
+    grown[..., 0:12, 1:3] = 1  # two rows more above, one below
+    values = measure_label_map(thirds(1, "structure"), grown, 3, reference=LUNGS)
+    torch.testing.assert_close(values, torch.tensor([[10.0, 6.0, 8.0]]) * 100 / LUNGS.numel())
+    moved = measure_label_map(thirds(1, "structure"), grown, 3)
+    torch.testing.assert_close(moved, torch.full((1, 3), 8 * 100 / LUNGS.numel()))
+
+
+def test_a_stray_pixel_moves_no_zone_and_an_absent_structure_has_those_of_the_image():
+    label = torch.zeros(1, 1, 60, 40, dtype=torch.long)
+    label[..., 20:50, 5:35] = 1
+    clean = measure_label_map(thirds(1, "structure"), label, 2)
+    label[..., 0, 0] = 1
+    stray = measure_label_map(thirds(1, "structure"), label, 2)
+    torch.testing.assert_close(stray - clean, torch.tensor([[100 / label.numel(), 0, 0]]), atol=1e-5, rtol=0)
+    absent, present = torch.zeros_like(LUNGS), torch.ones_like(LUNGS)
+    values = measure_label_map(thirds(1, "structure"), present, 2, reference=absent)
+    torch.testing.assert_close(values, measure_label_map(thirds(1, "image"), present, 2))
+
+
+def test_no_gradient_leaves_the_region():
+    probabilities = torch.full((1, 2, 9, 5), 0.5, requires_grad=True)
+    RegionArea(1, 0, 1 / 3, 2 / 3)(probabilities).sum().backward()
+    rows = probabilities.grad[0, 1].sum(1)
+    assert rows[3:6].min() > 0 and rows[:3].abs().sum() + rows[6:].abs().sum() == pytest.approx(0, abs=1e-5)
+
+
+def test_region_refuses_what_is_no_band():
+    for arguments, message in [
+        ((1, 0, 0.5, 0.5), "low < high"),
+        ((1, 0, -0.1, 0.5), "0 <= low"),
+        ((1, 0, 0.0, 0.5, "lung"), "of is 'lung'"),
+        ((1, 0, 0.0, 0.5, "image", "cm2"), "RegionArea: unit is 'cm2'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RegionArea(*arguments)
+    with pytest.raises(ValueError, match="axis is 2, expected one of 0 … 1"):
+        RegionArea(1, 2, 0, 0.5)(torch.full((1, 2, 4, 4), 0.5))

@@ -29,7 +29,8 @@ class CaseEvaluator(Evaluator, ABC):
         device: where to evaluate.
         val_data_loader: batches for ``prepare_batch``.
         network: a DSCM, or the average of one.
-        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
+        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``, see
+            :class:`~segcft_ext.batches.PrepareVariables`.
         names: the figures that :meth:`figures` gives; the first one is the key metric.
         prefix: what the names of the metrics begin with, such as "val_" during a training.
         val_handlers: ignite handlers.
@@ -62,15 +63,17 @@ class CaseEvaluator(Evaluator, ABC):
         self.dscm = unwrap(network)
 
     @abstractmethod
-    def figures(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+    def figures(
+        self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
+    ) -> dict[str, Tensor]:
         """The figures of a batch of cases, (B,) each."""
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Tensor]:
-        image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        devices = [image.device] if image.device.type == "cuda" else []
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        devices = [batch[0].device] if batch[0].device.type == "cuda" else []
         with torch.random.fork_rng(devices), self.mode(self.network):
             torch.manual_seed(self.state.iteration)
-            return self.figures(image, values, spacing)
+            return self.figures(*batch)
 
 
 class _CaseMean(Metric):

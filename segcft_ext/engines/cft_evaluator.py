@@ -46,21 +46,23 @@ class CFTEvaluator(CaseEvaluator):
             names = ["effectiveness", *names, "folding", *each]
         super().__init__(names=names, **arguments)
 
-    def figures(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+    def figures(
+        self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
+    ) -> dict[str, Tensor]:
         dscm = self.dscm
         abduction = dscm.abduct(image, values, self.temperature)
         output = {"negative_elbo": dscm.hvae.negative_elbo(image, abduction.posterior)}
         if self.guide is None:
             return output
         columns = [dscm.variables.index(name) for name in self.guided]
-        before = self.guide(image, spacing).values
+        before = self.guide(image, spacing, reference).values
         folding = []
         for j, name in enumerate(self.guided):
             errors, drifts = [], []
             for target in self._targets(dscm, name):
                 wanted = dscm.scm.counterfactual(values, {name: target.expand(len(image))})
                 counterfactual = dscm.predict(abduction, wanted)
-                after = self.guide(counterfactual.image, spacing).values
+                after = self.guide(counterfactual.image, spacing, reference).values
                 errors.append(100 * (after[:, j] - target).abs() / target.abs())
                 others = [i for i in range(len(self.guided)) if i != j]
                 expected = (before + wanted[:, columns] - values[:, columns])[:, others]

@@ -65,8 +65,8 @@ class CFTTrainer(GuardedTrainer):
             self.add_event_handler(Events.STARTED, self._measure_bound)
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
-        image, values, spacing = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        terms = self.forward_pass(self._terms, image, values, spacing)
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        terms = self.forward_pass(self._terms, *batch)
         output = {name: value.item() for name, value in terms.items()}
         if self.constrained:
             output["bound"] = self.lagrangian.bound.item()
@@ -76,16 +76,18 @@ class CFTTrainer(GuardedTrainer):
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
         return [output]
 
-    def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+    def _terms(
+        self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
+    ) -> dict[str, Tensor]:
         assert self.guide is not None  # without one there is no iteration
         dscm = self.dscm
         targets, mask = draw_interventions(values, self.intervened)
         with torch.no_grad():
             wanted = dscm.scm.counterfactual_rows(values, targets, mask)
-            factual_prediction = self.guide(image, spacing)
+            factual_prediction = self.guide(image, spacing, reference)
         abduction = dscm.abduct(image, values, self.temperature)
         counterfactual = dscm.predict(abduction, wanted)
-        prediction = self.guide(counterfactual.image, spacing)
+        prediction = self.guide(counterfactual.image, spacing, reference)
         terms = self.objective(
             image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
         )
@@ -107,7 +109,7 @@ class CFTTrainer(GuardedTrainer):
             return
         measured: list[Tensor] = []
         for batchdata in self.state.dataloader or ():
-            image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+            image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
             with self.autocast():
                 posterior = self.dscm.hvae.posterior(image, self.dscm.variables.encode(values), self.temperature)
                 measured.append(self.dscm.hvae.negative_elbo(image, posterior).mean())

@@ -142,5 +142,7 @@ class CounterfactualEvaluator(Evaluator):
             flat = seen.flatten(0, 1)[:, None]
             output["masks"] = self.guide.network(flat).argmax(1).unflatten(0, seen.shape[:2])
             flat_spacing = None if spacing is None else spacing.repeat_interleave(seen.shape[1], 0)
-            output["measured"] = self.guide(flat, flat_spacing).values.unflatten(0, seen.shape[:2])
+            reference = self.guide.probabilities(image).repeat_interleave(seen.shape[1], 0)
+            measured = self.guide(flat, flat_spacing, reference).values
+            output["measured"] = measured.unflatten(0, seen.shape[:2])
         return output

@@ -23,7 +23,9 @@ class DSCMEvaluator(CaseEvaluator):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(names=["negative_elbo", "kl", "mechanisms"], **arguments)
 
-    def figures(self, image: Tensor, values: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
+    def figures(
+        self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
+    ) -> dict[str, Tensor]:
         dscm = self.dscm
         posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
         return {

@@ -21,7 +21,7 @@ class DSCMTrainer(GuardedTrainer):
     """
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
-        image, values, _ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, image, values)
         loss = terms["negative_elbo"] + terms["mechanisms"]
         norm = self.guarded_step(loss)

@@ -128,7 +128,7 @@ class JudgeEvaluator(Evaluator):
             self._tensor(batchdata[key]) for key in ("image", "label", "variables", "spacing")
         )
         judged = self.judge.segment(image)
-        before = self.judge.measure(judged, image, spacing)
+        before = self.judge.measure(judged, image, spacing, label)
         names = self.datalist.variable_names
         return Cases(list(batchdata["id"]), image, label, spacing, values, names, before, self.judge.names), judged
 
@@ -170,7 +170,7 @@ class JudgeEvaluator(Evaluator):
         back = {variable: cases.of([variable])[:, 0]}
         figures = {
             "asked": asked,
-            "measured": self.judge.measure(judged, result.image, cases.spacing),
+            "measured": self.judge.measure(judged, result.image, cases.spacing, cases.label),
             "before": cases.before,
             "factual": cases.factual,
             "outside": outside,
@@ -190,7 +190,7 @@ class JudgeEvaluator(Evaluator):
         return {
             **{f"truth.{figure}": value for figure, value in image_quality(image, true_image).items()},
             "truth.dice": dice,
-            "true": self.judge.measure(true_label, true_image, cases.spacing),
+            "true": self.judge.measure(true_label, true_image, cases.spacing, cases.label),
         }
 
     def _finish(self) -> None:

@@ -62,9 +62,14 @@ class Judge(nn.Module):
         logits = self.inferer(image, self.segmentor) if self.inferer else self.segmentor(image)
         return logits.argmax(1, keepdim=True)
 
-    def measure(self, label: Tensor, image: Tensor, spacing: Tensor | None = None) -> Tensor:
-        """The variables of label maps, shape (B, J), in the datalist's units."""
-        return measure_label_map(self.measurements, label, self.num_classes, image, spacing)
+    def measure(
+        self, label: Tensor, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None
+    ) -> Tensor:
+        """The variables of label maps, shape (B, J), in the datalist's units.
+
+        ``reference`` holds the label maps of the factual images, which define the regions.
+        """
+        return measure_label_map(self.measurements, label, self.num_classes, image, spacing, reference)
 
 
 def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:

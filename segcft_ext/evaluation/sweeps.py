@@ -44,5 +44,5 @@ def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Seq
     target = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=cases.image.device)
     images = method.counterfactual(cases.image, cases.of_method(method), {variable: target}).image
     masks = judge.segment(images)
-    measured = judge.measure(masks, images, cases.spacing)[:, judge.names.index(variable)]
+    measured = judge.measure(masks, images, cases.spacing, cases.label)[:, judge.names.index(variable)]
     return panels(images, masks, [f"do({quantity(target, unit)})" for target in targets], measured, unit, "judged")

@@ -144,7 +144,10 @@ def _comparison(
     columns: dict[str, list[Panel]] = {}
     if engine.truth is not None:
         images, masks = engine.truth([case.ids[0]] * len(targets), {variable: list(targets)})
-        measured = engine.judge.measure(masks, images)[:, engine.judge.names.index(variable)]
+        known = case.repeat(len(targets))
+        images, masks = (tensor.to(case.image.device) for tensor in (images, masks))
+        measured = engine.judge.measure(masks, images, known.spacing, known.label)
+        measured = measured[:, engine.judge.names.index(variable)]
         columns["truth"] = panels(images, masks, list(rows), measured, unit, "measured")
     for name, method in engine.methods.items():
         if name != IDENTITY:

@@ -99,7 +99,7 @@ class DSCMFigures:
         with eval_mode(self.dscm), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)  # the same samples in every epoch
             batch = next(iter(DataLoader(Subset(self.dataset, range(count)), batch_size=count)))
-            image, values, _ = self.prepare_batch(batch, device, False)
+            image, values, *_ = self.prepare_batch(batch, device, False)
             label = batch["label"].to(device)
             if self.reconstructions:
                 first = slice(self.reconstructions)

@@ -59,9 +59,10 @@ class SegmentationReport:
     def measure(self, engine: Workflow) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output):
             row: dict[str, Any] = {"id": batch["id"], "source": batch["source"]}
-            spacing = torch.as_tensor(batch["spacing"])[None]
+            known = torch.as_tensor(batch["spacing"])[None]
+            spacing, reference = None if known.isnan().any() else known, output["label"][None]
             for suffix, key in (("", "label"), ("_soft", "probabilities"), ("_hard", "pred")):
-                values = measure(self.measurements, output[key][None], None, None if spacing.isnan().any() else spacing)
+                values = measure(self.measurements, output[key][None], None, spacing, reference)
                 row |= {f"{name}{suffix}": value for name, value in zip(self.measurements, values[0].tolist())}
             self._cases.append(row)
 

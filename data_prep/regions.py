@@ -1,0 +1,160 @@
+"""Regional variables for any datalist: the areas of structures divided into bands, measured on the stored label maps.
+
+Images and label maps are referred to where they are, not copied.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.utils.module import optional_import
+from PIL import Image
+from tqdm import tqdm
+
+from segcft_ext.datalist import SPLITS, Datalist, read_datalist, write_datalist
+from segcft_ext.measurements import Area, Measurement, instantiate_measurement, measure_label_map
+
+__all__ = ["derive_regions", "region_definition"]
+
+NAMES = {
+    ("image", 2): ["proximal", "distal"],
+    ("image", 3): ["proximal", "mid", "distal"],
+    ("structure", 2): ["upper", "lower"],
+    ("structure", 3): ["upper", "middle", "lower"],
+}
+
+
+def region_definition(
+    names: Sequence[str] | None = None, boundaries: Sequence[float] | None = None, of: str = "image", axis: int = 0
+) -> dict[str, Any]:
+    """The header's ``regions``: thirds by default; equal parts where only names are given.
+
+    Raises:
+        ValueError: when there is not one more boundary than there are names.
+    """
+    count = len(names) if names else len(boundaries) - 1 if boundaries else 3
+    names = list(names or NAMES.get((of, count), [f"region{i + 1}" for i in range(count)]))
+    # six decimals are a ten-thousandth of a pixel
+    boundaries = list(boundaries or [round(i / count, 6) for i in range(count + 1)])
+    if len(boundaries) != count + 1:
+        raise ValueError(f"boundaries: found {boundaries}, expected {count + 1} for the regions {names}")
+    return {"axis": axis, "of": of, "names": names, "boundaries": boundaries}
+
+
+def derive_regions(
+    datalist: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    regions: Mapping[str, Any],
+    structures: Sequence[str] | None = None,
+) -> Datalist:
+    """Write a datalist in which each area of a structure is replaced by its areas in the regions.
+
+    Everything else stays: other variables and their values, splits, ids, use, noise. The renderer of true
+    counterfactuals stays if it takes ``regions``; another one cannot know what a regional variable means.
+
+    Args:
+        datalist: the datalist to start from.
+        out: the new file, in a folder of its own.
+        regions: as the header has them, see :func:`region_definition`.
+        structures: those whose areas are divided; all by default.
+
+    Raises:
+        ValueError: when ``out`` lies beside the datalist, a structure is unknown or has no area, or an area is one of a
+            region already.
+        DatalistError: when the datalist cannot be read or the regions contradict its format.
+    """
+    source, target = read_datalist(datalist), Path(out).absolute()
+    if target.parent.resolve() == source.path.parent.resolve():
+        raise ValueError(f"out: {target} lies in the folder of {source.path}; choose another folder")
+    content = json.loads(source.path.read_text(encoding="utf-8"))
+    divided = _areas(source, structures)
+    variables: list[dict[str, Any]] = []
+    for variable in content["variables"]:
+        structure = divided.get(variable["name"])
+        variables += [variable] if structure is None else _regional(variable, structure, regions)
+    measurements = {
+        v["name"]: instantiate_measurement(v["measurement"]) for v in variables if v.get("region") in regions["names"]
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content |= {"regions": dict(regions), "variables": variables, "truth": _truth(source, regions)}
+    entries = [entry for split in SPLITS for entry in content[split]]
+    for entry in tqdm(entries, desc="measuring", unit="case"):
+        values = _measure(measurements, source, entry)
+        kept = {name: value for name, value in entry["variables"].items() if name not in divided}
+        ordered = {v["name"]: ({**kept, **values}).get(v["name"]) for v in variables}
+        entry["variables"] = ordered
+        for key in ("image", "label"):
+            entry[key] = Path(os.path.relpath(source.path.parent / entry[key], target.parent)).as_posix()
+    return write_datalist(target, content)
+
+
+def _areas(datalist: Datalist, structures: Sequence[str] | None) -> dict[str, str]:
+    """The structure of each variable that is to be divided."""
+    wanted = list(structures or datalist.structures)
+    unknown = [name for name in wanted if name not in datalist.structures]
+    if unknown:
+        raise ValueError(f"structures: found {unknown}, expected some of {datalist.structures}")
+    found = {}
+    for name, measurement in datalist.measurements().items():
+        if not isinstance(measurement, Area):
+            continue
+        structure = next(s for s, value in datalist.labels.items() if value == measurement.label)
+        if structure not in wanted:
+            continue
+        if type(measurement) is not Area:
+            raise ValueError(f"{datalist.path}: {name} is a variable of a region already: {measurement!r}")
+        found[name] = structure
+    lacking = [name for name in wanted if name not in found.values()]
+    if lacking and (structures or not found):
+        raise ValueError(f"{datalist.path}: structures: {lacking} have no area among {datalist.variable_names}")
+    return found
+
+
+def _regional(variable: Mapping[str, Any], structure: str, regions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    boundaries, whole = regions["boundaries"], variable["measurement"]
+    return [
+        {
+            **variable,
+            "name": f"{variable['name']}_{name}",
+            "structure": structure,
+            "region": name,
+            "measurement": {
+                **whole,
+                "_target_": "segcft_ext.measurements.RegionArea",
+                "axis": regions["axis"],
+                "low": low,
+                "high": high,
+                "of": regions["of"],
+            },
+        }
+        for name, (low, high) in zip(regions["names"], itertools.pairwise(boundaries))
+    ]
+
+
+def _truth(datalist: Datalist, regions: Mapping[str, Any]) -> dict[str, Any] | None:
+    if datalist.truth is None:
+        return None
+    module, _, name = str(datalist.truth["_target_"]).rpartition(".")
+    renderer: Any = optional_import(module, name=name)[0]
+    if "regions" not in inspect.signature(renderer).parameters:
+        return None
+    return {**datalist.truth, "regions": dict(regions)}
+
+
+def _measure(measurements: Mapping[str, Measurement], datalist: Datalist, entry: Mapping[str, Any]) -> dict[str, float]:
+    path = datalist.path.parent / entry["label"]
+    label = np.asarray(Image.open(path) if path.suffix == ".png" else nibabel.Nifti1Image.from_filename(path).dataobj)
+    spacing = torch.tensor([entry["spacing"]], dtype=torch.float32) if entry.get("spacing") else None
+    values = measure_label_map(
+        measurements, torch.from_numpy(label.astype(np.int64))[None, None], datalist.num_classes, spacing=spacing
+    )
+    return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}

@@ -1,0 +1,98 @@
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from discs import SIZE, disc_datalist
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.regions import derive_regions, region_definition
+from segcft_ext.datalist import read_datalist, write_datalist
+
+ZONES = region_definition(of="structure")
+
+
+def test_areas_are_divided_and_all_else_stays(tmp_path):
+    whole = disc_datalist(tmp_path / "discs")
+    derived = derive_regions(whole.path, tmp_path / "zones" / "datalist.json", ZONES, ["left"])
+    names = ["left_area_upper", "left_area_middle", "left_area_lower"]
+    assert derived.variable_names == [*names, "right_area", "age"]
+    assert derived.regions.names == ("upper", "middle", "lower") and derived.regions.of == "structure"
+    assert {(v.structure, v.region) for v in derived.variables[:3]} == {("left", n) for n in derived.regions.names}
+    for split in ("training", "validation", "test"):
+        for before, after in zip(whole.entries[split], derived.entries[split]):
+            values = after["variables"]
+            assert sum(values[n] for n in names) == pytest.approx(before["variables"]["left_area"], rel=1e-5)
+            # a disc is symmetric up to one row, and widest in the middle
+            assert values["left_area_middle"] > values["left_area_upper"] > 0
+            assert [values[n] for n in ("right_area", "age")] == [before["variables"][n] for n in ("right_area", "age")]
+            assert all(after.get(key) == before.get(key) for key in ("id", "source", "use"))
+    assert [e["image"] for e in derived.items("test")] == [
+        str(tmp_path / "zones" / ".." / "discs" / e["image"]) for e in whole.entries["test"]
+    ]
+
+
+def test_any_number_and_boundaries():
+    assert region_definition() == {
+        "axis": 0,
+        "of": "image",
+        "names": ["proximal", "mid", "distal"],
+        "boundaries": [0, 0.333333, 0.666667, 1],
+    }
+    assert region_definition(boundaries=[0, 0.3, 1])["names"] == ["proximal", "distal"]
+    assert region_definition(boundaries=[0, 0.1, 0.2, 0.3, 1], of="structure")["names"][3] == "region4"
+    assert region_definition(["a", "b", "c", "d"])["boundaries"] == [0, 0.25, 0.5, 0.75, 1]
+    with pytest.raises(ValueError, match=r"boundaries: found \[0, 1\], expected 3"):
+        region_definition(["a", "b"], [0, 1])
+
+
+def test_volumes_in_millimetres(tmp_path):
+    whole = disc_datalist(tmp_path / "discs")
+    content = json.loads(whole.path.read_text())
+    content["image"]["size"] = [SIZE, SIZE, 3]
+    measurement = {"_target_": "segcft_ext.measurements.Area", "label": 1, "unit": "mm3"}
+    content["variables"] = [{"name": "left_volume", "kind": "continuous", "unit": "mm3", "measurement": measurement}]
+    for entry in [e for split in ("training", "validation", "test") for e in content[split]]:
+        flat = np.asarray(Image.open(whole.path.parent / entry["label"]))
+        entry["label"] = entry["label"].replace(".png", ".nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(np.repeat(flat[..., None], 3, 2), np.eye(4)), tmp_path / "discs" / entry["label"]
+        )
+        entry |= {"variables": {"left_volume": 3 * 0.5 * float((flat == 1).sum())}, "spacing": [1.0, 0.5, 1.0]}
+    write_datalist(whole.path, content)
+    halves = region_definition(boundaries=[0, 0.5, 1], axis=1)
+    derived = derive_regions(whole.path, tmp_path / "halves.d" / "datalist.json", halves)
+    for before, after in zip(content["test"], derived.entries["test"]):
+        # the left disc lies in the left half altogether
+        assert after["variables"] == {
+            "left_volume_proximal": before["variables"]["left_volume"],
+            "left_volume_distal": 0,
+        }
+
+
+def test_the_command_writes_a_datalist_and_the_distributions(tmp_path, capsys):
+    whole = disc_datalist(tmp_path / "discs")
+    out = tmp_path / "halves" / "datalist.json"
+    main(["regions", str(whole.path), "--out", str(out), "--names", "top,bottom", "--boundaries", "0,0.4,1"])
+    derived = read_datalist(out)
+    assert derived.regions.boundaries == (0, 0.4, 1)
+    assert derived.variable_names[:2] == ["left_area_top", "left_area_bottom"]
+    assert (out.parent / "variables.png").stat().st_size > 2000
+    assert "4 regional variables: left_area_top" in capsys.readouterr().out
+
+
+def test_mistakes_are_named(tmp_path):
+    whole = disc_datalist(tmp_path / "discs")
+    out = tmp_path / "zones" / "datalist.json"
+    with pytest.raises(ValueError, match="lies in the folder of"):
+        derive_regions(whole.path, whole.path.with_name("zones.json"), ZONES)
+    with pytest.raises(ValueError, match=r"structures: found \['spleen'\], expected some of \['left', 'right'\]"):
+        derive_regions(whole.path, out, ZONES, ["spleen"])
+    with pytest.raises(ValueError, match="axis is 3, expected one of 0 … 1"):
+        derive_regions(whole.path, out, {**ZONES, "axis": 3})
+    derive_regions(whole.path, out, ZONES)
+    with pytest.raises(ValueError, match="left_area_upper is a variable of a region already"):
+        derive_regions(out, tmp_path / "again" / "datalist.json", ZONES)
+    with pytest.raises(SystemExit, match="boundaries: found 'half', expected numbers"):
+        main(["regions", str(whole.path), "--out", str(out), "--boundaries", "0,half,1"])
