@@ -36,6 +36,17 @@ REASONS = {
     "duplicate_name": "two files of the source have the same name",
     "duplicate_row": "the table's rows and the cases do not match one to one",
     "bad_value": "the table holds a value that the variable cannot take",
+    "centreline_unreadable": "the centreline cannot be read",
+    "centreline_missing": "there is no centreline, and no vessel in the label volume to find one in",
+    "centreline_outside": "the centreline leaves the volume",
+    "centreline_off_vessel": "the centreline does not run in the labelled vessel",
+    "centreline_folded": "the centreline doubles back",
+    "centreline_short": "the centreline is too short",
+    "not_hounsfield": "the intensities are not in Hounsfield units",
+    "incomplete_series": "the slices of the DICOM series do not make a volume",
+    "several_series": "the folder holds several DICOM series",
+    "grid_mismatch": "image and label volume do not lie on the same grid",
+    "bad_label": "the label volume holds something else than labels",
 }
 
 

@@ -1,0 +1,229 @@
+"""Centrelines: read from a file or found in a label volume, put together to trees, and taken apart into vessels.
+
+A tree becomes vessels from the longest on: the longest way from the ostium to an end is the first vessel, and from each
+junction on it the longest way that is left is another. So every piece of a tree belongs to exactly one vessel, the left
+main with what runs on longest (as a rule the LAD), and a plaque is not counted twice. Points are in RAS mm throughout.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import networkx
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d
+from scipy.spatial import KDTree
+from skimage.morphology import skeletonize
+
+from data_prep.cases import Rejected
+from data_prep.polydata import Polylines, parse_polydata
+
+__all__ = [
+    "CONVENTIONS", "Vessel", "arc_length", "check_centreline", "find_centrelines", "read_centrelines", "smooth_curve",
+    "split_vessels",
+]  # fmt: skip
+
+CONVENTIONS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
+"""What a file's x, y, z are multiplied with to get RAS.
+
+RAS: x runs to the right, y to anterior, z to superior, as in NIfTI; LPS: x to the left, y to posterior, as in DICOM,
+ITK, VTK and 3D Slicer's files."""
+
+STEP = 0.25
+"""Distance of the points of a dense curve, mm."""
+
+
+@dataclass(frozen=True)
+class Vessel:
+    """A vessel's centreline from its ostium or, for a side branch, from the axis of the vessel it comes from.
+
+    Attributes:
+        points: shape (N, 3), RAS mm.
+        start: arc length from the ostium to the first point, mm.
+        tree: index of the tree; vessels of a tree stand in the order of their length.
+    """
+
+    points: np.ndarray
+    start: float
+    tree: int
+
+
+def arc_length(points: np.ndarray) -> np.ndarray:
+    """Arc length from the first to each of the points (N, 3)."""
+    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+
+
+def read_centrelines(path: Path, convention: str) -> Polylines:
+    """Read VTK polydata, or a CSV file with the columns x, y, z in mm (and, for several lines, ``line``).
+
+    Args:
+        path: the file; the format is told by its content.
+        convention: of the file's coordinates, a key of :data:`CONVENTIONS`.
+
+    Raises:
+        Rejected: when it cannot be read, or holds coordinates that are not finite.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        text = f"the centreline's file cannot be opened ({type(error).__name__})"
+        raise Rejected("centreline_unreadable", text) from None
+    is_vtk = data.startswith(b"# vtk DataFile") or b"<VTKFile" in data[:1000]
+    found = parse_polydata(data) if is_vtk else _parse_csv(data)
+    if not np.isfinite(found.points).all():
+        raise Rejected("centreline_unreadable", "the centreline has coordinates that are not finite")
+    return Polylines(found.points * CONVENTIONS[convention], found.lines, found.arrays)
+
+
+def _parse_csv(data: bytes) -> Polylines:
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+        rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
+        points = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]).reshape(-1, 3)
+    except (UnicodeDecodeError, csv.Error, ValueError, TypeError, KeyError):
+        text = "the centreline is neither VTK polydata nor CSV with numbers in the columns x, y, z"
+        raise Rejected("centreline_unreadable", text) from None
+    names = np.array([row.get("line") or "" for row in rows])
+    lines = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
+    if not any(line.size > 1 for line in lines):
+        raise Rejected("centreline_unreadable", "the CSV file has less than two points of a line")
+    return Polylines(points, lines)
+
+
+def find_centrelines(vessels: np.ndarray, affine: np.ndarray) -> Polylines:
+    """Skeleton of a mask of vessels (3-D, boolean), without spurs; ``start_points`` marks each tree's thickest end.
+
+    The mask is thinned to lines one voxel wide (Lee et al., 1994); neighbouring voxels of these make a graph, whose
+    minimum spanning tree has no cycles. A side branch not longer than the vessel is wide is a spur of the thinning.
+    """
+    where = np.argwhere(vessels)
+    if not len(where):
+        return Polylines(np.zeros((0, 3)), [])
+    low, high = where.min(0), where.max(0) + 1
+    mask = np.pad(vessels[tuple(slice(a, b) for a, b in zip(low, high))], 1)
+    thickness = distance_transform_edt(mask, sampling=np.linalg.norm(affine[:3, :3], axis=0))
+    voxels = np.argwhere(skeletonize(mask))
+    radii = thickness[tuple(voxels.T)]
+    points = (voxels - 1 + low) @ affine[:3, :3].T + affine[:3, 3]
+    pairs = KDTree(voxels).query_pairs(np.sqrt(3) + 1e-6, output_type="ndarray")
+    forest = networkx.minimum_spanning_tree(_graph(points, pairs))
+    lines: list[np.ndarray] = []
+    ostia = np.zeros(len(points))
+    for nodes in sorted(networkx.connected_components(forest), key=min):
+        tree = forest.subgraph(nodes)
+        ends = [n for n in sorted(nodes) if tree.degree[n] == 1]
+        if not ends:
+            continue
+        root = max(ends, key=lambda n: _radius_near(tree, n, radii))
+        ostia[root] = 1
+        ways = _ways(tree, root)
+        lines += [w for i, w in enumerate(ways) if i == 0 or arc_length(points[w])[-1] > 2 * radii[w[0]] + 1]
+    return Polylines(points, lines, {"start_points": ostia[:, None]})
+
+
+def _radius_near(tree: networkx.Graph, end: int, radii: np.ndarray, reach: float = 5.0) -> float:
+    near = networkx.single_source_dijkstra_path_length(tree, end, cutoff=reach)
+    return float(np.mean(radii[list(near)]))
+
+
+def _graph(points: np.ndarray, pairs: np.ndarray) -> networkx.Graph:
+    graph = networkx.Graph()
+    lengths = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
+    graph.add_weighted_edges_from((int(a), int(b), float(w)) for (a, b), w in zip(pairs, lengths) if a != b)
+    return graph
+
+
+def split_vessels(lines: Polylines) -> list[Vessel]:
+    """The vessels of each tree, the longest first.
+
+    Lines belong together where they share a point or the place of one. The ostium is the end that the point array
+    ``start_points`` marks (the public ImageCAS-X has one, a skeleton too); else the end that the file gives first.
+    """
+    places, node = np.unique(lines.points.round(4), axis=0, return_inverse=True)
+    node = node.reshape(-1)  # numpy 2.0 gave it another shape
+    marks = lines.arrays.get("start_points", np.zeros((len(lines.points), 1)))[:, 0]
+    marked = set(node[marks != 0].tolist())
+    given = [node[line] for line in lines.lines if line.size > 1]
+    if not given:
+        return []
+    pairs = np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in given])
+    forest = networkx.minimum_spanning_tree(_graph(places, pairs))
+    order = {int(n): i for i, n in reversed(list(enumerate(np.concatenate(given))))}
+    vessels = []
+    for tree, nodes in enumerate(sorted(networkx.connected_components(forest), key=lambda c: min(order[n] for n in c))):
+        branches = forest.subgraph(nodes)
+        ends = sorted((n for n in nodes if branches.degree[n] == 1), key=lambda n: order[n])
+        root = next((n for n in ends if n in marked), ends[0])
+        distance = networkx.single_source_dijkstra_path_length(branches, root)
+        vessels += [Vessel(places[way], float(distance[way[0]]), tree) for way in _ways(branches, root)]
+    return vessels
+
+
+def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:
+    """Take a tree apart into ways: from the root the longest, then the longest from each junction on, longest first."""
+    reach: dict[int, float] = {}  # node -> greatest distance to an end beyond it
+    parent = dict(networkx.bfs_predecessors(tree, root))
+    order = [root, *parent]
+    for n in reversed(order):
+        reach[n] = max((reach[c] + tree.edges[n, c]["weight"] for c in tree[n] if parent.get(n) != c), default=0.0)
+    ways, starts = [], [(root, root)]
+    while starts:
+        before, n = starts.pop()
+        way = [before] if before != n else []
+        while True:
+            way.append(n)
+            onward = sorted(
+                (c for c in tree[n] if parent.get(n) != c), key=lambda c: (-reach[c] - tree.edges[n, c]["weight"], c)
+            )
+            starts += [(n, c) for c in onward[1:]]
+            if not onward:
+                break
+            n = onward[0]
+        ways.append(np.array(way))
+    lengths = [sum(tree.edges[int(a), int(b)]["weight"] for a, b in pairwise(w)) for w in ways]
+    first, rest = ways[0], sorted(zip(lengths[1:], ways[1:]), key=lambda pair: -pair[0])
+    return [first, *(way for _, way in rest)]
+
+
+def smooth_curve(points: np.ndarray, sigma: float) -> tuple[CubicSpline, float]:
+    """A smooth curve through points (N, 3): a spline over its arc length, and its length in mm.
+
+    The polygon is resampled every :data:`STEP` mm and smoothed by a Gaussian of ``sigma`` mm along the arc; beyond its
+    ends it is continued by point reflection, so that the ends stay where they are.
+    """
+    arc = arc_length(points)
+    points, arc = points[np.diff(arc, prepend=-1) > 1e-6], arc[np.diff(arc, prepend=-1) > 1e-6]
+    count = max(8, round(arc[-1] / STEP)) + 1
+    even = np.linspace(0, arc[-1], count)
+    dense = np.stack([np.interp(even, arc, axis) for axis in points.T], axis=1)
+    if sigma > 0:
+        pad = min(count - 1, int(np.ceil(4 * sigma / even[1])))
+        head, tail = 2 * dense[0] - dense[pad:0:-1], 2 * dense[-1] - dense[-2 : -pad - 2 : -1]
+        dense = gaussian_filter1d(np.concatenate([head, dense, tail]), sigma / even[1], axis=0)[pad : pad + count]
+    arc = arc_length(dense)
+    return CubicSpline(arc, dense), float(arc[-1])
+
+
+def check_centreline(points: np.ndarray, shortest: float) -> None:
+    """A centreline is long enough, and does not double back.
+
+    Looked at in chords of 1.5 mm, it must nowhere turn by more than a right angle: a vessel that does, with a radius of
+    curvature of about 1 mm, does not exist, and straightened it would show the same place twice.
+
+    Raises:
+        Rejected: when one of these is not so.
+    """
+    length = arc_length(points)[-1]
+    if length < shortest:
+        raise Rejected("centreline_short", f"the centreline is {length:.1f} mm long, less than {shortest:g} mm")
+    curve, length = smooth_curve(points, 0)
+    chords = np.diff(curve(np.linspace(0, length, max(3, round(length / 1.5)) + 1)), axis=0)
+    turns = (chords[:-1] * chords[1:]).sum(1) < 0
+    if turns.any():
+        at = length * (int(np.argmax(turns)) + 1) / len(chords)
+        raise Rejected("centreline_folded", f"the centreline doubles back {at:.1f} mm from its start")

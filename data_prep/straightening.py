@@ -1,0 +1,131 @@
+"""Straightened curved planar reformation: image and labels in the coordinates of a centreline.
+
+Across the centreline p(s) stand two unit vectors n(s), b(s) that turn about it as little as possible (a
+rotation-minimising frame; double reflection of Wang et al., "Computation of rotation minimizing frames", ACM
+Transactions on Graphics 27(1), 2008). Sample (i, j, k) lies at p(s_i) + u_j n(s_i) + v_k b(s_i), the arc lengths s_i
+being the centres of equal parts of the whole length and u_j, v_k the centres of pixels around the axis. A longitudinal
+cut at the angle a has the samples p(s_i) + u_j (cos a n(s_i) + sin a b(s_i)).
+
+Distances along and across are those of the patient near the axis. Off the axis a length along the vessel is shown
+longer or shorter by u / (radius of curvature), as in any such reformation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from data_prep.centrelines import smooth_curve
+
+__all__ = [
+    "Frames", "first_normal", "make_frames", "rotation_minimising", "sample_grid", "sample_image", "sample_labels",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Points of a centreline and the frame in each; all of shape (N, 3), RAS mm and unit vectors.
+
+    Attributes:
+        points: centres of N equal parts of the centreline.
+        tangents, normals, binormals: right-handed orthonormal frames.
+        length: of the whole centreline, mm.
+    """
+
+    points: np.ndarray
+    tangents: np.ndarray
+    normals: np.ndarray
+    binormals: np.ndarray
+    length: float
+
+
+def make_frames(points: np.ndarray, samples: int, sigma: float = 1.0) -> Frames:
+    """Smooth a centreline (N, 3), divide it into ``samples`` equal parts and put a frame into the centre of each."""
+    curve, length = smooth_curve(points, sigma)
+    at = (np.arange(samples) + 0.5) * length / samples
+    places, tangents = curve(at), curve(at, 1)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    normals = rotation_minimising(places, tangents, first_normal(tangents[0]))
+    return Frames(places, tangents, normals, np.cross(tangents, normals), length)
+
+
+def first_normal(tangent: np.ndarray) -> np.ndarray:
+    """The direction across a tangent that points most to superior; to anterior, where the vessel itself runs up."""
+    up = np.array([0.0, 0.0, 1.0]) if abs(tangent[2]) < 0.9 else np.array([0.0, 1.0, 0.0])
+    across = up - (up @ tangent) * tangent
+    return across / np.linalg.norm(across)
+
+
+def rotation_minimising(points: np.ndarray, tangents: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """Carry a normal along a curve (N, 3) by double reflection; an error of fourth order in the step."""
+    normals = np.empty_like(points)
+    normals[0] = normal
+    for i, step in enumerate(np.diff(points, axis=0)):
+        # First reflection: in the plane half-way between the points; second: so that the tangents fall together.
+        norm = step @ step
+        carried = normals[i] - 2 / norm * (step @ normals[i]) * step
+        tangent = tangents[i] - 2 / norm * (step @ tangents[i]) * step
+        turn = tangents[i + 1] - tangent
+        carried -= 2 / (turn @ turn) * (turn @ carried) * turn
+        # Rounding errors would add up.
+        carried -= (carried @ tangents[i + 1]) * tangents[i + 1]
+        normals[i + 1] = carried / np.linalg.norm(carried)
+    return normals
+
+
+def sample_grid(
+    frames: Frames, across: tuple[int, ...], spacing: float, angle: float = 0.0, affine: np.ndarray | None = None
+) -> np.ndarray:
+    """Where the samples lie, shape (3, N, *across), float32: across one axis for a cut, two for a volume.
+
+    Args:
+        frames: the centreline's.
+        across: pixels across the vessel, (64,) or (64, 64).
+        spacing: of these pixels in mm.
+        angle: the frame is turned about the tangent by so many degrees, from the normal towards the binormal.
+        affine: of a volume whose voxel coordinates are wanted, voxel to RAS mm; by default RAS mm are returned.
+    """
+    inverse = np.linalg.inv(affine) if affine is not None else np.eye(4)
+    cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    turned = (cosine * frames.normals + sine * frames.binormals, cosine * frames.binormals - sine * frames.normals)
+    dims = len(across)
+    # The sums are taken in the target's coordinates: three small products instead of one for each sample.
+    grid = _spread(frames.points @ inverse[:3, :3].T + inverse[:3, 3], dims)
+    for axis, (count, direction) in enumerate(zip(across, turned)):
+        offsets = (np.arange(count) - (count - 1) / 2) * spacing
+        shape = [count if i == axis else 1 for i in range(dims)]
+        grid = grid + offsets.reshape(1, 1, *shape).astype(np.float32) * _spread(direction @ inverse[:3, :3].T, dims)
+    return grid
+
+
+def _spread(vectors: np.ndarray, dims: int) -> np.ndarray:
+    """Vectors (N, 3) as (3, N, 1, …) of float32."""
+    return vectors.T.reshape(3, -1, *[1] * dims).astype(np.float32)
+
+
+def sample_image(volume: np.ndarray, voxels: np.ndarray, order: int, outside: float) -> np.ndarray:
+    """Interpolate a volume at voxel coordinates (3, *S) by splines of an order; what lies beyond it is ``outside``."""
+    box, local = _crop(volume.shape, voxels, margin=1 if order < 2 else 8)
+    part = volume[box].astype(np.float32)
+    return map_coordinates(part, local, order=order, mode="constant", cval=outside, output=np.float32)
+
+
+def sample_labels(label: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """The label of the voxel in which each of the voxel coordinates (3, *S) lies; 0 beyond the volume.
+
+    A structure's volume is thus kept on average, whatever its shape. The largest interpolated share, which looks
+    smoother, takes 6 % from a plaque two voxels thick.
+    """
+    box, local = _crop(label.shape, voxels, margin=1)
+    return map_coordinates(label[box], local, order=0, mode="constant")
+
+
+def _crop(shape: tuple[int, ...], voxels: np.ndarray, margin: int) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The part of a volume that coordinates (3, *S) reach, and the coordinates within that part."""
+    flat = voxels.reshape(3, -1)
+    low = np.clip(np.floor(flat.min(1)).astype(int) - margin, 0, np.array(shape) - 1)
+    high = np.clip(np.ceil(flat.max(1)).astype(int) + margin + 1, low + 1, shape)
+    local = voxels - low.reshape(3, *[1] * (voxels.ndim - 1)).astype(np.float32)
+    return tuple(slice(a, b) for a, b in zip(low, high)), local

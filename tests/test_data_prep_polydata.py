@@ -1,0 +1,55 @@
+"""VTK polydata; the files in ``data/polydata`` are written by VTK 9.7, one for each way it has of writing the same."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.cases import Rejected
+from data_prep.polydata import parse_polydata
+
+FILES = sorted((Path(__file__).parent / "data" / "polydata").iterdir())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_form_is_read_alike(path):
+    found = parse_polydata(path.read_bytes())
+    expected = [[0, 0, 0], [0, 0, 1.5], [0, 0, 3], [1, 0, 4], [2, 0, 5], [-1, 0, 4.25]]
+    np.testing.assert_array_equal(found.points, expected)
+    assert [line.tolist() for line in found.lines] == [[4, 3, 2], [0, 1, 2], [2, 5]]
+    np.testing.assert_array_equal(found.arrays["segment_label"].ravel(), [2, 2, 2, 3, 3, 4])
+    np.testing.assert_array_equal(found.arrays["start_points"].ravel(), [1, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_damaged_file_is_rejected_or_read_but_never_raises_anything_else(path):
+    whole, draw = path.read_bytes(), random.Random(path.name)
+    outcomes = set()
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            found = parse_polydata(bytes(data[: draw.choice([len(data), draw.randrange(len(data))])]))
+            outcomes.add("read")
+            assert all(line.size == 0 or line.max() < len(found.points) for line in found.lines)
+        except Rejected as fault:
+            outcomes.add(fault.reason)
+    assert "centreline_unreadable" in outcomes
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "no VTK polydata"),
+        (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET UNSTRUCTURED_GRID\n", "no polydata"),
+        (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\n", "no line"),
+        (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\nLINES 1 3\n2 0 7\n", "beyond"),
+        (b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><VTKFile type="PolyData"/>', "no VTK polydata"),
+    ],
+)
+def test_the_text_says_what_is_wrong(data, text):
+    with pytest.raises(Rejected, match=text) as caught:
+        parse_polydata(data)
+    assert caught.value.reason == "centreline_unreadable"
