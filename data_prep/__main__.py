@@ -1,4 +1,4 @@
-"""The command line: ``python -m data_prep folder …``, ``… phantom …`` and ``… regions …``."""
+"""The command line: ``python -m data_prep folder …``, ``… padchest …``, ``… phantom …`` and ``… regions …``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import fire
 from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
 from data_prep.folder import FolderSource
+from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import PhantomSource
 from data_prep.pictures import draw_variables
 from data_prep.regions import derive_regions, region_definition
@@ -110,6 +111,67 @@ def folder(
     print(f"names behind the ids (keep to yourself): {names}")
 
 
+def padchest(
+    *images: str,
+    table: str,
+    chexmask: str,
+    out: str,
+    size: Any = 64,
+    seed: int = 0,
+    fractions: Any = None,
+    workers: int = 1,
+    name: str | None = None,
+    salt: str | None = None,
+    mapping: str | None = None,
+) -> None:
+    """Prepare PadChest with the masks of CheXmask: adults, postero-anterior, of sufficient quality.
+
+    A row of PadChest's table is left out, and counted in OUT/filters.csv, when none of its folder's images is given,
+    the age is unknown or below 18 years, the projection is not PA, it is marked pediatric, labelled "suboptimal study"
+    or "exclude", or CheXmask's Dice RCA (Mean) is below 0.7. Every other row is a case: accepted, or listed with its
+    reason in OUT/rejected.csv. Areas are in percent of the image, for PadChest gives no pixel spacing.
+
+    Example:
+
+        python -m data_prep padchest padchest/images --table PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz
+        --chexmask OriginalResolution/Padchest.csv --size 224 --workers 2 --out padchest224
+
+    Args:
+        images: folders or zip archives with the images, or folders of these; archives need not be unpacked.
+        table: PadChest's table, CSV or .csv.gz.
+        chexmask: CheXmask's table for PadChest, of the original resolution or pre-processed; unpacked CSV.
+        out: folder to write to; what an earlier run left there is replaced.
+        size: of the prepared images in pixels, as 64, or as height and width 96,64.
+        seed: of the splits; a patient's images stay in one split.
+        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: processes; the result is the same for any number.
+        name: what the data are called in reports; by default the name of the folder OUT.
+        salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
+        mapping: file for the salt and the ImageIDs behind the ids, by default OUT.mapping.json beside the folder OUT.
+            It stays with you, being the only output that names a case.
+    """
+    if not images:
+        raise ValueError("no folder of images given; see python -m data_prep padchest --help")
+    source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], _image_size(size))
+    for what, count in source.counts.items():
+        print(f"{what}: {count}")
+    target = Path(out)
+    names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
+    summary = prepare(
+        source,
+        target,
+        name=name,
+        seed=_whole("seed", seed),
+        fractions=_parse(fractions),
+        workers=_whole("workers", workers),
+        salt=salt,
+        mapping=names,
+    )
+    write_filters(source.counts, target / "filters.csv")
+    _report(summary)
+    print(f"names behind the ids (keep to yourself): {names}")
+
+
 def phantom(
     *,
     out: str,
@@ -193,7 +255,12 @@ def regions(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's ends with one line, not with a traceback."""
-    commands: dict[str, Callable[..., None]] = {"folder": folder, "phantom": phantom, "regions": regions}
+    commands: dict[str, Callable[..., None]] = {
+        "folder": folder,
+        "padchest": padchest,
+        "phantom": phantom,
+        "regions": regions,
+    }
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")

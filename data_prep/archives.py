@@ -1,0 +1,82 @@
+"""Files by name, wherever they lie: in folders, in zip archives, in zip archives within folders.
+
+A file's place is plain text, so that it can be sent to worker processes; each process opens an archive once and reads
+the files from it without unpacking.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+__all__ = ["Place", "find_files", "open_place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file: its path, or the path of a zip archive and the member's name within."""
+
+    path: str
+    member: str = ""
+
+
+def find_files(roots: Sequence[Path], suffix: str) -> tuple[dict[str, list[Place]], list[Path]]:
+    """Files with this suffix, hidden ones apart, by their name without folders.
+
+    A file that lies unpacked hides those of the same name in archives: both are there after unpacking an archive.
+
+    Args:
+        roots: folders, searched with all below them, and zip archives.
+        suffix: such as ".png"; upper and lower case are the same.
+
+    Returns:
+        The places of each name, more than one where a name is ambiguous; and the archives that cannot be opened.
+
+    Raises:
+        ValueError: when a root does not exist or is neither a folder nor a zip archive.
+    """
+    loose: dict[str, list[Place]] = {}
+    packed: dict[str, list[Place]] = {}
+    broken: list[Path] = []
+    for root in roots:
+        if not root.is_dir() and not (root.is_file() and _has_suffix(root.name, ".zip")):
+            raise ValueError(f"{root}: no such folder or zip archive")
+        for path in [root] if root.is_file() else _files_below(root):
+            if _has_suffix(path.name, suffix):
+                loose.setdefault(path.name, []).append(Place(str(path)))
+            elif _has_suffix(path.name, ".zip"):
+                try:
+                    with zipfile.ZipFile(path) as archive:
+                        members = archive.namelist()
+                except (OSError, zipfile.BadZipFile):
+                    broken.append(path)
+                    continue
+                for member in members:
+                    name = PurePosixPath(member).name
+                    if _has_suffix(member, suffix) and not member.startswith("__MACOSX/"):
+                        packed.setdefault(name, []).append(Place(str(path), member))
+    return {**packed, **loose}, broken
+
+
+def open_place(place: Place) -> Path | zipfile.Path:
+    """Where a file can be read."""
+    # By process: archives that a forked process shares with its parent would share the position in the file.
+    return zipfile.Path(_archive(place.path, os.getpid()), place.member) if place.member else Path(place.path)
+
+
+@lru_cache(maxsize=64)
+def _archive(path: str, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _has_suffix(name: str, suffix: str) -> bool:
+    return name.lower().endswith(suffix) and not PurePosixPath(name).name.startswith(".")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Sorted; links to folders are not followed, so that a loop of them is harmless."""
+    return sorted(Path(root, file) for root, _, files in os.walk(folder) for file in files)
