@@ -15,9 +15,10 @@ import numpy as np
 __all__ = ["NOTES", "REASONS", "Case", "Item", "Rejected", "Source"]
 
 REASONS = {
-    "unsupported_format": "the file is none of PNG, DICOM, NIfTI",
+    "unsupported_format": "the file is none of PNG, TIFF, DICOM, NIfTI",
     "unreadable": "the file cannot be decoded",
     "too_large": "the file or its picture is larger than any radiograph",
+    "no_decoder": "no decoder for the DICOM file's compression",
     "colour": "the image has colours",
     "multi_frame": "the file holds several frames or slices",
     "not_finite": "the image has NaN or infinite pixels",

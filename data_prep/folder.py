@@ -91,6 +91,7 @@ class FolderSource:
             label=fit_label(combine_masks(masks), self.size),
             spacing=fit_spacing(image.spacing, image.pixels.shape, self.size),
             variables=variables,
+            notes=image.notes,
         )
 
 

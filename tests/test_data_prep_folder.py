@@ -4,10 +4,10 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from drawn_chest import draw, write_case, write_masks, write_png
 from monai.transforms import LoadImaged
 from PIL import Image
-from test_data_prep_readers import write_dicom
 
 from data_prep.__main__ import main
 from data_prep.pictures import draw_contact_sheet, draw_variables
@@ -223,11 +223,11 @@ def test_a_picture_is_taken_once_whatever_its_name_and_format(chests):
     assert next(i for i, case in names(chests).items() if case["name"] == "north0") in text
 
 
-def write_dicom_source(root, spacing):
+def write_dicom_source(root, spacing, element="PixelSpacing"):
     for i in range(8):
         image, masks = draw(i)
         (root / "images").mkdir(parents=True, exist_ok=True)
-        write_dicom(root / "images" / f"1.2.840.{i}", image, PixelSpacing=spacing, PatientName="Doe^Jane")
+        write_dicom(root / "images" / f"1.2.840.{i}", image, **{element: spacing}, PatientName="Doe^Jane")
         write_masks(root, f"1.2.840.{i}", masks)
 
 
@@ -240,6 +240,14 @@ def test_dicom_images_give_areas_in_square_millimetres(tmp_path):
         assert entry["spacing"] == pytest.approx([4, 4])
         lung = 2 * 2 * ((masks["right_lung"] > 0) & (masks["heart"] == 0)).sum()
         assert entry["variables"]["right_lung_area"] == pytest.approx(lung, rel=0.1)
+
+
+def test_areas_at_the_detector_are_noted(tmp_path, capsys):
+    write_dicom_source(tmp_path / "dicom", ["2", "2"], "ImagerPixelSpacing")
+    datalist = run(tmp_path, folders=["dicom"])
+    assert {variable.unit for variable in datalist.variables} == {"mm2"}
+    assert all(entry["notes"] == ["detector_spacing", "burned_in_unknown"] for entry in all_entries(datalist))
+    assert "are those of the shadow): 8" in capsys.readouterr().out
 
 
 def test_unit_follows_what_is_known(chests):

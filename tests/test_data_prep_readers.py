@@ -3,11 +3,10 @@ import zipfile
 
 import nibabel
 import numpy as np
-import pydicom
 import pytest
+import tifffile
+from dicom_files import write_dicom
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data_prep.cases import Rejected
 from data_prep.readers import read_picture, strip_suffix
@@ -19,26 +18,6 @@ def reason_of(path):
     with pytest.raises(Rejected) as fault:
         read_picture(path)
     return fault.value.reason
-
-
-def write_dicom(path, pixels=PIXELS, **elements):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    if pydicom.__version__.startswith("2."):
-        dataset.is_little_endian, dataset.is_implicit_VR = True, False
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Rows, dataset.Columns = pixels.shape[-2:]
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    dataset.save_as(path)
-    return path
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -61,36 +40,6 @@ def test_png_with_equal_channels_is_grey_and_with_colours_is_rejected(tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "bit.png").pixels, grey > 30)
     Image.fromarray(np.stack([grey, grey, grey + 1], -1)).save(tmp_path / "colour.png")
     assert reason_of(tmp_path / "colour.png") == "colour"
-
-
-def test_dicom_is_rescaled_and_windowed(tmp_path):
-    path = write_dicom(tmp_path / "a", RescaleSlope="2", RescaleIntercept="-100")
-    np.testing.assert_allclose(read_picture(path).pixels, PIXELS * 2.0 - 100)
-    path = write_dicom(tmp_path / "b", WindowCenter="1000", WindowWidth="400")
-    windowed = read_picture(path).pixels
-    assert (windowed[PIXELS <= 800] == windowed.min()).all() and (windowed[PIXELS >= 1200] == windowed.max()).all()
-    inside = windowed[(PIXELS >= 900) & (PIXELS <= 1100)]
-    assert (np.diff(inside) > 0).all()
-
-
-def test_dicom_monochrome1_is_turned_over(tmp_path):
-    straight = read_picture(write_dicom(tmp_path / "a.dcm")).pixels
-    turned = read_picture(write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1")).pixels
-    np.testing.assert_allclose(turned, straight.max() - straight)
-
-
-def test_dicom_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
-    assert read_picture(write_dicom(tmp_path / "a")).spacing is None
-    assert read_picture(write_dicom(tmp_path / "b", ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)
-    path = write_dicom(tmp_path / "c", PixelSpacing=["0.15", "0.1"], ImagerPixelSpacing=["0.2", "0.2"])
-    assert read_picture(path).spacing == (0.15, 0.1)
-    assert reason_of(write_dicom(tmp_path / "d", PixelSpacing=["0", "0.1"])) == "unreadable"
-
-
-def test_dicom_of_several_frames_or_colours_is_rejected(tmp_path):
-    frames = write_dicom(tmp_path / "a", np.stack([PIXELS, PIXELS]), NumberOfFrames="2")
-    assert reason_of(frames) == "multi_frame"
-    assert reason_of(write_dicom(tmp_path / "b", SamplesPerPixel=3)) == "colour"
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -122,6 +71,53 @@ def test_nifti_unit_is_obeyed_and_volumes_are_rejected(tmp_path):
     assert read_picture(tmp_path / "a.nii").spacing == pytest.approx((0.7, 0.5))
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "b.nii")
     assert reason_of(tmp_path / "b.nii") == "multi_frame"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_tiff_is_read_and_turned_over_where_zero_is_white(tmp_path, dtype, white_is_zero):
+    pixels = (PIXELS // 10).astype(dtype)
+    photometric = "miniswhite" if white_is_zero else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=photometric, resolution=(300, 300))
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.spacing is None
+    if white_is_zero:
+        np.testing.assert_array_equal(np.diff(picture.pixels.astype(int).ravel()), -np.diff(pixels.astype(int).ravel()))
+    else:
+        np.testing.assert_array_equal(picture.pixels, pixels)
+
+
+def test_compressed_tiff_is_read_and_several_pages_are_rejected(tmp_path):
+    page = Image.fromarray((PIXELS // 10).astype(np.uint8))
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        page.save(tmp_path / "a.tiff", compression=compression)
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.tiff").pixels, PIXELS // 10)
+    page.save(tmp_path / "b.tiff", save_all=True, append_images=[page])
+    assert reason_of(tmp_path / "b.tiff") == "multi_frame"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, kind, monkeypatch):
+    Image.new("1", (9000, 2)).save(tmp_path / "a", format=kind)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("the file was decoded"))
+    assert reason_of(tmp_path / "a") == "too_large"
+
+
+def test_a_huge_nifti_file_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    image = nibabel.Nifti1Image(PIXELS.astype(np.int16), np.eye(4))
+    image.header["dim"][1:3] = 32000
+    (tmp_path / "a.nii").write_bytes(image.header.binaryblock + bytes(100))
+    assert reason_of(tmp_path / "a.nii") == "too_large"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((400, 400), np.int16), np.eye(4)), tmp_path / "b.nii.gz")
+    monkeypatch.setattr("data_prep.readers.MAX_BYTES", 10_000)
+    assert (tmp_path / "b.nii.gz").stat().st_size < 10_000
+    assert reason_of(tmp_path / "b.nii.gz") == "too_large"
+
+
+def test_nifti_with_colours_is_rejected(tmp_path):
+    colours = np.zeros((6, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "a.nii")
+    assert reason_of(tmp_path / "a.nii") == "colour"
 
 
 def test_a_file_within_a_zip_archive_is_read_and_a_damaged_one_rejected(tmp_path):
@@ -159,7 +155,7 @@ def test_damaged_files_are_rejected_and_their_names_are_not_told(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (40, 40), np.uint16)).save(folder / "a.png")
     nibabel.save(nibabel.Nifti1Image(PIXELS.astype(np.int16), np.eye(4)), folder / "b.nii")
     (folder / "c.nii.gz").write_bytes(gzip.compress((folder / "b.nii").read_bytes()))
-    write_dicom(folder / "d", PatientName="Doe^Jane")
+    write_dicom(folder / "d", PIXELS, PatientName="Doe^Jane")
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
         for end in (len(whole) // 2, len(whole) * 9 // 10):

@@ -1,0 +1,140 @@
+"""Reading one picture from a DICOM file as a viewer shows it.
+
+Compressed files need the decoders of the extra ``formats``. Native decoders trust a code stream's own header, so the
+size that it declares is compared with the data set's before they are let loose on it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, UID_dictionary
+
+from data_prep.cases import Rejected
+from data_prep.grey import Picture, check_shape, check_spacing, single_channel
+
+try:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+except ImportError:  # pydicom 2 chooses its decoder alone
+    from pydicom.pixel_data_handlers.util import apply_modality_lut, apply_voi_lut  # type: ignore[no-redef]
+
+    get_decoder = None  # type: ignore[assignment]
+
+try:
+    import gdcm
+except ImportError:
+    pass
+else:  # it would print to the console, past Python, what it finds in a file
+    gdcm.Trace.DebugOff()
+    gdcm.Trace.WarningOff()
+    gdcm.Trace.ErrorOff()
+
+__all__ = ["is_dicom", "read_dicom"]
+
+_DECODERS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+"""Plugins of pydicom in the order in which they are tried: the narrowest first, since each reads a format or two."""
+
+_COLOURS = re.compile(r"RGB|YBR_\w+")
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a DICOM file."""
+    return head[128:132] == b"DICM"
+
+
+def read_dicom(data: bytes) -> Picture:
+    """Stored values, rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 turned over.
+
+    Spacing is Pixel Spacing, else Imager Pixel Spacing, which holds at the detector and is noted as such.
+
+    Raises:
+        Rejected: when the file holds no picture, several frames or colours, or no decoder reads its compression.
+    """
+    if str(DeflatedExplicitVRLittleEndian).encode() in data[:1024]:
+        raise Rejected("no_decoder", "deflated DICOM files are not read: any size may come out of them")
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise Rejected("unreadable", "the DICOM file holds no picture")
+    check_shape(int(dataset.Rows), int(dataset.Columns))
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise Rejected("multi_frame", f"the DICOM file holds {int(dataset.NumberOfFrames)} frames")
+    photometric = str(dataset.PhotometricInterpretation)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
+        pixels = apply_voi_lut(apply_modality_lut(_decode(dataset), dataset), dataset)
+        if photometric == "MONOCHROME1":
+            pixels = pixels.max() - pixels
+    elif _COLOURS.fullmatch(photometric) and samples == 3:
+        pixels = single_channel(_decode(dataset))
+    else:
+        raise Rejected("colour")
+    spacing, notes = _spacing(dataset)
+    return Picture(pixels, spacing, (*notes, *_burned_in(dataset)))
+
+
+def _decode(dataset: Dataset) -> np.ndarray:
+    """Stored values of shape (H, W), or (H, W, 3) in RGB."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        declared = _declared_shape(dataset.PixelData)
+        if declared not in (None, (dataset.Rows, dataset.Columns)):
+            raise Rejected("unreadable", "the compressed data declare another size than the DICOM file")
+        if get_decoder is not None:
+            dataset.pixel_array_options(decoding_plugin=_choose_decoder(syntax, int(dataset.BitsStored)))
+    return dataset.pixel_array
+
+
+def _choose_decoder(syntax: UID, bits: int) -> str:
+    try:
+        available = get_decoder(syntax).available_plugins
+    except NotImplementedError:
+        available = ()
+    if syntax == JPEGExtended12Bit and bits > 8:
+        available = tuple(plugin for plugin in available if plugin not in ("pillow", "gdcm"))
+    chosen = next((plugin for plugin in _DECODERS if plugin in available), None)
+    if chosen is None:
+        name = syntax.name if syntax in UID_dictionary else "unknown"
+        raise Rejected("no_decoder", f"compression {name}; most are read with pip install 'segcft-ext[formats]'")
+    return chosen
+
+
+def _declared_shape(encoded: bytes) -> tuple[int, int] | None:
+    """(H, W) in the header of the first JPEG, JPEG-LS or JPEG 2000 code stream; None for other compressions.
+
+    Raises:
+        struct.error: when the stream ends within its header.
+    """
+    start = encoded.find(b"\xff\x4f\xff\x51")  # JPEG 2000: start of code stream, SIZ
+    if start >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", encoded, start + 8)
+        return bottom - top, right - left
+    start = encoded.find(b"\xff\xd8\xff")
+    if start < 0:
+        return None
+    position = start + 2
+    while True:
+        marker, length = struct.unpack_from(">HH", encoded, position)
+        # Start of frame: SOF0 to SOF15 without DHT, JPG and DAC, which lie between; SOF55 is JPEG-LS.
+        if (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)) or marker == 0xFFF7:
+            height, width = struct.unpack_from(">HH", encoded, position + 5)
+            return height, width
+        position += 2 + length
+
+
+def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Spacing and its note. Pixel Spacing that equals Imager Pixel Spacing is not calibrated (PS3.3, 10.7.1.3)."""
+    calibrated, detector = dataset.get("PixelSpacing"), dataset.get("ImagerPixelSpacing")
+    found = calibrated or detector
+    if not found:
+        return None, ()
+    return check_spacing(*found), ("detector_spacing",) if found == detector else ()
+
+
+def _burned_in(dataset: Dataset) -> tuple[str, ...]:
+    stated = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
+    return {"YES": ("burned_in_text",), "NO": ()}.get(stated, ("burned_in_unknown",))

@@ -1,0 +1,132 @@
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import LOSSLESS, write_dicom
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    RLELossless,
+)
+from test_data_prep_readers import PIXELS, reason_of
+
+from data_prep.readers import read_picture
+
+
+def test_pixels_are_rescaled_and_windowed(tmp_path):
+    path = write_dicom(tmp_path / "a", PIXELS, RescaleSlope="2", RescaleIntercept="-100")
+    np.testing.assert_allclose(read_picture(path).pixels, PIXELS * 2.0 - 100)
+    path = write_dicom(tmp_path / "b", PIXELS, WindowCenter="1000", WindowWidth="400")
+    windowed = read_picture(path).pixels
+    assert (windowed[PIXELS <= 800] == windowed.min()).all() and (windowed[PIXELS >= 1200] == windowed.max()).all()
+    inside = windowed[(PIXELS >= 900) & (PIXELS <= 1100)]
+    assert (np.diff(inside) > 0).all()
+
+
+def test_monochrome1_is_turned_over(tmp_path):
+    straight = read_picture(write_dicom(tmp_path / "a.dcm", PIXELS)).pixels
+    turned = read_picture(write_dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation="MONOCHROME1")).pixels
+    np.testing.assert_allclose(turned, straight.max() - straight)
+
+
+def test_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
+    assert read_picture(write_dicom(tmp_path / "a", PIXELS)).spacing is None
+    assert read_picture(write_dicom(tmp_path / "b", PIXELS, ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)
+    path = write_dicom(tmp_path / "c", PIXELS, PixelSpacing=["0.15", "0.1"], ImagerPixelSpacing=["0.2", "0.2"])
+    assert read_picture(path).spacing == (0.15, 0.1)
+    assert reason_of(write_dicom(tmp_path / "d", PIXELS, PixelSpacing=["0", "0.1"])) == "unreadable"
+
+
+def test_spacing_at_the_detector_is_noted(tmp_path):
+    detector = ["0.2", "0.2"]
+    noted = [{"ImagerPixelSpacing": detector}, {"ImagerPixelSpacing": detector, "PixelSpacing": detector}]
+    for spacing in noted:
+        assert "detector_spacing" in read_picture(write_dicom(tmp_path / "a", PIXELS, **spacing)).notes
+    for spacing in ({}, {"PixelSpacing": detector}, {"ImagerPixelSpacing": detector, "PixelSpacing": ["0.1", "0.1"]}):
+        assert "detector_spacing" not in read_picture(write_dicom(tmp_path / "a", PIXELS, **spacing)).notes
+
+
+@pytest.mark.parametrize(
+    ("stated", "notes"),
+    [("YES", ("burned_in_text",)), ("NO", ()), ("", ("burned_in_unknown",)), (None, ("burned_in_unknown",))],
+)
+def test_what_the_file_says_of_burned_in_text_is_noted(tmp_path, stated, notes):
+    elements = {} if stated is None else {"BurnedInAnnotation": stated}
+    assert read_picture(write_dicom(tmp_path / "a", PIXELS, **elements)).notes == notes
+
+
+def test_several_frames_are_rejected(tmp_path):
+    frames = write_dicom(tmp_path / "a", np.stack([PIXELS, PIXELS]), NumberOfFrames="2")
+    assert reason_of(frames) == "multi_frame"
+
+
+def test_equal_channels_are_grey_and_colours_are_rejected(tmp_path):
+    grey = (PIXELS // 10).astype(np.uint8)
+    path = write_dicom(tmp_path / "a", np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(read_picture(path).pixels, grey)
+    path = write_dicom(tmp_path / "a", np.full((*grey.shape, 3), 128, np.uint8), PhotometricInterpretation="YBR_FULL")
+    np.testing.assert_array_equal(read_picture(path).pixels, 128)
+    assert reason_of(write_dicom(tmp_path / "a", np.stack([grey, grey, grey + 1], -1))) == "colour"
+    assert reason_of(write_dicom(tmp_path / "a", grey, PhotometricInterpretation="PALETTE COLOR")) == "colour"
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_lossless_compression_gives_the_pixels_back(tmp_path, syntax, dtype):
+    pixels = np.random.default_rng(0).integers(0, 4096 if dtype == np.uint16 else 256, (40, 34)).astype(dtype)
+    path = write_dicom(tmp_path / "a", pixels, syntax, PixelSpacing=["0.3", "0.2"])
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert picture.spacing == (0.3, 0.2)
+
+
+def test_lossy_jpeg_gives_the_pixels_nearly_back(tmp_path):
+    rows, columns = np.mgrid[:40, :34]
+    pixels = (rows * 5 + columns * 3).astype(np.uint8)
+    path = write_dicom(tmp_path / "a", pixels, JPEGBaseline8Bit)
+    np.testing.assert_allclose(read_picture(path).pixels, pixels, atol=3)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_pixels_are_windowed_and_turned_over_too(tmp_path, syntax):
+    elements = {"WindowCenter": "1000", "WindowWidth": "400", "PhotometricInterpretation": "MONOCHROME1"}
+    pixels = np.arange(40 * 34, dtype=np.uint16).reshape(40, 34) * 3
+    plain, compressed = (
+        read_picture(write_dicom(tmp_path / "a", pixels, s, **elements)) for s in (ExplicitVRLittleEndian, syntax)
+    )
+    np.testing.assert_array_equal(compressed.pixels, plain.pixels)
+    assert plain.pixels[0, 0] == plain.pixels.max() > plain.pixels[-1, -1]
+
+
+def test_compression_without_a_decoder_is_a_reason_of_its_own(tmp_path):
+    pixels = np.zeros((16, 16), np.uint8)
+    for syntax in (JPEGExtended12Bit, MPEG2MPML, DeflatedExplicitVRLittleEndian):
+        dataset = pydicom.dcmread(write_dicom(tmp_path / "a", pixels, JPEGBaseline8Bit, BitsStored=12))
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(tmp_path / "a")
+        assert reason_of(tmp_path / "a") == "no_decoder"
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, *LOSSLESS], ids=lambda syntax: syntax.keyword)
+def test_a_huge_declared_size_is_refused_before_it_is_decoded(tmp_path, monkeypatch, syntax):
+    pixels = np.zeros((40, 34), np.uint8)
+    monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(lambda _: pytest.fail("the file was decoded")))
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a", pixels, syntax))
+    dataset.Rows = 60000
+    dataset.save_as(tmp_path / "a")
+    assert reason_of(tmp_path / "a") == "too_large"
+    if syntax not in (ExplicitVRLittleEndian, RLELossless):  # these two have no size of their own
+        dataset.Rows = 41
+        dataset.save_as(tmp_path / "a")
+        assert reason_of(tmp_path / "a") == "unreadable"
+
+
+def test_a_dicom_file_without_a_picture_is_rejected(tmp_path):
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a", PIXELS))
+    del dataset.Rows
+    dataset.save_as(tmp_path / "a")
+    assert reason_of(tmp_path / "a") == "unreadable"
