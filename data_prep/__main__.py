@@ -12,6 +12,7 @@ import fire
 
 from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
+from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
 from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import PhantomSource
@@ -42,6 +43,8 @@ def folder(
     seed: int = 0,
     fractions: Any = None,
     workers: int = 1,
+    scheduler: str | None = None,
+    strict: Any = False,
     name: str | None = None,
     salt: str | None = None,
     mapping: str | None = None,
@@ -76,6 +79,8 @@ def folder(
         seed: of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
+        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
         mapping: file for the salt and the file names behind the ids, by default OUT.mapping.json beside the folder OUT.
@@ -102,6 +107,8 @@ def folder(
         fractions=_parse(fractions),
         unit=unit,
         workers=_whole("workers", workers),
+        scheduler=scheduler,
+        strict=_flag("strict", strict),
         salt=salt,
         mapping=names,
     )
@@ -181,6 +188,7 @@ def phantom(
     seed: int = 0,
     fractions: Any = None,
     workers: int = 1,
+    scheduler: str | None = None,
     name: str | None = None,
 ) -> None:
     """Render phantoms with a known causal model, whose true counterfactuals can be rendered too.
@@ -197,6 +205,7 @@ def phantom(
         seed: of the cases and of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
+        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
     if kind != "chest":
@@ -206,8 +215,16 @@ def phantom(
     pixels, seed = _whole("size", size), _whole("seed", seed)
     truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
     source = PhantomSource(ChestPhantom(size=pixels), _whole("count", count), (pixels, pixels), seed, truth)
-    workers = _whole("workers", workers)
-    _report(prepare(source, Path(out), name=name, seed=seed, fractions=_parse(fractions), workers=workers))
+    summary = prepare(
+        source,
+        Path(out),
+        name=name,
+        seed=seed,
+        fractions=_parse(fractions),
+        workers=_whole("workers", workers),
+        scheduler=scheduler,
+    )
+    _report(summary)
 
 
 def regions(
@@ -264,8 +281,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
+    except KeyboardInterrupt:
+        sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
 
 
 def _as_text(argument: str) -> str:
@@ -307,6 +326,12 @@ def _fraction(option: str, given: str) -> float:
         raise ValueError(f"{option}: found {given!r}, expected numbers from 0 to 1") from None
 
 
+def _flag(option: str, given: Any) -> bool:
+    if str(given) not in ("True", "False"):
+        raise ValueError(f"{option}: found {given!r}, expected --{option} alone, behind the folders")
+    return str(given) == "True"
+
+
 def _image_size(given: Any) -> tuple[int, int]:
     numbers = [_whole("size", n) for n in _names(given if isinstance(given, (str, list, tuple)) else [given])]
     if len(numbers) not in (1, 2) or min(numbers) < 8:
@@ -316,6 +341,8 @@ def _image_size(given: Any) -> tuple[int, int]:
 
 def _report(summary: Summary) -> None:
     datalist, rejected = summary.datalist, summary.rejected
+    if summary.resumed:
+        print(f"{summary.resumed} cases were finished before the interruption and are as they were")
     print(f"{summary.found} cases found, {summary.found - rejected.total()} accepted, {rejected.total()} rejected")
     for reason, count in rejected.most_common():
         print(f"  rejected as {reason}: {count}")

@@ -135,6 +135,13 @@ class Source(Protocol):
     @property
     def items(self) -> Sequence[Item]: ...
 
+    def fingerprint(self, item: Item) -> Any:
+        """Plain values that differ when :meth:`load` would give another case: what an interrupted run is checked by.
+
+        These are the :func:`~data_prep.journal.stamp` of each file, the row of a table, and every option of the source
+        that does not stand in the datalist's header.
+        """
+
     def load(self, item: Item) -> Case:
         """Load one case; pure, so that it may run in any process and any order.
 

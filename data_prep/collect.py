@@ -3,20 +3,23 @@
 Cases are independent: each is loaded, measured on its final label map and written by one call in one process, and only
 its record (a few numbers) comes back. So memory stays flat, and several processes give the same result as one. A case
 that cannot be used becomes a row of ``rejected.csv``; accepted and rejected cases always add up to the cases found.
+
+Each record is kept in a journal as it comes, so that a run that was stopped, by whatever, goes on where it was.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
+import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_all_start_methods, get_context
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.executors import WorkersLost, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
+from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
 from data_prep.splits import split_cases
 from data_prep.structures import check_label_map
@@ -44,7 +49,7 @@ class Outcome:
     """What became of one case: a reason and a text when it was rejected, else what its entry needs.
 
     ``measured`` holds the measured variables for each unit in which the case can be measured; ``digest`` tells whether
-    two cases are the same picture.
+    two cases are the same picture; ``written`` is the size in bytes of each file, by its path in the output folder.
     """
 
     reason: str = ""
@@ -55,16 +60,19 @@ class Outcome:
     exogenous: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     digest: str = ""
+    written: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of :func:`prepare` found, the validated datalist, and how many accepted cases bear each note."""
+    """What a run of :func:`prepare` found, the validated datalist, how many accepted cases bear each note, and how many
+    cases an interrupted run had finished."""
 
     datalist: Datalist
     found: int
     rejected: Counter[str]
     notes: Counter[str]
+    resumed: int = 0
 
 
 def prepare(
@@ -76,10 +84,12 @@ def prepare(
     fractions: Mapping[str, float] | None = None,
     unit: str = "auto",
     workers: int = 1,
+    scheduler: str | None = None,
+    strict: bool = False,
     salt: str | None = None,
     mapping: Path | None = None,
 ) -> Summary:
-    """Prepare all cases of a source.
+    """Prepare all cases of a source; after an interruption, those that are not finished or have changed since.
 
     Args:
         source: where the cases come from.
@@ -90,12 +100,16 @@ def prepare(
         unit: of the areas: "percent" of the image; "mm2", which rejects cases of unknown spacing; or "auto", mm2 when
             the spacing of every accepted case is known, else percent.
         workers: processes; the result does not depend on it.
+        scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
+        strict: stop at a rejected case.
         salt: salt of the ids; by default that of ``mapping``, or a random one.
         mapping: file, outside ``out``, for the salt and the names behind the ids; None writes no such file.
 
     Raises:
-        ValueError: when an option is wrong, or too few cases are accepted to fill every split.
-        OSError: when something cannot be written.
+        ValueError: when an option is wrong, too few cases are accepted to fill every split, or, if ``strict``, a case
+            is rejected.
+        OSError: when something cannot be written; what is finished is kept.
+        WorkersLost: when the processes die; what is finished is kept.
     """
     if unit not in UNITS:
         raise ValueError(f"unit: found {unit!r}, expected one of {', '.join(UNITS)}")
@@ -105,39 +119,56 @@ def prepare(
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         _make_writable(folder)
-    # An interrupted run must not look like a complete one.
-    (out / "datalist.json").unlink(missing_ok=True)
-
     salt = salt if salt is not None else read_salt(mapping) if mapping else ""
     ids = _case_ids(source, salt)
-    outcomes = _reject_duplicates(list(_run(_Worker(source, out, unit), ids, workers)), ids)
-    accepted = [i for i, outcome in enumerate(outcomes) if not outcome.reason]
-    _remove_strangers(out, {ids[i] for i in accepted})
-    _write_rejected(out / "rejected.csv", source, ids, outcomes)
-    if mapping is not None:
-        _write_names(mapping, salt, source, ids, outcomes)
-    rejected = Counter(outcome.reason for outcome in outcomes if outcome.reason)
-    if not accepted:
-        raise ValueError(f"none of {len(outcomes)} cases was accepted: {dict(rejected)}; see {out / 'rejected.csv'}")
+    with open_journal(out) as journal:
+        # An interrupted run must not look like a complete one, and must go on with the same salt.
+        (out / "datalist.json").unlink(missing_ok=True)
+        if mapping is not None:
+            _write_names(mapping, salt, source, ids, {})
+        worker = _Worker(source, out, unit, salt)
+        found = _take_over(journal, worker, ids)
+        resumed = len(found)
+        try:
+            _work_off(worker, ids, found, journal, workers, scheduler, strict)
+        except (OSError, WorkersLost) as error:
+            kept = f"{len(found)} of {len(ids)} cases are finished and kept, the same command goes on from there"
+            text = f"{out}: {getattr(error, 'strerror', None) or error}; {kept}"
+            raise (OSError(text) if isinstance(error, OSError) else WorkersLost(text)) from error
+        found = _reject_duplicates({identifier: found[identifier] for identifier in ids if identifier in found})
+        if strict:
+            _stop_at_rejected(source, ids, found)
+        outcomes = list(found.values())
+        _write_rejected(out / "rejected.csv", source, ids, outcomes)
+        if mapping is not None:
+            _write_names(mapping, salt, source, ids, found)
+        rejected = Counter(outcome.reason for outcome in outcomes if outcome.reason)
+        accepted = [i for i, outcome in enumerate(outcomes) if not outcome.reason]
+        if not accepted:
+            table = out / "rejected.csv"
+            raise ValueError(f"none of {len(outcomes)} cases was accepted: {dict(rejected)}; see {table}")
+        _remove_strangers(out, {ids[i] for i in accepted})
 
-    parts = split_cases([source.items[i] for i in accepted], seed, fractions)
-    if unit == "auto":
-        unit = "mm2" if all("mm2" in outcomes[i].measured for i in accepted) else "percent"
-    content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "name": name or out.resolve().name,
-        "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
-        "labels": dict(source.labels),
-        "variables": [*_measured_variables(source.labels, unit), *source.variables],
-        "truth": source.truth,
-        **{split: [] for split in SPLITS},
-    }
-    for i, (split, use) in zip(accepted, parts):
-        content[split].append(_entry(ids[i], source.items[i], outcomes[i], unit, use))
-    datalist = write_datalist(out / "datalist.json", content)
-    draw_contact_sheet(datalist, out / "contact_sheet.png")
-    draw_variables(datalist, out / "variables.png")
-    return Summary(datalist, len(outcomes), rejected, Counter(note for i in accepted for note in outcomes[i].notes))
+        parts = split_cases([source.items[i] for i in accepted], seed, fractions)
+        if unit == "auto":
+            unit = "mm2" if all("mm2" in outcomes[i].measured for i in accepted) else "percent"
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "name": name or out.resolve().name,
+            "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
+            "labels": dict(source.labels),
+            "variables": [*_measured_variables(source.labels, unit), *source.variables],
+            "truth": source.truth,
+            **{split: [] for split in SPLITS},
+        }
+        for i, (split, use) in zip(accepted, parts):
+            content[split].append(_entry(ids[i], source.items[i], outcomes[i], unit, use))
+        datalist = write_datalist(out / "datalist.json", content)
+        draw_contact_sheet(datalist, out / "contact_sheet.png")
+        draw_variables(datalist, out / "variables.png")
+        journal.remove()
+    notes = Counter(note for i in accepted for note in outcomes[i].notes)
+    return Summary(datalist, len(outcomes), rejected, notes, resumed)
 
 
 def _make_writable(folder: Path) -> None:
@@ -154,13 +185,73 @@ def _make_writable(folder: Path) -> None:
         raise OSError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
+def _take_over(journal: Journal, worker: _Worker, ids: list[str]) -> dict[str, Outcome]:
+    """The outcomes of the interrupted run that still hold, by id."""
+    outcomes = {}
+    for item, identifier in zip(worker.source.items, ids):
+        record = journal.records.get(identifier)
+        if record and record["input"] == worker.input_digest(item):
+            outcome = Outcome(**record["outcome"])
+            if all(_size(worker.out / name) == size for name, size in outcome.written.items()):
+                outcomes[identifier] = outcome
+    return outcomes
+
+
+def _work_off(
+    worker: _Worker,
+    ids: list[str],
+    outcomes: dict[str, Outcome],
+    journal: Journal,
+    workers: int,
+    scheduler: str | None,
+    strict: bool,
+) -> None:
+    """Add the outcomes that are not there yet; if ``strict``, only until one is a rejection."""
+    if strict and any(outcome.reason for outcome in outcomes.values()):
+        return
+    todo = [(item, identifier) for item, identifier in zip(worker.source.items, ids) if identifier not in outcomes]
+    with (
+        tqdm(total=len(ids), initial=len(outcomes), desc="preparing", unit="case") as bar,
+        closing(run_cases(worker, todo, workers, scheduler)) as lines,
+    ):
+        for line in lines:
+            record = journal.append(line)
+            outcome = outcomes[record["id"]] = Outcome(**record["outcome"])
+            bar.update()
+            if strict and outcome.reason:
+                return
+
+
+def _stop_at_rejected(source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:
+    """What ``strict`` means.
+
+    Raises:
+        ValueError: when a case is rejected; for the first of them.
+    """
+    for item, identifier in zip(source.items, ids):
+        outcome = outcomes.get(identifier)
+        if outcome and outcome.reason:
+            text = f"case {identifier} of {item.source} is rejected as {outcome.reason}: {outcome.text}"
+            raise ValueError(f"strict: {text}; what is finished is kept")
+
+
 class _Worker:
-    """Loads, checks, measures and writes one case; pickled once to every process."""
+    """Loads, checks, measures and writes one case, and gives its line of the journal; pickled once to every process."""
 
-    def __init__(self, source: Source, out: Path, unit: str) -> None:
-        self.source, self.out, self.unit = source, out, unit
+    def __init__(self, source: Source, out: Path, unit: str, salt: str) -> None:
+        self.source, self.out, self.unit, self.salt = source, out.absolute(), unit, salt
 
-    def __call__(self, item: Item, identifier: str) -> Outcome:
+    def __call__(self, item: Item, identifier: str) -> str:
+        digest = self.input_digest(item)  # before the files are read: a later change must be seen
+        return json.dumps({"id": identifier, "input": digest, "outcome": asdict(self._prepare(item, identifier))})
+
+    def input_digest(self, item: Item) -> str:
+        """What the case's outcome depends on."""
+        source = self.source
+        header = [source.labels, source.variables, source.size, source.truth, self.unit]
+        return input_digest(self.salt, header, source.fingerprint(item))
+
+    def _prepare(self, item: Item, identifier: str) -> Outcome:
         try:
             case = self.source.load(item)
             check_label_map(case.label, self.source.labels)
@@ -168,17 +259,18 @@ class _Worker:
                 raise Rejected("spacing_unknown")
         except Rejected as fault:
             return Outcome(fault.reason, fault.text)
-        measured = {unit: self._measure(case, unit) for unit in ("percent", "mm2") if unit != "mm2" or case.spacing}
         pixels = to_uint16(case.image)
-        _write_png(self.out / "images" / f"{identifier}.png", pixels)
-        _write_png(self.out / "labels" / f"{identifier}.png", case.label)
         return Outcome(
-            measured=measured,
+            measured={unit: self._measure(case, unit) for unit in ("percent", "mm2") if unit != "mm2" or case.spacing},
             spacing=case.spacing,
             variables=case.variables,
             exogenous=case.exogenous,
             notes=case.notes,
             digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            written={
+                f"{folder}/{identifier}.png": _write_png(self.out / folder / f"{identifier}.png", array)
+                for folder, array in (("images", pixels), ("labels", case.label))
+            },
         )
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
@@ -194,34 +286,6 @@ class _Worker:
         return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}
 
 
-_worker: _Worker | None = None
-
-
-def _start_process(worker: _Worker) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = worker
-
-
-def _run_in_process(item: Item, identifier: str) -> Outcome:
-    assert _worker is not None
-    return _worker(item, identifier)
-
-
-def _run(worker: _Worker, ids: list[str], workers: int) -> Iterator[Outcome]:
-    items = worker.source.items
-    bar = {"total": len(items), "desc": "preparing", "unit": "case"}
-    if workers == 1:
-        yield from tqdm(map(worker, items, ids), **bar)
-        return
-    # Forking a process in which torch has started threads can hang; a server that has only imported it is safe to fork.
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(worker,)) as pool:
-        yield from tqdm(pool.map(_run_in_process, items, ids, chunksize=8), **bar)
-
-
 def _case_ids(source: Source, salt: str) -> list[str]:
     seen: Counter[tuple[str, str]] = Counter()
     ids = []
@@ -232,17 +296,17 @@ def _case_ids(source: Source, salt: str) -> list[str]:
     return ids
 
 
-def _reject_duplicates(outcomes: list[Outcome], ids: list[str]) -> list[Outcome]:
+def _reject_duplicates(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     """Reject every accepted case whose prepared picture is an earlier one's, whatever its file's name and format.
 
     It would count twice, and could lie in two splits.
     """
     first: dict[str, str] = {}
-    checked = []
-    for outcome, identifier in zip(outcomes, ids):
+    checked = {}
+    for identifier, outcome in outcomes.items():
         original = identifier if outcome.reason else first.setdefault(outcome.digest, identifier)
         text = f"the picture is that of case {original}"
-        checked.append(outcome if original == identifier else Outcome("duplicate_image", text))
+        checked[identifier] = outcome if original == identifier else Outcome("duplicate_image", text)
     return checked
 
 
@@ -274,17 +338,33 @@ def _entry(identifier: str, item: Item, outcome: Outcome, unit: str, use: str | 
     return entry
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    scratch = path.with_suffix(".tmp")
-    Image.fromarray(pixels).save(scratch, format="PNG")
-    os.replace(scratch, path)
+def _write_png(path: Path, pixels: np.ndarray) -> int:
+    """Write a picture atomically; its size in bytes."""
+    # A name of its own, since a process that a kill has orphaned may still be writing the same case.
+    scratch = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
+    try:
+        Image.fromarray(pixels).save(scratch, format="PNG")
+        size = scratch.stat().st_size
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    return size
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _remove_strangers(out: Path, ids: set[str]) -> None:
     """Remove what an earlier run has left in the folder; only files that bear one of our ids."""
     for folder in ("images", "labels"):
         for path in (out / folder).iterdir():
-            if re.fullmatch(r"[0-9a-f]{16}\.(png|tmp)", path.name) and not (path.suffix == ".png" and path.stem in ids):
+            ours = re.fullmatch(r"([0-9a-f]{16})\.(png|([0-9a-f]{8}\.)?tmp)", path.name)
+            if ours and not (path.suffix == ".png" and path.stem in ids):
                 path.unlink()
 
 
@@ -299,15 +379,17 @@ def _write_rejected(path: Path, source: Source, ids: list[str], outcomes: list[O
     os.replace(scratch, path)
 
 
-def _write_names(mapping: Path, salt: str, source: Source, ids: list[str], outcomes: list[Outcome]) -> None:
+def _write_names(mapping: Path, salt: str, source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:
+    def text(outcome: Outcome | None) -> str:
+        return "not finished" if outcome is None else f"rejected: {outcome.reason}" if outcome.reason else "accepted"
+
     cases = {
         identifier: {
             "source": item.source,
             "name": item.name,
             "patient": item.patient,
-            "outcome": f"rejected: {outcome.reason}" if outcome.reason else "accepted",
+            "outcome": text(outcomes.get(identifier)),
         }
-        for item, identifier, outcome in zip(source.items, ids, outcomes)
+        for item, identifier in zip(source.items, ids)
     }
-    mapping.parent.mkdir(parents=True, exist_ok=True)
     write_mapping(mapping, salt, cases)

@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.cases import Case, Item, Rejected
 from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
+from data_prep.journal import stamp
 from data_prep.readers import Picture, read_picture, strip_suffix
 from data_prep.structures import combine_masks, label_values, threshold_mask
 from data_prep.table import Match, Table
@@ -67,6 +68,16 @@ class FolderSource:
             Item(match.source or source, name, index, match.patient)
             for index, ((source, name), match) in enumerate(zip(found, self._matches))
         ]
+
+    def fingerprint(self, item: Item) -> list[Any]:
+        """The files of the case and the values in the table."""
+        match = self._matches[item.index]
+        try:
+            values: Any = self._table.values(match.row) if self._table else None
+        except Rejected as fault:
+            values = fault.text
+        files = {key: [stamp(path) for path in paths] for key, paths in self._files[item.index].items()}
+        return [files, match.fault, values]
 
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity."""

@@ -53,6 +53,10 @@ class PhantomSource:
         self._phantom = phantom
         self._seed = seed
 
+    def fingerprint(self, item: Item) -> list[Any]:
+        """The seed; the renderer's own options stand in the header's ``truth``."""
+        return [self._seed, item.index]
+
     def load(self, item: Item) -> Case:
         """Draw and render one case."""
         # Case seeds from a seed sequence: neighbouring seeds of a run must not share cases.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASE
     for i, (name, found) in enumerate(lines.items()):
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
     figure.legend(loc="upper center", ncols=len(lines), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, dpi=110)
 
 
 def draw_variables(datalist: Datalist, path: Path) -> None:
@@ -58,7 +59,13 @@ def draw_variables(datalist: Datalist, path: Path) -> None:
             groups = list(dict.fromkeys(entry[key] for entry in entries))
             member = np.array([groups.index(entry[key]) for entry in entries])
             _draw_distribution(axis, variable, [values[member == g] for g in range(len(groups))], groups)
-    figure.savefig(path, dpi=100)
+    _save(figure, path, dpi=100)
+
+
+def _save(figure: Figure, path: Path, dpi: float) -> None:
+    scratch = path.with_suffix(".tmp")
+    figure.savefig(scratch, dpi=dpi, format="png")
+    os.replace(scratch, path)
 
 
 def _draw_distribution(axis: Any, variable: Variable, values: list[np.ndarray], groups: list[str]) -> None:

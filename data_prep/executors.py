@@ -1,0 +1,127 @@
+"""Where cases are worked on: in this process, in processes of this machine, or on a Dask cluster.
+
+One function of a case and its id is called for every case; which machine does so does not change the result. Only a
+bounded number of cases is under way at any time and only their records come back, so memory does not grow with the
+number of cases. On a cluster every worker must see the same folders under the same paths, and have the same version of
+this package installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from queue import SimpleQueue
+from threading import Thread
+
+import torch
+
+from data_prep.cases import Item
+
+__all__ = ["IN_FLIGHT", "Work", "WorkersLost", "run_cases"]
+
+Work = Callable[[Item, str], str]
+Submit = Callable[[Item, str], "Future[str]"]
+
+IN_FLIGHT = 1000
+"""Cases handed out at a time: more than a cluster has cores, and so few that they weigh nothing."""
+
+
+class WorkersLost(RuntimeError):
+    """The processes that were to do the work are gone; memory that ran out is the usual cause."""
+
+
+def run_cases(
+    work: Work, cases: Iterable[tuple[Item, str]], workers: int = 1, scheduler: str | None = None
+) -> Generator[str, None, None]:
+    """The records of all cases, in the order in which they are finished.
+
+    Args:
+        work: makes the record of a case; pickled once to every process.
+        cases: items and their ids.
+        workers: processes of this machine; with one, everything runs in this process.
+        scheduler: address of a Dask scheduler, whose workers are used instead.
+
+    Raises:
+        OSError: when a case's outputs cannot be written, or the scheduler does not answer.
+        ValueError: when Dask is asked for and not installed.
+        WorkersLost: when the processes die, or the cluster goes away.
+    """
+    if scheduler is None and workers == 1:
+        for item, identifier in cases:
+            yield work(item, identifier)
+        return
+    finished: SimpleQueue[Future[str]] = SimpleQueue()
+    under_way = 0
+    executor: AbstractContextManager[Submit] = _cluster(work, scheduler) if scheduler else _processes(work, workers)
+    with executor as submit:
+        for item, identifier in cases:
+            if under_way == IN_FLIGHT:
+                yield finished.get().result()
+                under_way -= 1
+            submit(item, identifier).add_done_callback(finished.put)
+            under_way += 1
+        for _ in range(under_way):
+            yield finished.get().result()
+
+
+@contextmanager
+def _processes(work: Work, workers: int) -> Iterator[Submit]:
+    # Forking a process in which torch has started threads can hang; a server that has only imported it is safe to fork.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["data_prep.collect"])
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(work,))
+    try:
+        yield lambda item, identifier: pool.submit(_work_in_process, item, identifier)
+    except BrokenProcessPool as error:
+        raise WorkersLost("a process died, as when memory runs out") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _cluster(work: Work, address: str) -> Iterator[Submit]:
+    try:
+        from distributed import CancelledError, Client, KilledWorker
+    except ImportError:
+        raise ValueError('scheduler: Dask is not installed; pip install "segcft-ext[dask]"') from None
+    with Client(address, set_as_default=False) as client:
+        there = client.scatter(work, broadcast=True, hash=False)
+        executor = client.get_executor(pure=False)
+        try:
+            yield lambda item, identifier: executor.submit(_work_there, there, item, identifier)
+        except (CancelledError, KilledWorker) as error:
+            raise WorkersLost(f"the cluster's workers died ({error})") from error
+        finally:
+            executor.shutdown(wait=False)
+
+
+_work: Work | None = None
+
+
+def _start_process(work: Work) -> None:
+    global _work
+    torch.set_num_threads(1)
+    _work = work
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for its next case for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work_in_process(item: Item, identifier: str) -> str:
+    assert _work is not None
+    return _work(item, identifier)
+
+
+def _work_there(work: Work, item: Item, identifier: str) -> str:
+    return work(item, identifier)

@@ -1,0 +1,128 @@
+"""The journal of an unfinished run: one line for each finished case, so that a run that was killed can go on.
+
+It lies in the output folder and goes when the run is complete. A line is a case's id, a digest of everything that its
+outcome depends on (the source's files with size and time of change, the table's row, the settings, the program), and
+the outcome. A line whose digest is no longer the same is not used, so a run with other settings never takes over
+anything from this one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import segcft_ext.measurements
+
+__all__ = ["Journal", "input_digest", "open_journal", "stamp"]
+
+SYNC_SECONDS = 5.0
+"""A killed process loses nothing that was written; a power cut may cost so many seconds of work."""
+
+
+def stamp(path: Path | zipfile.Path) -> list[Any]:
+    """Where a file is, its size, and when it was changed: what differs when the file was replaced."""
+    if isinstance(path, zipfile.Path):
+        member = path.root.getinfo(path.at)
+        return [str(path), member.file_size, member.CRC]
+    try:
+        status = path.stat()
+    except OSError:
+        return [os.path.abspath(path)]
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def input_digest(salt: str, *inputs: Any) -> str:
+    """Digest of plain values and of the program; salted, since the values may name a file."""
+    text = json.dumps([_program_digest(), *inputs], sort_keys=True, default=str)
+    return hmac.new(salt.encode(), text.encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:32]
+
+
+@cache
+def _program_digest() -> str:
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(segcft_ext.measurements.__file__)]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+class Journal:
+    """Append-only records of finished cases; built by :func:`open_journal`.
+
+    Attributes:
+        records: the records that an earlier run has left, by id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.records: dict[str, Mapping[str, Any]] = {}
+        path.touch()
+        with path.open("r+b") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # torn by the kill
+                end += len(line)
+                try:
+                    record = json.loads(line)
+                    self.records[record["id"]] = record
+                except (ValueError, KeyError, TypeError):
+                    continue  # a power cut can leave anything
+            file.truncate(end)
+        # Without a buffer, so that a line is there once it is written, and a full disk is told at once and only once.
+        self._file = path.open("ab", buffering=0)
+        self._synced = time.monotonic()
+
+    def append(self, line: str) -> Mapping[str, Any]:
+        """Keep one record, given as JSON, and return it as it will be read again.
+
+        Raises:
+            OSError: when the disk is full.
+        """
+        data = line.encode() + b"\n"
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+        return json.loads(line)
+
+    def remove(self) -> None:
+        """Forget everything: the run is complete."""
+        self._path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def open_journal(folder: Path) -> Iterator[Journal]:
+    """The journal in an output folder, which is locked meanwhile.
+
+    Raises:
+        ValueError: when another run is writing to the folder.
+        OSError: when the folder cannot be written to.
+    """
+    lock = FileLock(folder / "journal.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another run is writing there") from None
+    try:
+        journal = Journal(folder / "journal.jsonl")
+        try:
+            yield journal
+        finally:
+            journal.close()
+    finally:
+        (folder / "journal.lock").unlink(missing_ok=True)
+        lock.release()
