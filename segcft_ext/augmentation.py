@@ -1,12 +1,14 @@
 """Augmentation of whole batches on the device: one small affine and elastic map for image and label map together.
 
-Drawing the random parameters is apart from applying them. There is no flip: the heart has a side. The variables are to
-be measured again on the augmented label map.
+Drawing the random parameters is apart from applying them. By default nothing is mirrored: the heart has a side. A
+straightened vessel may be mirrored across its axis, and is not to be rotated, which would tilt it out of its column.
+The variables are to be measured again on the augmented label map.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +50,8 @@ class BatchAugmentation:
         gamma: largest absolute log2 of the intensity's exponent.
         contrast: largest relative change of contrast.
         brightness: largest offset of the intensity, on the [-1, 1] scale.
-        probability: share of the cases that are changed in shape; the rest keep their sampling grid.
+        flip: spatial axes along which every second case is mirrored, counted from 0.
+        probability: share of the cases that are changed in shape; the rest are mirrored at most.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class BatchAugmentation:
         gamma: float = 0.3,
         contrast: float = 0.15,
         brightness: float = 0.1,
+        flip: Sequence[int] = (),
         probability: float = 0.9,
     ) -> None:
         self.rotation = rotation
@@ -71,6 +75,7 @@ class BatchAugmentation:
         self.gamma = gamma
         self.contrast = contrast
         self.brightness = brightness
+        self.flip = tuple(flip)
         self.probability = probability
 
     def draw(self, image: Tensor) -> AugmentationParameters:
@@ -90,7 +95,12 @@ class BatchAugmentation:
         changed = (torch.rand(batch, device=image.device) < self.probability).float()
         unchanged = 1 - changed[:, None, None]
         identity = torch.eye(dims, device=image.device)
-        affine = torch.cat([linear + unchanged * (identity - linear), shift * (1 - unchanged)], dim=-1)
+        linear = linear + unchanged * (identity - linear)
+        for axis in self.flip:
+            mirrored = torch.rand(batch, device=image.device) < 0.5
+            # The sampling grid names the last axis first.
+            linear[mirrored, dims - 1 - axis] *= -1
+        affine = torch.cat([linear, shift * (1 - unchanged)], dim=-1)
         elastic = elastic * changed.view(-1, *[1] * (dims + 1))
         return AugmentationParameters(
             affine=affine,

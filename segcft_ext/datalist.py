@@ -57,10 +57,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import ImageReader, NibabelReader, PILReader
 
 from segcft_ext.measurements import Measurement, instantiate_measurement
 
-__all__ = ["SPLITS", "Datalist", "DatalistError", "Regions", "Variable", "read_datalist", "write_datalist"]
+__all__ = [
+    "SPLITS",
+    "Datalist",
+    "DatalistError",
+    "Regions",
+    "Variable",
+    "known_datalist",
+    "read_datalist",
+    "write_datalist",
+]
 
 FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
@@ -134,6 +144,20 @@ class Datalist:
     @property
     def variable_names(self) -> list[str]:
         return [variable.name for variable in self.variables]
+
+    @property
+    def measured_variables(self) -> list[dict[str, str]]:
+        """Name and kind of each measured variable, as :class:`segcft_ext.variables.Variables` takes them."""
+        return [{"name": v.name, "kind": v.kind} for v in self.variables if v.measurement is not None]
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.size)
+
+    def reader(self) -> ImageReader:
+        """What MONAI's ``LoadImaged`` reads images and label maps with: PNG files in 2-D, NIfTI files in 3-D."""
+        return PILReader(reverse_indexing=False) if self.spatial_dims == 2 else NibabelReader()
 
     @property
     def structures(self) -> list[str]:
@@ -234,6 +258,17 @@ def read_datalist(path: str | os.PathLike[str], check_files: bool = True) -> Dat
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatalistError(f"{path}: cannot be read as JSON: {error}") from error
     return _validate(content, path, check_files)
+
+
+def known_datalist(path: str | os.PathLike[str]) -> Datalist | None:
+    """The datalist, or None where there is none yet: what a config's networks are built for by default.
+
+    Images and label maps are not looked for; what reads them does that.
+
+    Raises:
+        DatalistError: when there is a file that contradicts the format.
+    """
+    return read_datalist(path, check_files=False) if Path(path).exists() else None
 
 
 def write_datalist(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Datalist:

@@ -70,11 +70,17 @@ class Panel:
 
 
 def picture(image: Tensor | np.ndarray) -> np.ndarray:
-    """An image (1, *spatial) or (*spatial) as (H, W); of a volume (D, H, W) the middle slice."""
+    """An image (1, *spatial) or (*spatial) as (H, W); of a volume the middle slice through its shortest axis.
+
+    That is a longitudinal cut of a straightened vessel, and the first axis of a cube.
+    """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
-    return array[array.shape[0] // 2] if array.ndim == 3 else array
+    if array.ndim < 3:
+        return array
+    axis = int(np.argmin(array.shape))
+    return array.take(array.shape[axis] // 2, axis)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -7,12 +7,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.networks.blocks import Warp
-from monai.transforms import MapTransform, Transform
+from monai.transforms import InvertibleTransform, MapTransform, Transform
 from monai.utils import convert_to_tensor
 
-__all__ = ["CounterfactualToOriginald", "RadiographToGreyd"]
+__all__ = ["AlongVesselFirstd", "CounterfactualToOriginald", "RadiographToGreyd", "VesselIntensityd"]
 
 PHOTOMETRIC_INTERPRETATION = "00280004"
 
@@ -36,6 +37,58 @@ class RadiographToGreyd(MapTransform):
             if interpretation.get("Value") == ["MONOCHROME1"]:
                 image = image.max() + image.min() - image
             d[key] = image
+        return d
+
+
+class AlongVesselFirstd(MapTransform, InvertibleTransform):
+    """The axis along a straightened vessel first, however the file orders its axes; ``Invertd`` undoes it.
+
+    A straightened vessel has more samples along than across. MONAI reads the columns of a PNG first, so that there the
+    vessel lies along the second axis, and the first axis of a NIfTI file as it is.
+
+    Raises:
+        ValueError: when no axis is longer than all others.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            size = list(d[key].shape[1:])
+            if size.count(max(size)) > 1:
+                raise ValueError(f"{key}: found size {size}, expected a straightened vessel, longer than it is wide")
+            axis = 1 + size.index(max(size))
+            d[key] = d[key].movedim(axis, 1)
+            self.push_transform(d[key], extra_info={"axis": axis})
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            axis = self.pop_transform(d[key])["extra_info"]["axis"]
+            d[key] = d[key].movedim(1, axis)
+        return d
+
+
+class VesselIntensityd(MapTransform):
+    """Intensities of a straightened CT image to [-1, 1], however they are stored.
+
+    Hounsfield units, told by negative values (there is fat around every vessel), are cut to the window; other
+    intensities are taken for that window stored over the full range of 8 or 16 bits, as ``data_prep`` writes it.
+
+    Args:
+        keys: the images.
+        window: lowest and highest HU.
+    """
+
+    def __init__(self, keys: KeysCollection, window: Sequence[float] = (-150.0, 750.0)) -> None:
+        super().__init__(keys)
+        self.window = window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            low, high = self.window if d[key].min() < 0 else (0, 255 if d[key].max() < 256 else 65535)
+            d[key] = (2 * (d[key] - low) / (high - low) - 1).clip(-1, 1)
         return d
 
 

@@ -60,3 +60,15 @@ def test_volumes() -> None:
 def test_images_that_are_not_square(size: tuple[int, int]) -> None:
     image = torch.rand(2, 1, *size) * 2 - 1
     assert BatchAugmentation()(image, (image > 0).float())[0].shape == image.shape
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_mirrors_along_the_asked_axis_only(axis: int) -> None:
+    torch.manual_seed(0)
+    image, label = discs(batch=8)
+    augmentation = BatchAugmentation(gamma=0, contrast=0, brightness=0, probability=0, flip=[axis])
+    moved, moved_label = augmentation(image, label)
+    mirrored = [torch.equal(seen, true.flip(1 + axis)) for seen, true in zip(moved_label, label)]
+    assert 0 < sum(mirrored) < 8
+    for seen, true, flipped in zip(moved, image, mirrored):
+        torch.testing.assert_close(seen, true.flip(1 + axis) if flipped else true, atol=1e-5, rtol=0)

@@ -158,6 +158,7 @@ def test_the_judge_segments_as_the_guide_does() -> None:
 
     judge, guide = (read(bundle, "inference.json") for bundle in ("segmentor_evaluation", "lung_heart_segmentor"))
     network, guide_network = judge.pop("network_def"), guide.pop("network_def")
-    assert network == read("segmentor_evaluation", "train.json")["network_def"]
+    training = read("segmentor_evaluation", "train.json")
+    assert network == training["network_def"] | {"labels": training["default_labels"], "spatial_dims": 2}
     assert network["architecture"] != guide_network["architecture"]
     assert judge == json.loads(json.dumps(guide).replace("@segmentor", "@judge").replace('"segmentor"', '"judge"'))

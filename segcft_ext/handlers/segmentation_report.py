@@ -1,4 +1,8 @@
-"""How good a segmentor is: Dice, surface distances and the error of the measured variables, for each structure."""
+"""How good a segmentor is: Dice, surface distances, lesions found and missed, and the error of the measured variables.
+
+Dice of a structure that is absent from the label map says nothing of how well it is outlined, so such an image does not
+count (MONAI's ``ignore_empty``); whether it is rightly left out is told by the lesions and by the error of its area.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
+from segcft_ext.evaluation.lesions import count_lesions
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
@@ -34,6 +40,8 @@ class SegmentationReport:
         folder: where to write.
         metrics: names of the evaluator's metrics to report; their details have a column for each structure.
         header: what else to write at the top of the JSON file.
+        lesions: structures that come in any number of pieces, none included; their connected components are counted.
+        overlap: share of a lesion that has to be covered, see :func:`segcft_ext.evaluation.lesions.count_lesions`.
     """
 
     def __init__(
@@ -42,6 +50,8 @@ class SegmentationReport:
         folder: str | os.PathLike[str],
         metrics: Sequence[str],
         header: dict[str, Any] | None = None,
+        lesions: Sequence[str] = (),
+        overlap: float = 0.1,
     ) -> None:
         self.structures = datalist.structures
         self.measurements = datalist.measurements()
@@ -49,6 +59,8 @@ class SegmentationReport:
         self.folder = Path(folder)
         self.metrics = list(metrics)
         self.header = {"datalist": str(datalist.path), **(header or {})}
+        self.lesions = {name: datalist.labels[name] for name in lesions}
+        self.overlap = overlap
         self._cases: list[dict[str, Any]] = []
 
     def attach(self, engine: Workflow) -> None:
@@ -64,6 +76,10 @@ class SegmentationReport:
             for suffix, key in (("", "label"), ("_soft", "probabilities"), ("_hard", "pred")):
                 values = measure(self.measurements, output[key][None], None, spacing, reference)
                 row |= {f"{name}{suffix}": value for name, value in zip(self.measurements, values[0].tolist())}
+            for name, value in self.lesions.items():
+                true, seen = (output[key][value].cpu().numpy() > 0 for key in ("label", "pred"))
+                counts = asdict(count_lesions(true, seen, self.overlap))
+                row |= {f"lesions_{kind}_{name}": count for kind, count in counts.items()}
             self._cases.append(row)
 
     def write(self, engine: Workflow) -> None:
@@ -85,8 +101,10 @@ class SegmentationReport:
 
         Returns:
             ``structures``: for each its metrics' mean and SD over the cases where it is defined, and in how many it is
-            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error, the
-            same in percent of the true value, and the mean signed error in percent.
+            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error and,
+            over the cases in which it is not zero, the same in percent of the true value and the mean signed error in
+            percent; where it is zero in some only, the mean absolute error of either kind. ``lesions``: see
+            :meth:`_lesions`.
         """
         structures = {
             name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics}
@@ -97,7 +115,33 @@ class SegmentationReport:
             true = self._column(name)
             errors = {kind: self._column(f"{name}_{kind}") - true for kind in ("soft", "hard")}
             variables[name] = {"unit": unit} | {kind: _errors(error, true) for kind, error in errors.items()}
-        return {"structures": structures, "variables": variables}
+        summary = {"structures": structures, "variables": variables}
+        return summary | ({"lesions": {name: self._lesions(name) for name in self.lesions}} if self.lesions else {})
+
+    def _lesions(self, name: str) -> dict[str, float | int]:
+        """Figures of one structure's lesions, by lesion and by image.
+
+        Returns:
+            ``lesions``, how many there are; ``lesion_sensitivity``, the share of them that was found;
+            ``false_positives_per_image``. ``images_with`` at least one and ``images_without``;
+            ``presence_sensitivity``, the share of the former in which any was predicted, ``presence_specificity``, the
+            share of the latter in which none was. A share of nothing is left out.
+        """
+        true, found, seen, false = (self._column(f"lesions_{k}_{name}") for k in ("true", "found", "seen", "false"))
+        present = true > 0
+        figures: dict[str, float | int] = {"lesions": int(true.sum())}
+        if present.any():
+            figures["lesion_sensitivity"] = float(found.sum() / true.sum())
+        figures |= {
+            "false_positives_per_image": float(false.mean()),
+            "images_with": int(present.sum()),
+            "images_without": int((~present).sum()),
+        }
+        if present.any():
+            figures["presence_sensitivity"] = float((seen[present] > 0).mean())
+        if not present.all():
+            figures["presence_specificity"] = float((seen[~present] == 0).mean())
+        return figures
 
     def _column(self, key: str) -> np.ndarray:
         return np.array([row[key] for row in self._cases], np.float64)
@@ -114,7 +158,13 @@ def _errors(error: np.ndarray, true: np.ndarray) -> dict[str, float]:
     present = true > 0
     percent = 100 * error[present] / true[present]
     found = {"mae": float(np.abs(error).mean())}
-    return found | ({"mape": float(np.abs(percent).mean()), "bias": float(percent.mean())} if percent.size else {})
+    if present.any():
+        found |= {"mape": float(np.abs(percent).mean()), "bias": float(percent.mean())}
+    if present.any() and not present.all():
+        found |= {
+            f"mae_{name}": float(np.abs(error[k]).mean()) for name, k in (("present", present), ("absent", ~present))
+        }
+    return found
 
 
 def _flatten(summary: dict[str, Any]) -> dict[str, float]:
@@ -124,4 +174,6 @@ def _flatten(summary: dict[str, Any]) -> dict[str, float]:
     for name, kinds in summary["variables"].items():
         for kind in ("soft", "hard"):
             flat |= {f"{figure}_{kind}_{name}": value for figure, value in kinds[kind].items()}
+    for name, figures in summary.get("lesions", {}).items():
+        flat |= {f"{figure}_{name}": float(value) for figure, value in figures.items()}
     return {key: value for key, value in flat.items() if math.isfinite(value)}

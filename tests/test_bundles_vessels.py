@@ -1,0 +1,94 @@
+"""Every bundle on straightened vessels: not square, in mm² or mm³, with variables that are often zero; 2-D and 3-D."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bundle_docs import run_in_process
+from small_vessels import small_vessels
+
+from segcft_ext.checkpoints import load_model, save_model
+from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+
+BUNDLES = Path(__file__).parent.parent / "bundles"
+STRIDES = [2, 2, 2, 2]
+HVAE = {
+    "network_def#hvae#channels": [4] * 5,
+    "network_def#hvae#strides": STRIDES,
+    "network_def#hvae#blocks": [0, 0, 0, 1, 1],
+    "network_def#hvae#latent_channels": 2,
+}
+HEAD = {"deformation_head#channels": [4, 4], "deformation_head#hidden_channels": 4, "deformation_head#grid_stage": 1}
+JUDGE = {"network_def#channels": [4, 4, 4], "network_def#strides": [2, 2], "network_def#num_res_units": 1}
+
+
+@pytest.fixture(scope="module", params=[(64, 16), (32, 16, 16)], ids=["2-D", "3-D"])
+def datalist(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Datalist:
+    return small_vessels(tmp_path_factory.mktemp("vessels"), request.param, training=4)
+
+
+@pytest.fixture(scope="module")
+def ran(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the outputs of all stages, none of which was told what is in the datalist."""
+    folder = tmp_path_factory.mktemp("stages")
+    guide = Segmentor(datalist.labels, "BasicUNet", datalist.spatial_dims, features=[4] * 6)
+    guide.describe(datalist, use="guide")
+    save_model(guide, folder / "guide.pt")
+
+    def run(bundle: str, config: str, output: str, **settings: object) -> None:
+        given = {
+            "config_file": str(BUNDLES / bundle / "configs" / config),
+            "bundle_root": str(BUNDLES / bundle),
+            "datalist": str(datalist.path),
+            "output_dir": str(folder / output),
+            "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+            **({"max_epochs": 1, "batch_size": 2} if "train" in config else {}),
+            **settings,
+        }
+        words = [
+            word
+            for key, value in given.items()
+            for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+        ]
+        run_in_process(["run", *words])
+
+    run("segmentor_evaluation", "train.json", "judge", **JUDGE)
+    run("dscm_pretraining", "train.json", "dscm", **HVAE)
+    run("seg_cft_finetuning", "train_regressor.json", "regressor", **{"network_def#channels": [4, 4]})
+    tuned = {"dscm": str(folder / "dscm" / "model.pt"), "guide": str(folder / "guide.pt")}
+    run("seg_cft_finetuning", "train.json", "seg_cft", deformation=1, **tuned, **HEAD)
+    run(
+        "segmentor_evaluation",
+        "evaluate.json",
+        "evaluation",
+        judge=str(folder / "judge" / "model.pt"),
+        methods={"No-CFT": tuned["dscm"], "Seg-CFT": str(folder / "seg_cft" / "model.pt")},
+        interventions_per_case=1,
+        figure_cases=1,
+    )
+    return folder
+
+
+def test_networks_are_built_for_the_datalist(ran: Path, datalist: Datalist) -> None:
+    judge = load_model(ran / "judge" / "model.pt", Segmentor)
+    assert judge.labels == datalist.labels and judge.definition["spatial_dims"] == datalist.spatial_dims
+    for model in (load_model(ran / "dscm" / "model.pt", DSCM), load_model(ran / "regressor" / "model.pt", Regressor)):
+        assert model.variables.names == datalist.variable_names
+        assert set(model.variables.units) == {f"mm{datalist.spatial_dims}"}
+
+
+def test_fine_tuning_adds_a_head_of_the_same_dimensions(ran: Path, datalist: Datalist) -> None:
+    tuned = load_model(ran / "seg_cft" / "model.pt", DSCM)
+    assert tuned.deformation is not None and tuned.deformation.spatial_dims == datalist.spatial_dims
+    assert tuned.data["guide"]["data"]["labels"] == dict(datalist.labels)
+
+
+def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
+    evaluation = json.loads((ran / "evaluation" / "evaluation.json").read_text())
+    assert set(evaluation["judge"]) == set(datalist.structures)
+    assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
