@@ -9,9 +9,7 @@ The file is self-contained: pictures are embedded, nothing is requested from any
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
-import io
 import itertools
 import json
 import os
@@ -22,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from PIL import Image
 
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, summary_line
 from segcft_ext.figures import curves, to_png
-from segcft_ext.report_style import STYLE
+from segcft_ext.html import figure, folded, listing, write_page
 from segcft_ext.runs import Run, finished_runs
 
 __all__ = ["write_report"]
 
-FIGURE_DPI = 125  # CSS pixels for each inch of a figure
 VERSIONS = ("segcft-ext", "torch", "monai", "pytorch-ignite", "mlflow", "zuko", "numpy")
 
 
@@ -69,7 +65,7 @@ def write_report(
 
     def shown(*kinds: str) -> list[str]:
         return [
-            _figure((evaluation_dir / "figures" / entry["file"]).read_bytes(), entry["caption"])
+            figure((evaluation_dir / "figures" / entry["file"]).read_bytes(), entry["caption"])
             for entry in figures
             if entry["kind"] in kinds
         ]
@@ -78,7 +74,7 @@ def write_report(
     sections = [
         ("result", "The result", [_introduction(evaluation), *(_table(tables[key]) for key in first)]),
         ("pictures", "Counterfactuals, all methods side by side", [_reading_pictures(), *shown("comparison")]),
-        ("sweeps", "Sweeps of each method", [_folded("Show the sweeps", shown("sweep"))]),
+        ("sweeps", "Sweeps of each method", [folded("Show the sweeps", shown("sweep"))]),
         ("plots", "Wanted and achieved", shown("scatter", "heatmap")),
         (
             "tables",
@@ -89,26 +85,7 @@ def write_report(
         ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in recorded]),
         ("settings", "Settings and versions", [_settings(evaluation, settings or {})]),
     ]
-    sections = [section for section in sections if section[2]]
-    links = " · ".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections)
-    body = "\n".join(
-        f'<section id="{key}"><h2>{escape(heading)}</h2>\n' + "\n".join(parts) + "</section>"
-        for key, heading, parts in sections
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>{STYLE}</style></head>
-<body><header><h1>{escape(title)}</h1><p class="lead">{escape(summary_line(evaluation))}</p><nav>{links}</nav></header>
-<main>
-{body}
-</main></body></html>
-""",
-        encoding="utf-8",
-    )
+    write_page(output, title, summary_line(evaluation), sections)
     return output
 
 
@@ -180,9 +157,7 @@ def _data(folder: Path) -> list[str]:
         "variables.png": "Distributions of the variables.",
     }
     return [
-        _figure((folder / file).read_bytes(), caption)
-        for file, caption in captions.items()
-        if (folder / file).is_file()
+        figure((folder / file).read_bytes(), caption) for file, caption in captions.items() if (folder / file).is_file()
     ]
 
 
@@ -198,8 +173,8 @@ def _run(run: Run, names: Sequence[str]) -> str:
         plots.setdefault(label(stem), {})[line or label(stem)] = points
     parts = []
     if plots:
-        parts.append(_figure(to_png(curves(plots)), ""))
-    parts.append(_folded("Parameters", [_list(run.parameters)]))
+        parts.append(figure(to_png(curves(plots)), ""))
+    parts.append(folded("Parameters", [listing(run.parameters)]))
     return f"<h3>{escape(run.name)}</h3>" + "\n".join(parts)
 
 
@@ -217,36 +192,18 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS}
     checkpoints = {"judge": data["judge"], **data["methods"]}
     return (
-        _list(listed)
+        listing(listed)
         + "<h3>Versions</h3>"
-        + _list(versions)
+        + listing(versions)
         + "<h3>Checkpoints</h3>"
         + "".join(
-            _folded(
+            folded(
                 f"{name}: {c['class']}, weights {c['fingerprint'][:12]}",
                 [f"<pre>{escape(json.dumps(c, indent=1))}</pre>"],
             )
             for name, c in checkpoints.items()
         )
     )
-
-
-def _list(items: Mapping[str, Any]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in items.items()) + "</dl>"
-
-
-def _folded(summary: str, parts: Sequence[str]) -> str:
-    return f"<details><summary>{escape(summary)}</summary>" + "\n".join(parts) + "</details>" if parts else ""
-
-
-def _figure(png: bytes, caption: str) -> str:
-    with Image.open(io.BytesIO(png)) as image:
-        width = image.width
-        dpi = image.info.get("dpi", (FIGURE_DPI, FIGURE_DPI))[0]
-    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    source = base64.b64encode(png).decode("ascii")
-    size = round(width * FIGURE_DPI / dpi)
-    return f'<figure><img alt="{escape(caption)}" width="{size}" src="data:image/png;base64,{source}">{text}</figure>'
 
 
 if __name__ == "__main__":
