@@ -127,6 +127,8 @@ def padchest(
     seed: int = 0,
     fractions: Any = None,
     workers: int = 1,
+    scheduler: str | None = None,
+    strict: Any = False,
     name: str | None = None,
     salt: str | None = None,
     mapping: str | None = None,
@@ -152,6 +154,8 @@ def padchest(
         seed: of the splits; a patient's images stay in one split.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
+        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
         mapping: file for the salt and the ImageIDs behind the ids, by default OUT.mapping.json beside the folder OUT.
@@ -171,6 +175,8 @@ def padchest(
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
         workers=_whole("workers", workers),
+        scheduler=scheduler,
+        strict=_flag("strict", strict),
         salt=salt,
         mapping=names,
     )

@@ -14,7 +14,6 @@ import hmac
 import json
 import os
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -31,11 +30,8 @@ SYNC_SECONDS = 5.0
 """A killed process loses nothing that was written; a power cut may cost so many seconds of work."""
 
 
-def stamp(path: Path | zipfile.Path) -> list[Any]:
+def stamp(path: Path) -> list[Any]:
     """Where a file is, its size, and when it was changed: what differs when the file was replaced."""
-    if isinstance(path, zipfile.Path):
-        member = path.root.getinfo(path.at)
-        return [str(path), member.file_size, member.CRC]
     try:
         status = path.stat()
     except OSError:

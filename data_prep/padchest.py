@@ -11,7 +11,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from data_prep.cases import Case, Item, Rejected
 from data_prep.chexmask import MaskRow, crop_borders, index_masks, read_masks
 from data_prep.geometry import fit_image, fit_label, pad_to_aspect
 from data_prep.intensity import to_unit_range
+from data_prep.journal import stamp
 from data_prep.readers import read_picture
 from data_prep.structures import CHEST, combine_masks, label_values
 
@@ -98,6 +99,11 @@ class PadChestSource:
             Item("padchest", name, index, patient or None)
             for index, (name, patient) in enumerate(zip(frame[_ID], frame[_PATIENT]))
         ]
+
+    def fingerprint(self, item: Item) -> list[Any]:
+        """The image's file or archive, CheXmask's table, and the case's own rows."""
+        found = self._found[item.index]
+        return [stamp(Path(found.place.path)) if found.place else None, stamp(self._masks), asdict(found)]
 
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity.
