@@ -76,6 +76,7 @@ FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
 KINDS = ("continuous", "binary", "categorical")
 USES = ("guide", "judge")
+POINT_MASS = 0.02
 
 
 class DatalistError(ValueError):
@@ -183,6 +184,27 @@ class Datalist:
     def measurements(self) -> dict[str, Measurement]:
         """The measurement of each measured variable, in the order of the variables."""
         return {v.name: instantiate_measurement(v.measurement) for v in self.variables if v.measurement is not None}
+
+    def definitions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """What :class:`segcft_ext.variables.Variables` takes, of the variables named or of all.
+
+        A continuous variable is zero-inflated where it is never negative and exactly zero in at least
+        :data:`POINT_MASS` of the training cases that know it.
+
+        Raises:
+            DatalistError: when a variable is unknown or there is no training case.
+        """
+        variables = [self.variable(name) for name in (self.variable_names if names is None else names)]
+        values = self.training_values([variable.name for variable in variables])["values"]
+        found: list[dict[str, Any]] = []
+        for variable, column in zip(variables, values.unbind(1)):
+            found.append({"name": variable.name, "kind": variable.kind})
+            if variable.kind == "categorical":
+                found[-1]["num_categories"] = len(variable.categories)
+            known = column[~column.isnan()]
+            if variable.kind == "continuous" and (known >= 0).all() and (known == 0).float().mean() >= POINT_MASS:
+                found[-1]["zero_inflated"] = True
+        return found
 
     def training_values(self, names: Sequence[str]) -> dict[str, Any]:
         """What :meth:`segcft_ext.variables.Variables.fit` takes: the training split's values, units and categories.

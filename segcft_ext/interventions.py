@@ -11,6 +11,9 @@ An intervention is a mapping from variables to changes, or JSON text of one:
 ``["-20%", "+20%"]``  a sweep: one intervention for each
 ====================  ==================================================================================
 
+A zero-inflated variable cannot become negative: ``"-3"`` of a plaque of 2 mm² makes it vanish. And ``"+20%"`` of
+nothing is nothing, which is logged; to make it appear takes ``"+3"`` or ``3``.
+
 Example:
     >>> for intervention in expand_sweep('{"left_lung_area": ["-20%", "+20%"], "sex": "F"}'):
     ...     targets = resolve(intervention, variables, values)
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -33,6 +37,7 @@ from segcft_ext.variables import Variables
 
 __all__ = ["Change", "expand_sweep", "parse_intervention", "resolve"]
 
+LOGGER = logging.getLogger(__name__)
 NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 PATTERNS = {
     "relative": re.compile(rf"([+-](?:{NUMBER}))\s*%"),
@@ -152,6 +157,8 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     if change.form == "name":
         raise ValueError(f"{where}: found {change.text!r}, expected {FORMS.removesuffix(' or the name of a category')}")
     if change.form == "absolute":
+        if change.amount < 0 and variables.zero_inflated[k]:
+            raise ValueError(f"{where}: found {change.text!r}, expected zero or more")
         return torch.full_like(values[:, k], change.amount)
     if change.form == "quantile":
         if not variables.fitted:
@@ -162,7 +169,19 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     missing = values[:, k].isnan().nonzero().flatten().tolist()
     if missing:
         raise ValueError(f"{where}: {change.text!r} needs the factual value, which is missing in rows {missing}")
-    return values[:, k] * (1 + change.amount) if change.form == "relative" else values[:, k] + change.amount
+    if change.form == "relative":
+        changed = values[:, k] * (1 + change.amount)
+        absent = (values[:, k] == 0).nonzero().flatten().tolist()
+        if absent and variables.zero_inflated[k]:
+            LOGGER.warning(
+                '%s: %r of zero is zero, so nothing changes in rows %s; an amount, such as 3 or "+3", makes it appear',
+                where,
+                change.text,
+                absent,
+            )
+    else:
+        changed = values[:, k] + change.amount
+    return changed.clamp_min(0) if variables.zero_inflated[k] else changed
 
 
 def _category(change: Change, variables: Variables, k: int) -> int:

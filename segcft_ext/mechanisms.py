@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from zuko.transforms import MonotonicRQSTransform
 
-__all__ = ["BernoulliMechanism", "CategoricalMechanism", "FlowMechanism", "Mechanism"]
+__all__ = ["BernoulliMechanism", "CategoricalMechanism", "FlowMechanism", "Mechanism", "ZeroInflatedMechanism"]
 
 
 class Mechanism(nn.Module, ABC):
@@ -192,6 +192,70 @@ class CategoricalMechanism(Mechanism):
 
     def _gumbel(self, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
         return -torch.log(-torch.log(_uniform(shape, self.conditioner.bias, generator)))
+
+
+class ZeroInflatedMechanism(Mechanism):
+    r"""Continuous variable, never negative, that is exactly zero in many cases: the area of a plaque.
+
+    .. math:: v = [\ell(pa) + u_1 > 0] \; \tau \, \text{softplus}(f(u_2; pa) / \tau), \qquad
+        u_1 \sim \text{Logistic}(0, 1), \quad u_2 \sim \mathcal{N}(0, 1)
+
+    where v is in shares of the training maximum (zero is -1 on the scale of the networks) and f a
+    :class:`FlowMechanism`: the scale of the positive part is logarithmic below :math:`\tau = 0.1`, so that nothing
+    positive comes close to zero, and linear above, so that its tail is a Gaussian's.
+
+    The density is a mixed one: :math:`\log p` of a zero is the logarithm of a probability, of a positive value that of
+    a probability times a density.
+
+    Abduction knows of :math:`u_1` on which side of :math:`-\ell` it lies, and draws it from there. Of a positive value
+    :math:`u_2` follows exactly; a zero says nothing about it, so it is drawn from its prior: how large the plaque would
+    be if there were one is anybody's guess, and fixed by the generator.
+
+    Arguments:
+        parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
+    """
+
+    zero = -1.0
+    bend = 0.1
+    # Smaller positive shares are taken for this one: they must not be rounded to zero on the scale from -1 to 1.
+    smallest = 1e-6
+
+    def __init__(self, parent_channels: int) -> None:
+        super().__init__()
+        self.presence = BernoulliMechanism(parent_channels)
+        self.amount = FlowMechanism(parent_channels)
+
+    def log_prob(self, value: Tensor, parents: Tensor) -> Tensor:
+        present = value > self.zero
+        share = self._share(value, present)
+        log_slope = -torch.log(-2 * torch.expm1(-share / self.bend))
+        amount = self.amount.log_prob(self._level(share), parents) + log_slope
+        return self.presence.log_prob(present.to(value.dtype), parents) + torch.where(present, amount, 0)
+
+    def abduct(self, value: Tensor, parents: Tensor, generator: Generator | None = None) -> Tensor:
+        present = value > self.zero
+        presence = self.presence.abduct(present.to(value.dtype), parents, generator)
+        prior = self.amount.sample_noise(len(value), generator)
+        amount = self.amount.abduct(self._level(self._share(value.double(), present)), parents)
+        return torch.stack([presence, torch.where(present, amount, prior)], dim=1)
+
+    def predict(self, noise: Tensor, parents: Tensor) -> Tensor:
+        presence, amount = noise.unbind(dim=1)
+        share = self.bend * F.softplus(self.amount.predict(amount, parents) / self.bend)
+        value = 2 * share.clamp_min(self.smallest) - 1
+        return torch.where(self.presence.predict(presence, parents) > 0, value, self.zero)
+
+    def sample_noise(self, count: int, generator: Generator | None = None) -> Tensor:
+        drawn = [mechanism.sample_noise(count, generator) for mechanism in (self.presence, self.amount)]
+        return torch.stack(drawn, dim=1)
+
+    def _share(self, value: Tensor, present: Tensor) -> Tensor:
+        """Share of the training maximum; an absent one is filled before anything is computed from it."""
+        return ((value.masked_fill(~present, 0) + 1) / 2).clamp_min(self.smallest)
+
+    def _level(self, share: Tensor) -> Tensor:
+        """Inverse of the softplus."""
+        return share + self.bend * torch.log(-torch.expm1(-share / self.bend))
 
 
 class Conditioner(nn.Module):

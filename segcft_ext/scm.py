@@ -23,7 +23,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from segcft_ext.graph import topological_order
-from segcft_ext.mechanisms import BernoulliMechanism, CategoricalMechanism, FlowMechanism, Mechanism
+from segcft_ext.mechanisms import (
+    BernoulliMechanism,
+    CategoricalMechanism,
+    FlowMechanism,
+    Mechanism,
+    ZeroInflatedMechanism,
+)
 from segcft_ext.variables import Variables
 
 __all__ = ["SCM"]
@@ -68,9 +74,9 @@ class SCM(nn.Module):
         ]
         # A list, not a dict: a ModuleDict refuses variables with names such as "type" or "lung.left".
         self.mechanisms = nn.ModuleList(
-            _build_mechanism(kind, len(parent_channels), num_categories)
-            for kind, parent_channels, num_categories in zip(
-                variables.kinds, self._parent_channels, variables.num_categories
+            _build_mechanism(kind, zero_inflated, len(parent_channels), num_categories)
+            for kind, zero_inflated, parent_channels, num_categories in zip(
+                variables.kinds, variables.zero_inflated, self._parent_channels, variables.num_categories
             )
         )
 
@@ -100,7 +106,8 @@ class SCM(nn.Module):
 
         Arguments:
             values: the factual values.
-            generator: for the draws that binary, categorical and missing values need; PyTorch's global one by default.
+            generator: for the draws that binary, categorical, zero-inflated and missing values need; PyTorch's global
+                one by default.
 
         Raises:
             RuntimeError: when the variables are not fitted.
@@ -230,9 +237,9 @@ class SCM(nn.Module):
             raise RuntimeError("SCM: the variables have no range yet; call variables.fit(…) or load a checkpoint first")
 
 
-def _build_mechanism(kind: str, parent_channels: int, num_categories: int) -> Mechanism:
+def _build_mechanism(kind: str, zero_inflated: bool, parent_channels: int, num_categories: int) -> Mechanism:
     if kind == "continuous":
-        return FlowMechanism(parent_channels)
+        return ZeroInflatedMechanism(parent_channels) if zero_inflated else FlowMechanism(parent_channels)
     if kind == "binary":
         return BernoulliMechanism(parent_channels)
     return CategoricalMechanism(parent_channels, num_categories)

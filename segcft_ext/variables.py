@@ -22,7 +22,7 @@ from torch import Tensor, nn
 __all__ = ["KINDS", "Variables"]
 
 KINDS = ("continuous", "binary", "categorical")
-KEYS = {"name", "kind", "num_categories"}
+KEYS = {"name", "kind", "num_categories", "zero_inflated"}
 
 
 class Variables(nn.Module):
@@ -35,12 +35,14 @@ class Variables(nn.Module):
 
     Arguments:
         definitions: one plain mapping for each variable: ``name``, ``kind`` ("continuous", "binary" or "categorical")
-            and, for a categorical one only, ``num_categories``.
+            and, for a categorical one only, ``num_categories``. A continuous one that is never negative and exactly
+            zero in many cases (the area of a plaque) says ``zero_inflated: True``.
 
     Attributes:
         names: the K names, in the order of the columns of every ``values`` tensor.
         kinds: the kind of each variable.
         num_categories: number of categories of each variable; 0 for a continuous one.
+        zero_inflated: whether each variable has a point mass at zero.
         units: the physical unit of each variable; "" until fitted and for a variable without one.
         categories: names of the categories of each variable; empty where not known.
         encoded_channels: P, number of channels of the encoding: 1 for a continuous or binary variable, C for a
@@ -64,6 +66,7 @@ class Variables(nn.Module):
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.num_categories: list[int] = []
+        self.zero_inflated: list[bool] = []
         for position, definition in enumerate(definitions):
             name, kind, num_categories = _validate_definition(definition, f"variables[{position}]")
             if name in self.names:
@@ -71,6 +74,7 @@ class Variables(nn.Module):
             self.names.append(name)
             self.kinds.append(kind)
             self.num_categories.append(num_categories)
+            self.zero_inflated.append(bool(definition.get("zero_inflated")))
         size = len(self.names)
         self.units: list[str] = [""] * size
         self.categories: list[list[str]] = [[] for _ in range(size)]
@@ -117,8 +121,8 @@ class Variables(nn.Module):
             categories: the names of the categories of each variable, empty for a continuous one.
 
         Raises:
-            ValueError: when a variable is constant, missing in every case, infinite, or not an index of a category;
-                names the variable.
+            ValueError: when a variable is constant, missing in every case, infinite, not an index of a category, or
+                zero-inflated and not zero at the least; names the variable.
         """
         values = values.detach().to(self.low)
         if values.ndim != 2 or values.shape[1] != len(self):
@@ -145,6 +149,11 @@ class Variables(nn.Module):
                 )
             if kind == "continuous":
                 low[k], high[k] = known.min(), known.max()
+                if self.zero_inflated[k] and low[k] != 0:
+                    raise ValueError(
+                        f"variable {name!r}: zero_inflated, but its smallest training value is {low[k].item():g}, "
+                        "expected 0"
+                    )
                 quantiles[k] = torch.quantile(known, levels)
                 continue
             bad = known[(known != known.round()) | (known < 0) | (known >= count)]
@@ -212,6 +221,12 @@ def _validate_definition(definition: Mapping[str, Any], where: str) -> tuple[str
         raise ValueError(f"{where}.name: found {name!r}, expected a name")
     if kind not in KINDS:
         raise ValueError(f"{where}.kind: found {kind!r} for {name!r}, expected one of {list(KINDS)}")
+    inflated = definition.get("zero_inflated", False)
+    if not isinstance(inflated, bool) or (inflated and kind != "continuous"):
+        raise ValueError(
+            f"{where}.zero_inflated: found {inflated!r} for {kind} {name!r}, expected true or false, and true only if "
+            "continuous"
+        )
     count = definition.get("num_categories")
     if kind != "categorical":
         if count is not None:

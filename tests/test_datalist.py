@@ -166,3 +166,18 @@ def test_unknown_variables_and_empty_selections_are_errors(content, tmp_path):
         datalist.items("test")
     with pytest.raises(DatalistError, match="no case in split 'validation' for use 'judge'"):
         datalist.items("validation", use="judge")
+
+
+def test_a_variable_that_is_often_zero_is_zero_inflated(content, tmp_path):
+    def kind_of(values):
+        content["training"] = [entry(f"t{i}", use="guide") for i in range(len(values))]
+        for case, value in zip(content["training"], values):
+            case["variables"] = {**case["variables"], "heart_area": value, "age": -value if value else None}
+        (tmp_path / "datalist.json").write_text(json.dumps(content))
+        return read_datalist(tmp_path / "datalist.json", check_files=False).definitions()
+
+    heart, age, sex = kind_of([0.0, 3.0, 5.0])
+    assert heart == {"name": "heart_area", "kind": "continuous", "zero_inflated": True}
+    assert age == {"name": "age", "kind": "continuous"} and sex == {"name": "sex", "kind": "binary"}
+    assert "zero_inflated" not in kind_of([0.0, *range(1, 61)])[0], "a single zero among many is no point mass"
+    assert "zero_inflated" not in kind_of([0.0, -1.0, 5.0])[0]

@@ -127,3 +127,16 @@ def test_a_relative_change_needs_the_factual_value(variables):
 def test_quantiles_need_fitted_variables():
     with pytest.raises(ValueError, match="'q50' needs fitted variables"):
         resolve({"a": "q50"}, Variables([{"name": "a", "kind": "continuous"}]), torch.zeros(1, 1))
+
+
+def test_what_may_be_zero_does_not_become_negative_and_a_share_of_nothing_is_nothing(caplog):
+    plaque = Variables([{"name": "plaque", "kind": "continuous", "zero_inflated": True}])
+    plaque.fit(torch.tensor([[0.0], [0.0], [4.0]]), ["mm2"])
+    values = torch.tensor([[0.0], [2.0]])
+    for change, targets in [("-3", [0, 0]), ("+3", [3, 5]), ("-150%", [0, 0]), (0, [0, 0]), ("q20", [0, 0])]:
+        assert resolve({"plaque": change}, plaque, values)["plaque"].tolist() == targets
+    caplog.clear()
+    assert resolve({"plaque": "+20%"}, plaque, values)["plaque"].tolist() == pytest.approx([0, 2.4])
+    assert "'+20%' of zero is zero, so nothing changes in rows [0]" in caplog.text
+    with pytest.raises(ValueError, match=re.escape("'plaque': found '-1', expected zero or more")):
+        resolve({"plaque": -1}, plaque, values)

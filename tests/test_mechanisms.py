@@ -4,13 +4,24 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from segcft_ext.mechanisms import BernoulliMechanism, CategoricalMechanism, FlowMechanism, Mechanism
+from segcft_ext.mechanisms import (
+    BernoulliMechanism,
+    CategoricalMechanism,
+    FlowMechanism,
+    Mechanism,
+    ZeroInflatedMechanism,
+)
 
 FACTORIES: dict[str, Callable[[int], Mechanism]] = {
     "flow": FlowMechanism,
     "bernoulli": BernoulliMechanism,
+    "zero_inflated": ZeroInflatedMechanism,
     "categorical": lambda parent_channels: CategoricalMechanism(parent_channels, 4),
 }
+
+
+# where values are continuous, single precision decides
+TOLERANCE = {"flow": 1e-5, "zero_inflated": 1e-5}
 
 
 def build(kind: str, parent_channels: int, strength: float = 1.0) -> Mechanism:
@@ -51,11 +62,13 @@ def test_prediction_inverts_abduction(kind, parent_channels, strength):
     if kind == "flow":
         # Five times the training range, and denser in and just around it.
         value = torch.cat([torch.linspace(-9, 9, 1000), torch.linspace(-1.2, 1.2, 1000)])
+    elif kind == "zero_inflated":
+        value = torch.cat([torch.full((500,), -1.0), torch.linspace(-1 + 1e-4, 3, 1500)])
     else:
         value = torch.arange(2000.0) % (2 if kind == "bernoulli" else 4)
     noise = mechanism.abduct(value, parents)
     assert noise.isfinite().all() and mechanism.log_prob(value, parents).isfinite().all()
-    torch.testing.assert_close(mechanism.predict(noise, parents), value, atol=1e-5 if kind == "flow" else 0, rtol=0)
+    torch.testing.assert_close(mechanism.predict(noise, parents), value, atol=TOLERANCE.get(kind, 0), rtol=0)
 
 
 @pytest.mark.parametrize("strength", [0, 1, 5])
@@ -126,7 +139,7 @@ def test_gumbel_max_is_counterfactually_stable():
     assert (changed != value).any()
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
+@pytest.mark.parametrize("kind", ["bernoulli", "categorical", "zero_inflated"])
 def test_random_abduction_follows_the_generator_or_the_global_seed(kind):
     mechanism, parents, value = build(kind, 2), encoded_parents(5, 2), torch.ones(5)
 
@@ -139,6 +152,58 @@ def test_random_abduction_follows_the_generator_or_the_global_seed(kind):
     assert not torch.equal(first, abduct(None))
     torch.manual_seed(3)
     assert torch.equal(first, abduct(None))
+
+
+@pytest.mark.parametrize("strength", [0, 1])
+@torch.no_grad()
+def test_a_mixed_density_has_a_mass_at_zero_and_the_rest_above(strength):
+    mechanism = build("zero_inflated", 2, strength).double()
+    for parents in encoded_parents(2, 2).double():
+        location, log_scale, _ = mechanism.amount._transforms(parents[None], torch.float64)
+        # a softplus's argument is the share of the maximum, half of the scale from -1 to 1
+        grid = torch.linspace(-1, 1 + 2 * (location.abs() + 8 * log_scale.exp()).item(), 40_001).double()
+        grid = torch.cat([-1 + torch.logspace(-5.6, -3, 10_001, dtype=torch.float64), grid[grid > -0.999]])
+        density = mechanism.log_prob(grid, parents.expand(len(grid), -1)).exp()
+        mass = mechanism.log_prob(torch.tensor([-1.0]).double(), parents[None]).exp().item()
+        below = mechanism.sample(parents.expand(20_000, -1), torch.Generator().manual_seed(0))
+        assert mass == pytest.approx((below == -1).double().mean().item(), abs=0.015)
+        smallest = ((below > -1) & (below < grid[0])).double().mean().item()
+        assert mass + smallest + torch.trapezoid(density, grid).item() == pytest.approx(1, abs=0.01)
+
+
+@torch.no_grad()
+def test_a_zero_keeps_its_noise_of_presence_and_draws_that_of_the_amount():
+    mechanism, parents = build("zero_inflated", 2), encoded_parents(1, 2).expand(4000, -1)
+    value = torch.where(torch.arange(4000) % 2 == 0, -1.0, 0.3)
+    noise = mechanism.abduct(value, parents, torch.Generator().manual_seed(0))
+    zero, positive = noise[::2, 1], noise[1::2, 1]
+    assert positive.std() < 1e-12 and zero.mean().abs() < 0.1 and zero.std() == pytest.approx(1, abs=0.05)
+    mechanism.presence.conditioner.bias += 1  # plaques become more likely: none vanishes, some appear
+    after = mechanism.predict(noise, parents)
+    torch.testing.assert_close(after[1::2], value[1::2], atol=1e-5, rtol=0)
+    appeared = after[::2][after[::2] > -1]
+    assert 0 < len(appeared) < 2000 and appeared.std() > 0.01
+
+
+def test_a_zero_inflated_mechanism_learns_share_and_amounts():
+    generator = torch.Generator().manual_seed(0)
+    cause = torch.rand(2000, 1, generator=generator) * 2 - 1
+    present = torch.rand(2000, generator=generator) < torch.sigmoid(3 * cause[:, 0])
+    amount = (0.25 * torch.exp(0.5 * torch.randn(2000, generator=generator) + 0.3 * cause[:, 0])).clamp(max=1)
+    value = torch.where(present, 2 * amount - 1, -1.0)
+    torch.manual_seed(0)
+    mechanism = ZeroInflatedMechanism(1)
+    optimizer = torch.optim.Adam(mechanism.parameters(), lr=0.03)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-mechanism.log_prob(value, cause).mean()).backward()
+        optimizer.step()
+    for level in (-0.7, 0.7):
+        sample = mechanism.sample(torch.full((4000, 1), level), generator)
+        share = torch.sigmoid(torch.tensor(3 * level)).item()
+        assert (sample > -1).float().mean().item() == pytest.approx(share, abs=0.05)
+        median = (sample[sample > -1].median().item() + 1) / 2
+        assert median == pytest.approx(0.25 * math.exp(0.3 * level), rel=0.12)
 
 
 def test_a_flow_learns_a_skewed_bimodal_density():

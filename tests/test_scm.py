@@ -53,6 +53,44 @@ def with_gaps(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def plaques(count: int) -> torch.Tensor:
+    """Two plaque areas, each absent from half of the cases, and the lumen's area."""
+    torch.manual_seed(5)
+    present = torch.rand(count, 2) < 0.5
+    return torch.cat([present * (0.2 + 4 * torch.rand(count, 2)), 20 + torch.rand(count, 1)], dim=1)
+
+
+def test_a_plaque_that_vanishes_or_appears_moves_its_children_and_no_action_moves_nothing():
+    names = ["proximal", "mid", "lumen"]
+    definitions = [{"name": n, "kind": "continuous", "zero_inflated": n != "lumen"} for n in names]
+    variables = Variables(definitions)
+    variables.fit(plaques(200), ["mm2"] * 3)
+    torch.manual_seed(1)
+    scm = SCM(variables, {"mid": ["proximal"], "lumen": ["proximal", "mid"]})
+    with torch.no_grad():
+        for parameter in scm.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    values = plaques(60)
+    scm.nll(values).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in scm.parameters())
+    noise = scm.abduct(values, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scm.predict(noise), values, atol=1e-3, rtol=1e-4)
+    assert ((scm.predict(noise)[:, :2] == 0) == (values[:, :2] == 0)).all(), "zero is exactly zero"
+    assert same(scm.counterfactual(values, {"proximal": values[:, 0]}), values)
+    generator = torch.Generator().manual_seed(0)
+    for target in (0.0, 3.0):
+        after = scm.counterfactual(values, {"proximal": torch.full((60,), target)}, generator)
+        assert after.isfinite().all() and (after[:, 0] == target).all() and (after[:, 1] >= 0).all()
+        changed = values[:, 0] != target
+        assert same(after[~changed], values[~changed])
+        assert (after[changed, 2] != values[changed, 2]).all()
+    first, second = (
+        scm.counterfactual(values, {"proximal": torch.full((60,), 3.0)}, torch.Generator().manual_seed(7))
+        for _ in range(2)
+    )
+    assert same(first, second), "what a zero does not tell is drawn by the generator"
+
+
 def test_without_edges_it_is_independent_marginals():
     scm, values = build(None), draw(20)
     scaled = scm.variables.scale(values)

@@ -101,6 +101,17 @@ def test_fit_names_the_variable_that_cannot_be_used(column, message):
     assert not variables.fitted
 
 
+def test_zero_inflated_variables_are_zero_at_the_least():
+    variables = Variables([{"name": "plaque", "kind": "continuous", "zero_inflated": True}])
+    with pytest.raises(
+        ValueError, match=r"'plaque': zero_inflated, but its smallest training value is 0.5, expected 0"
+    ):
+        variables.fit(torch.tensor([[0.5], [2.0]]), ["mm2"])
+    variables.fit(torch.tensor([[0.0], [0.0], [0.0], [2.0]]), ["mm2"])
+    assert variables.zero_inflated == [True] and variables.encode(torch.zeros(1, 1)).item() == -1
+    assert variables.unscale(variables.scale(torch.zeros(1, 1))).item() == 0
+
+
 def test_fit_refuses_what_is_no_category():
     values = TRAINING.clone()
     values[0, 2] = 3
@@ -113,6 +124,8 @@ def test_fit_refuses_what_is_no_category():
 @pytest.mark.parametrize(
     ("definitions", "message"),
     [
+        ([{"name": "a", "kind": "binary", "zero_inflated": True}], "zero_inflated: found True for binary 'a'"),
+        ([{"name": "a", "kind": "continuous", "zero_inflated": 1}], "zero_inflated: found 1"),
         ([], "at least one"),
         ([{"kind": "binary"}], r"variables\[0\].name"),
         ([{"name": "a", "kind": "ordinal"}], r"variables\[0\].kind: found 'ordinal'"),

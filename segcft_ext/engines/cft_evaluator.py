@@ -19,7 +19,9 @@ LEVELS = (0.1, 0.5, 0.9)
 class CFTEvaluator(CaseEvaluator):
     """Effectiveness on validation cases as the guide sees it, and what it costs.
 
-    Each case is intervened on at the 10, 50 and 90 % quantile of each of the guide's variables, one at a time:
+    Each case is intervened on at the 10, 50 and 90 % quantile of each of the guide's variables, one at a time; a
+    zero-inflated one is set to zero and to the 50 and 90 % quantile of its positive values, and errors and drift of it
+    are in percent of its mean in the training data.
 
     - ``effectiveness_<k>``: the guide's absolute error from the target under do(k), in percent of the target; its
       mean over k is ``effectiveness``, the key metric;
@@ -63,10 +65,11 @@ class CFTEvaluator(CaseEvaluator):
                 wanted = dscm.scm.counterfactual(values, {name: target.expand(len(image))})
                 counterfactual = dscm.predict(abduction, wanted)
                 after = self.guide(counterfactual.image, spacing, reference).values
-                errors.append(100 * (after[:, j] - target).abs() / target.abs())
+                errors.append(100 * (after[:, j] - target).abs() / self._sizes(dscm, wanted[:, columns])[:, j])
                 others = [i for i in range(len(self.guided)) if i != j]
                 expected = (before + wanted[:, columns] - values[:, columns])[:, others]
-                drifts.append((100 * (after[:, others] - expected).abs() / expected.abs()).sum(1) / max(len(others), 1))
+                sizes = self._sizes(dscm, before + wanted[:, columns] - values[:, columns])[:, others]
+                drifts.append((100 * (after[:, others] - expected).abs() / sizes).sum(1) / max(len(others), 1))
                 determinant = counterfactual.jacobian_determinant
                 folding.append(
                     torch.zeros_like(target).expand(len(image))
@@ -79,7 +82,17 @@ class CFTEvaluator(CaseEvaluator):
         output["folding"] = torch.stack(folding).mean(0)
         return output
 
+    def _sizes(self, dscm: DSCM, values: Tensor) -> Tensor:
+        """What errors of the guide's variables (B, J) are in percent of."""
+        columns = [dscm.variables.index(name) for name in self.guided]
+        inflated = torch.tensor([dscm.variables.zero_inflated[k] for k in columns], device=values.device)
+        return torch.where(inflated, dscm.variables.quantiles[columns].mean(1), values.abs())
+
     @staticmethod
     def _targets(dscm: DSCM, name: str) -> Tensor:
-        quantiles = dscm.variables.quantiles[dscm.variables.index(name)]
+        k = dscm.variables.index(name)
+        quantiles = dscm.variables.quantiles[k]
+        if dscm.variables.zero_inflated[k]:
+            positive = torch.quantile(quantiles[quantiles > 0], quantiles.new_tensor(LEVELS[1:]))
+            return torch.cat([quantiles.new_zeros(1), positive])
         return quantiles[[round(level * (len(quantiles) - 1)) for level in LEVELS]]
