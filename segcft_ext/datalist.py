@@ -147,9 +147,9 @@ class Datalist:
         return [variable.name for variable in self.variables]
 
     @property
-    def measured_variables(self) -> list[dict[str, str]]:
-        """Name and kind of each measured variable, as :class:`segcft_ext.variables.Variables` takes them."""
-        return [{"name": v.name, "kind": v.kind} for v in self.variables if v.measurement is not None]
+    def measured_variables(self) -> list[dict[str, Any]]:
+        """The definition of each measured variable, see :meth:`definitions`."""
+        return self.definitions([v.name for v in self.variables if v.measurement is not None])
 
     @property
     def spatial_dims(self) -> int:
