@@ -16,23 +16,25 @@ from segcft_ext.variables import Variables
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
 
-def draw_interventions(values: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One intervention for each case of a batch: a variable at random, its target from the batch's own marginal.
+def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
+    """One intervention for each case of a batch: a variable at random, its target from the training marginal.
 
     Args:
         values: factual variables in physical units, shape (B, K).
         columns: the variables that may be intervened on.
+        quantiles: of the training split at evenly spaced levels from 0 to 1, shape (K, Q); see
+            :class:`~segcft_ext.variables.Variables`.
 
     Returns:
-        Targets (B, K) and a boolean mask (B, K) with one True in each row. A case whose target is missing keeps its own
-        value.
+        Targets (B, K) and a boolean mask (B, K) with one True in each row.
     """
-    chosen = torch.tensor(columns, device=values.device)[
-        torch.randint(len(columns), (len(values),), device=values.device)
-    ]
+    count = len(values)
+    chosen = torch.tensor(columns, device=values.device)[torch.randint(len(columns), (count,), device=values.device)]
     mask = F.one_hot(chosen, values.shape[1]).bool()
-    targets = values[torch.randperm(len(values), device=values.device)]
-    return torch.where(targets.isnan(), values, targets), mask
+    level = torch.rand(count, device=values.device) * (quantiles.shape[1] - 1)
+    below = level.floor().long().clamp(max=quantiles.shape[1] - 2)
+    quantile = torch.lerp(quantiles[:, below], quantiles[:, below + 1], (level - below).to(quantiles))
+    return torch.where(mask, quantile.T.to(values), values), mask
 
 
 def bending_energy(field: Tensor) -> Tensor:
@@ -56,12 +58,15 @@ class CFTTerms:
         locality: change of the image where no changed variable lives.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
+        preservation: change of the guide's masks of the variables that the action leaves as they are, relative to their
+            size; zero for a regressor, which has no masks.
     """
 
     effectiveness: Tensor
     locality: Tensor
     smoothness: Tensor
     folding: Tensor
+    preservation: Tensor
 
 
 class CFTObjective(nn.Module):
@@ -93,6 +98,7 @@ class CFTObjective(nn.Module):
         smoothness: float = 0.02,
         folding: float = 100.0,
         folding_margin: float = 0.2,
+        preservation: float = 0.0,
         dilation: float = 5.0,
     ) -> None:
         super().__init__()
@@ -103,6 +109,7 @@ class CFTObjective(nn.Module):
         self.smoothness = smoothness
         self.folding = folding
         self.folding_margin = folding_margin
+        self.preservation = preservation
         self.dilation = dilation
 
     def forward(
@@ -147,7 +154,10 @@ class CFTObjective(nn.Module):
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
-        return CFTTerms(effectiveness, locality, smoothness, folding)
+        before, after = factual_prediction.support.flatten(2), prediction.support.flatten(2)
+        moved = (after - before).abs().mean(2) / before.mean((0, 2)).clamp(min=1e-3)
+        preservation = torch.where(changed, 0.0, moved).mean()
+        return CFTTerms(effectiveness, locality, smoothness, folding, preservation)
 
     def total(self, terms: CFTTerms) -> Tensor:
         """The weighted sum of the terms."""
@@ -156,6 +166,7 @@ class CFTObjective(nn.Module):
             + self.locality * terms.locality
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
+            + self.preservation * terms.preservation
         )
 
     def _dilate(self, mask: Tensor) -> Tensor:
