@@ -40,7 +40,7 @@ class Abduction:
     values: Tensor
     posterior: Posterior
     residual: Tensor
-    features: Tensor | None
+    features: Sequence[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class DSCM(SelfDescribing):
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
         edit = self.deformation(abduction.features, factual, parents)
-        image = self.deformation.blend(abduction.image, image, edit.gate)
+        image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         return Counterfactual(self.deformation.warp(image, displacement), values, displacement, edit.velocity)
 

@@ -1,14 +1,16 @@
 """Properties of the deformation head."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 
 
-def moving_head(spatial_dims: int = 2) -> DeformationHead:
+def moving_head(spatial_dims: int = 2, residual: bool = False) -> DeformationHead:
     torch.manual_seed(0)
-    head = DeformationHead(2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8)
+    head = DeformationHead(2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8, residual=residual)
     torch.nn.init.normal_(head.velocity_head.weight, std=0.1)
     return head
 
@@ -73,15 +75,31 @@ def test_the_gate_starts_open_and_closes_on_the_factual_image() -> None:
     head = DeformationHead(2, channels=(8, 8))
     image, counterfactual = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
     edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
-    torch.testing.assert_close(head.blend(image, counterfactual, edit.gate), counterfactual)
-    assert torch.equal(head.blend(image, counterfactual, torch.zeros_like(edit.gate)), image)
+    torch.testing.assert_close(head.blend(image, counterfactual, edit), counterfactual)
+    assert torch.equal(head.blend(image, counterfactual, replace(edit, gate=torch.zeros_like(edit.gate))), image)
 
 
-def test_gradients_reach_the_whole_head() -> None:
-    head = moving_head()
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_residual_starts_at_zero_and_vanishes_with_the_action(spatial_dims: int) -> None:
+    head = moving_head(spatial_dims, residual=True)
+    image = torch.rand(2, 1, *[16] * spatial_dims)
+    parents, target = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    fresh = head(head.features(image), parents, target)
+    torch.testing.assert_close(head.blend(image, image, fresh), image, rtol=0, atol=0)
+    torch.nn.init.normal_(head.residual_head.weight)
+    painted = head(head.features(image), parents, target).residual
+    assert painted is not None and painted.shape == image.shape
+    assert not painted[0].any() and painted[1].any()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_gradients_reach_the_whole_head(residual: bool) -> None:
+    head = moving_head(residual=residual)
+    if residual:
+        torch.nn.init.normal_(head.residual_head.weight, std=0.1)
     image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
     edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
-    blended = head.blend(image, counterfactual, edit.gate)
+    blended = head.blend(image, counterfactual, edit)
     head.warp(blended, head.displacement(edit.velocity, (32, 32))).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 

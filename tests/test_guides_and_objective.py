@@ -66,14 +66,18 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
     assert not torch.allclose(guide(image).values, prediction.values)
 
 
-def test_interventions_come_from_the_marginal_one_for_each_case() -> None:
+def test_interventions_come_from_the_training_marginal_one_for_each_case() -> None:
     torch.manual_seed(0)
-    values = torch.rand(64, 3)
+    values = torch.rand(600, 3)
     values[5, 2] = torch.nan
-    targets, mask = draw_interventions(values, [0, 2])
+    many_zeros = torch.linspace(-1, 1, 101).clamp(min=0)
+    quantiles = torch.stack([torch.linspace(5, 6, 101), torch.full((101,), torch.nan), many_zeros])
+    targets, mask = draw_interventions(values, [0, 2], quantiles)
     assert (mask.sum(1) == 1).all() and not mask[:, 1].any() and mask[:, 0].any() and mask[:, 2].any()
-    assert set(targets[:, 0].tolist()) == set(values[:, 0].tolist())
-    assert targets[:5].isfinite().all()
+    assert torch.equal(targets[~mask].nan_to_num(-1), values[~mask].nan_to_num(-1))
+    first, last = targets[mask[:, 0], 0], targets[mask[:, 2], 2]
+    assert 5 <= first.min() < 5.05 and 5.95 < first.max() <= 6 and first.mean() == pytest.approx(5.5, abs=0.05)
+    assert (last == 0).float().mean() == pytest.approx(0.5, abs=0.08)
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, Counterfactual, GuidePrediction]:

@@ -2,7 +2,8 @@
 
 From the factual image alone come features ``e``; from them and the action a stationary velocity field for each
 variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image, and a gate
-that says where the HVAE's change of intensity is let through.
+that says where the HVAE's change of intensity is let through. What has to appear or vanish, as a plaque does, cannot
+come from a warp: for that the head may paint a residual.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ class Edit:
     Attributes:
         velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
+        residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing; or
+            None.
     """
 
     velocity: Tensor
     gate: Tensor
+    residual: Tensor | None = None
 
 
 class DeformationHead(nn.Module):
@@ -43,7 +47,8 @@ class DeformationHead(nn.Module):
 
     The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
     zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
-    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
+    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is. The residual is, like the velocity, the
+    sum over k of (pa~_k - pa_k) R_k(e, pa, pa~), at the image's resolution, and starts at zero.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -54,6 +59,7 @@ class DeformationHead(nn.Module):
             quarter.
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
+        residual: paint a residual, for structures that appear or vanish.
 
     Raises:
         ValueError: when ``grid_stage`` is not one of the stages.
@@ -68,6 +74,7 @@ class DeformationHead(nn.Module):
         grid_stage: int = 2,
         hidden_channels: int = 48,
         margin: float = 0.06,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= grid_stage <= len(channels):
@@ -90,7 +97,18 @@ class DeformationHead(nn.Module):
         self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
         self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
         self.gate_head = conv(hidden_channels, 1, 3, padding=1)
-        for head in (self.velocity_head, self.gate_head):
+        self.paint: nn.ModuleList | None = None
+        heads = [self.velocity_head, self.gate_head]
+        if residual:
+            finer = [*channels[: grid_stage - 1][::-1], in_channels]
+            inputs = [hidden_channels, *finer[:-1]]
+            self.paint = nn.ModuleList(
+                conv(a + b, b if i < len(finer) - 1 else hidden_channels // 2, 3, padding=1)
+                for i, (a, b) in enumerate(zip(inputs, finer, strict=True))
+            )
+            self.residual_head = conv(hidden_channels // 2, parent_channels * in_channels, 3, padding=1)
+            heads.append(self.residual_head)
+        for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         with warnings.catch_warnings():
@@ -99,8 +117,11 @@ class DeformationHead(nn.Module):
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
-    def features(self, image: Tensor) -> Tensor:
-        """The abducted exogenous part e of the factual image (B, C, \\*spatial): (B, F, \\*grid)."""
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The abducted exogenous part e of the factual image (B, C, \\*spatial).
+
+        First (B, F, \\*grid); then, for the residual, what is finer, up to the image itself.
+        """
         hidden, skips = image, []
         for down, mix in zip(self.down, self.mix, strict=True):
             hidden = F.gelu(down(hidden))
@@ -109,9 +130,9 @@ class DeformationHead(nn.Module):
         for up, skip in zip(self.up, reversed(skips[self.grid_stage - 1 : -1]), strict=True):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
-        return hidden
+        return [hidden, *reversed(skips[: self.grid_stage - 1]), image]
 
-    def forward(self, features: Tensor, parents: Tensor, target: Tensor) -> Edit:
+    def forward(self, features: Sequence[Tensor], parents: Tensor, target: Tensor) -> Edit:
         """The edit that an action asks for.
 
         Args:
@@ -122,19 +143,27 @@ class DeformationHead(nn.Module):
         ones = [1] * self.spatial_dims
         change = target - parents
         gain, shift = self.film(torch.cat([parents, change], dim=1)).view(len(parents), -1, *ones).chunk(2, dim=1)
-        hidden = F.gelu(self.combine(features) * (1 + gain) + shift)
+        hidden = F.gelu(self.combine(features[0]) * (1 + gain) + shift)
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         velocity = (fields * change.view(*change.shape, 1, *ones)).sum(1)
         # A field of order one moves anatomy by a tenth of the image.
         velocity = velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
-        return Edit(velocity, (1 + self.gate_head(hidden)).clamp(0, 1))
+        gate = (1 + self.gate_head(hidden)).clamp(0, 1)
+        if self.paint is None:
+            return Edit(velocity, gate)
+        for paint, finer in zip(self.paint, features[1:], strict=True):
+            hidden = F.interpolate(hidden, size=finer.shape[2:], mode="nearest")
+            hidden = F.gelu(paint(torch.cat([hidden, finer], dim=1)))
+        residuals = self.residual_head(hidden).unflatten(1, (self.parent_channels, -1))
+        return Edit(velocity, gate, (residuals * change.view(*change.shape, 1, *ones)).sum(1))
 
-    def blend(self, image: Tensor, counterfactual: Tensor, gate: Tensor) -> Tensor:
-        """The factual image with the gated change of the HVAE's counterfactual, both (B, C, \\*spatial)."""
+    def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
+        """The factual image with the gated change of the HVAE's counterfactual, both (B, C, \\*spatial), and residual."""
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
-        gate = F.interpolate(gate, size=image.shape[2:], mode=mode, align_corners=True)
-        return image + gate * (counterfactual - image)
+        gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
+        image = image + gate * (counterfactual - image)
+        return image if edit.residual is None else (image + edit.residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, in pixels of an image of this size: (B, D, \\*size)."""
