@@ -98,7 +98,7 @@ class CFTObjective(nn.Module):
         smoothness: float = 0.02,
         folding: float = 100.0,
         folding_margin: float = 0.2,
-        preservation: float = 0.0,
+        preservation: float = 0.3,
         dilation: float = 5.0,
     ) -> None:
         super().__init__()
