@@ -97,7 +97,7 @@ class Training:
         self.dscm = dscm
         self.average = AveragedModel(dscm, multi_avg_fn=warmed_up_average())
         self.lagrangian = Lagrangian()
-        groups: Any = dscm.parameter_groups(head=1e-2, hvae=1e-3) if fine_tuning else dscm.parameters()
+        groups: Any = dscm.parameter_groups(head=1e-2, hvae=5e-3) if fine_tuning else dscm.parameters()
         self.optimizer = torch.optim.AdamW(groups, lr=1e-2)
         evaluation = {
             "device": "cpu",
@@ -179,9 +179,13 @@ def test_pretraining_lowers_both_parts_of_the_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("deformation", [False, True])
 def test_fine_tuning_lowers_the_distance_to_the_target(tmp_path: Path, deformation: bool) -> None:
     dscm = untrained(deformation).select_trained(hvae=not deformation)
-    training = Training(tmp_path, dscm, guide(), epochs=25).run()
-    first, last = slice(0, 6), slice(-6, None)
-    assert training.mean("effectiveness", last) < 0.9 * training.mean("effectiveness", first)
+    training = Training(tmp_path, dscm, guide(), epochs=25)
+    reached: list[float] = []  # on the same interventions each time
+    training.validator.add_event_handler(
+        Events.COMPLETED, lambda engine: reached.append(engine.state.metrics["effectiveness"])
+    )
+    training.run()
+    assert reached[-1] < 0.8 * reached[0]
     assert ("lambda" in training.outputs[0]) == (not deformation)
     assert ("bound" in training.outputs[0]) == (not deformation)
 
