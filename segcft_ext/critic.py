@@ -49,9 +49,7 @@ class Critic(nn.Module):
 
     def realism(self, image: Tensor) -> Tensor:
         """How far images (B, 1, \\*spatial) are from passing for real ones; differentiable in the images."""
-        return torch.as_tensor(
-            self.loss(self.network(image)[-1].float(), target_is_real=True, for_discriminator=False)
-        )
+        return torch.as_tensor(self.loss(self.network(image)[-1].float(), target_is_real=True, for_discriminator=False))
 
     def learn(self, real: Tensor, counterfactual: Tensor) -> float:
         """One step of the critic on real and counterfactual images (B, 1, \\*spatial); returns its loss."""
@@ -64,6 +62,7 @@ class Critic(nn.Module):
         loss.backward()
         if idist.get_world_size() > 1:
             for parameter in self.network.parameters():
+                assert parameter.grad is not None
                 parameter.grad = torch.as_tensor(idist.all_reduce(parameter.grad)) / idist.get_world_size()
         self.optimizer.step()
         return loss.item()

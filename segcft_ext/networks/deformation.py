@@ -159,7 +159,7 @@ class DeformationHead(nn.Module):
         return Edit(velocity, gate, (residuals * change.view(*change.shape, 1, *ones)).sum(1))
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
-        """The factual image with the gated change of the HVAE's counterfactual, both (B, C, \\*spatial), and residual."""
+        """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
         image = image + gate * (counterfactual - image)
