@@ -15,7 +15,9 @@ from data_prep.collect import Summary, prepare
 from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
 from data_prep.padchest import PadChestSource, write_filters
-from data_prep.phantom import PhantomSource
+from data_prep.phantom import CoronarySource, PhantomSource
+from data_prep.phantom_chest import ChestPhantom
+from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.pictures import draw_variables
 from data_prep.regions import derive_regions, region_definition
 from data_prep.structures import CHEST
@@ -190,7 +192,10 @@ def phantom(
     out: str,
     kind: str = "chest",
     count: int = 600,
-    size: int = 64,
+    size: Any = None,
+    dims: int = 2,
+    regions: Any = None,
+    boundaries: Any = None,
     seed: int = 0,
     fractions: Any = None,
     workers: int = 1,
@@ -199,35 +204,48 @@ def phantom(
 ) -> None:
     """Render phantoms with a known causal model, whose true counterfactuals can be rendered too.
 
-    Example:
+    Examples:
 
         python -m data_prep phantom --kind chest --count 600 --size 64 --out phantoms
 
+        python -m data_prep phantom --kind coronary --count 600 --out vessels
+
     Args:
         out: folder to write to; what an earlier run left there is replaced.
-        kind: what to draw; "chest" is what there is.
+        kind: what to draw, "chest" or "coronary" (straightened arteries).
         count: number of cases.
-        size: of the square images in pixels.
+        size: in pixels; 64 of a square chest, 256x64 along and across a vessel.
+        dims: of the vessels; 2 is a longitudinal cut, 3 a volume.
+        regions: names of the regions in which a vessel's structures are measured, "proximal,mid,distal" by default;
+            "none" measures whole vessels.
+        boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
         seed: of the cases and of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: processes; the result is the same for any number.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    if kind != "chest":
-        raise ValueError(f"kind: found {kind!r}, expected 'chest'")
-    from data_prep.phantom_chest import ChestPhantom
-
-    pixels, seed = _whole("size", size), _whole("seed", seed)
-    truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
-    source = PhantomSource(ChestPhantom(size=pixels), _whole("count", count), (pixels, pixels), seed, truth)
+    count, seed, workers = _whole("count", count), _whole("seed", seed), _whole("workers", workers)
+    if kind == "chest":
+        if (_whole("dims", dims), regions, boundaries) != (2, None, None):
+            raise ValueError("dims, regions and boundaries are options of --kind coronary")
+        pixels = _whole("size", 64 if size is None else size)
+        truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
+        source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
+    elif kind == "coronary":
+        whole = str(regions).strip().lower() == "none" and regions is not None
+        parts = None if whole else region_definition(_names(regions or []), _fractions(boundaries))
+        vessels = CoronaryPhantom(_vessel_size(size, _whole("dims", dims)), parts, descendants=False)
+        source = CoronarySource(vessels, count, seed)
+    else:
+        raise ValueError(f"kind: found {kind!r}, expected 'chest' or 'coronary'")
     summary = prepare(
         source,
         Path(out),
         name=name,
         seed=seed,
         fractions=_parse(fractions),
-        workers=_whole("workers", workers),
+        workers=workers,
         scheduler=scheduler,
     )
     _report(summary)
@@ -265,8 +283,7 @@ def regions(
         structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
             their whole areas.
     """
-    fractions = None if boundaries is None else [_fraction("boundaries", b) for b in _names(boundaries)]
-    definition = region_definition(_names(names or []), fractions, of, _whole("axis", axis))
+    definition = region_definition(_names(names or []), _fractions(boundaries), of, _whole("axis", axis))
     derived = derive_regions(datalist, out, definition, _names(structures or []))
     draw_variables(derived, derived.path.with_name("variables.png"))
     regional = [variable.name for variable in derived.variables if variable.region]
@@ -325,11 +342,25 @@ def _whole(option: str, given: Any) -> int:
         raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
 
 
-def _fraction(option: str, given: str) -> float:
+def _fractions(given: Any) -> list[float] | None:
+    if given is None:
+        return None
     try:
-        return float(given)
+        return [float(part) for part in _names(given)]
     except ValueError:
-        raise ValueError(f"{option}: found {given!r}, expected numbers from 0 to 1") from None
+        raise ValueError(f"boundaries: found {given!r}, expected numbers from 0 to 1") from None
+
+
+def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
+    if dims not in (2, 3):
+        raise ValueError(f"dims: found {dims}, expected 2 or 3")
+    parts = str(given or "256x64").replace("x", ",").split(",")
+    numbers = [_whole("size", part) for part in parts]
+    if len(numbers) == 2 and dims == 3:
+        numbers.append(numbers[1])
+    if len(numbers) != dims:
+        raise ValueError(f"size: found {given!r}, expected samples along and across, such as 256x64")
+    return tuple(numbers)
 
 
 def _flag(option: str, given: Any) -> bool:

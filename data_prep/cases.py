@@ -6,9 +6,10 @@ A source knows which cases there are (:attr:`Source.items`) and how to load one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -94,9 +95,10 @@ class Case:
     """A loaded case at its final size.
 
     Attributes:
-        image: shape (H, W), float, in [0, 1].
-        label: label map of shape (H, W), uint8.
-        spacing: pixel spacing of these arrays in mm, (row, column), or None where unknown.
+        image: shape (H, W) or (D, H, W), float, in [0, 1].
+        label: label map of the same shape, uint8.
+        spacing: spacing of these arrays in mm along each axis, or None where unknown.
+        arc_length: where a straightened vessel begins and ends along its centreline, in mm from the ostium.
         variables: values of the variables that are not measured; None where missing, categories by index.
         exogenous: what a renderer of true counterfactuals needs to draw this case again (phantoms only).
         notes: keys of :data:`NOTES`.
@@ -104,37 +106,37 @@ class Case:
 
     image: np.ndarray
     label: np.ndarray
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[float, ...] | None = None
+    arc_length: tuple[float, float] | None = None
     variables: Mapping[str, float | int | None] = field(default_factory=dict)
     exogenous: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
 
-class Source(Protocol):
+class Source(ABC):
     """What :func:`data_prep.collect.prepare` takes cases from. It is pickled to worker processes.
 
     Attributes:
+        size: (H, W) or (D, H, W) of the loaded cases.
         labels: value of each structure in the label map, the background included as 0.
+        may_lack: the structures that a case need not have.
         variables: definitions of the variables that are not measured, as they stand in a datalist's header.
-        size: (H, W) of the loaded cases.
+        window: lowest and highest intensity that [0, 1] stands for, and their unit; None where that differs by case.
+        regions: the datalist's ``regions``: each structure is then measured in every region, not as a whole.
         truth: the datalist's ``truth``.
         items: every case found, in an order that does not depend on the machine.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
+    labels: Mapping[str, int]
+    may_lack: Sequence[str] = ()
+    variables: Sequence[Mapping[str, Any]] = ()
+    window: tuple[float, float, str] | None = None
+    regions: Mapping[str, Any] | None = None
+    truth: Mapping[str, Any] | None = None
+    items: Sequence[Item]
 
-    @property
-    def labels(self) -> Mapping[str, int]: ...
-
-    @property
-    def variables(self) -> Sequence[Mapping[str, Any]]: ...
-
-    @property
-    def truth(self) -> Mapping[str, Any] | None: ...
-
-    @property
-    def items(self) -> Sequence[Item]: ...
-
+    @abstractmethod
     def fingerprint(self, item: Item) -> Any:
         """Plain values that differ when :meth:`load` would give another case: what an interrupted run is checked by.
 
@@ -142,6 +144,7 @@ class Source(Protocol):
         that does not stand in the datalist's header.
         """
 
+    @abstractmethod
     def load(self, item: Item) -> Case:
         """Load one case; pure, so that it may run in any process and any order.
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
@@ -35,13 +33,14 @@ from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
 from data_prep.splits import split_cases
-from data_prep.structures import check_label_map
+from data_prep.storage import SUFFIXES, write_array
+from data_prep.structures import check_label_map, measured_variables
 from segcft_ext.datalist import FORMAT_VERSION, SPLITS, Datalist, write_datalist
 from segcft_ext.measurements import instantiate_measurement, measure_label_map
 
 __all__ = ["UNITS", "Summary", "prepare"]
 
-UNITS = ("auto", "percent", "mm2")
+UNITS = ("auto", "percent", "mm2", "mm3")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Outcome:
     reason: str = ""
     text: str = ""
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[float, ...] | None = None
+    arc_length: tuple[float, float] | None = None
     variables: Mapping[str, float | int | None] = field(default_factory=dict)
     exogenous: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ def prepare(
         name: what the data are called in reports; by default the folder's name.
         seed: seed of the splits.
         fractions: share of each split, :data:`~data_prep.splits.FRACTIONS` by default.
-        unit: of the areas: "percent" of the image; "mm2", which rejects cases of unknown spacing; or "auto", mm2 when
-            the spacing of every accepted case is known, else percent.
+        unit: of the areas: "percent" of the image; "mm2" ("mm3" of volumes), which rejects cases of unknown spacing;
+            or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
         workers: processes; the result does not depend on it.
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
         strict: stop at a rejected case.
@@ -111,8 +111,9 @@ def prepare(
         OSError: when something cannot be written; what is finished is kept.
         WorkersLost: when the processes die; what is finished is kept.
     """
-    if unit not in UNITS:
-        raise ValueError(f"unit: found {unit!r}, expected one of {', '.join(UNITS)}")
+    metric = _metric(source)
+    if unit not in ("auto", "percent", metric):
+        raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
     if workers < 1:
         raise ValueError(f"workers: found {workers}, expected 1 or more")
     if mapping is not None and out.resolve() in mapping.resolve().parents:
@@ -147,22 +148,27 @@ def prepare(
         if not accepted:
             table = out / "rejected.csv"
             raise ValueError(f"none of {len(outcomes)} cases was accepted: {dict(rejected)}; see {table}")
-        _remove_strangers(out, {ids[i] for i in accepted})
+        _remove_strangers(out, {ids[i] for i in accepted}, SUFFIXES[len(source.size)])
 
         parts = split_cases([source.items[i] for i in accepted], seed, fractions)
         if unit == "auto":
-            unit = "mm2" if all("mm2" in outcomes[i].measured for i in accepted) else "percent"
+            unit = metric if all(metric in outcomes[i].measured for i in accepted) else "percent"
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "name": name or out.resolve().name,
             "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
             "labels": dict(source.labels),
-            "variables": [*_measured_variables(source.labels, unit), *source.variables],
+            "variables": [*measured_variables(source.labels, unit, source.regions), *source.variables],
             "truth": source.truth,
             **{split: [] for split in SPLITS},
         }
+        if source.window is not None:
+            *window, content["image"]["intensity_unit"] = source.window
+            content["image"]["window"] = window
+        if source.regions is not None:
+            content["regions"] = dict(source.regions)
         for i, (split, use) in zip(accepted, parts):
-            content[split].append(_entry(ids[i], source.items[i], outcomes[i], unit, use))
+            content[split].append(_entry(ids[i], source, source.items[i], outcomes[i], unit, use))
         datalist = write_datalist(out / "datalist.json", content)
         draw_contact_sheet(datalist, out / "contact_sheet.png")
         draw_variables(datalist, out / "variables.png")
@@ -248,33 +254,38 @@ class _Worker:
     def input_digest(self, item: Item) -> str:
         """What the case's outcome depends on."""
         source = self.source
-        header = [source.labels, source.variables, source.size, source.truth, self.unit]
+        header = [source.labels, source.variables, source.size, source.regions, source.truth, self.unit]
         return input_digest(self.salt, header, source.fingerprint(item))
 
     def _prepare(self, item: Item, identifier: str) -> Outcome:
         try:
             case = self.source.load(item)
-            check_label_map(case.label, self.source.labels)
-            if self.unit == "mm2" and case.spacing is None:
+            check_label_map(case.label, self.source.labels, self.source.may_lack)
+            if self.unit.startswith("mm") and case.spacing is None:
                 raise Rejected("spacing_unknown")
         except Rejected as fault:
             return Outcome(fault.reason, fault.text)
         pixels = to_uint16(case.image)
+        units = ("percent", _metric(self.source)) if case.spacing else ("percent",)
+        suffix = SUFFIXES[pixels.ndim]
         return Outcome(
-            measured={unit: self._measure(case, unit) for unit in ("percent", "mm2") if unit != "mm2" or case.spacing},
+            measured={unit: self._measure(case, unit) for unit in units},
             spacing=case.spacing,
+            arc_length=case.arc_length,
             variables=case.variables,
             exogenous=case.exogenous,
             notes=case.notes,
             digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
             written={
-                f"{folder}/{identifier}.png": _write_png(self.out / folder / f"{identifier}.png", array)
+                f"{folder}/{identifier}{suffix}": write_array(
+                    self.out / folder / f"{identifier}{suffix}", array, case.spacing
+                )
                 for folder, array in (("images", pixels), ("labels", case.label))
             },
         )
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
-        variables = _measured_variables(self.source.labels, unit)
+        variables = measured_variables(self.source.labels, unit, self.source.regions)
         measurements = {v["name"]: instantiate_measurement(v["measurement"]) for v in variables}
         values = measure_label_map(
             measurements,
@@ -310,46 +321,26 @@ def _reject_duplicates(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     return checked
 
 
-def _measured_variables(labels: Mapping[str, int], unit: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": f"{structure}_area",
-            "kind": "continuous",
-            "unit": unit,
-            "measurement": {"_target_": "segcft_ext.measurements.Area", "label": value, "unit": unit},
-        }
-        for structure, value in labels.items()
-        if value != 0
-    ]
+def _metric(source: Source) -> str:
+    return f"mm{len(source.size)}"
 
 
-def _entry(identifier: str, item: Item, outcome: Outcome, unit: str, use: str | None) -> dict[str, Any]:
+def _entry(identifier: str, source: Source, item: Item, outcome: Outcome, unit: str, use: str | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": identifier, "source": item.source}
     if use is not None:
         entry["use"] = use
-    entry |= {"image": f"images/{identifier}.png", "label": f"labels/{identifier}.png"}
+    file = f"{identifier}{SUFFIXES[len(source.size)]}"
+    entry |= {"image": f"images/{file}", "label": f"labels/{file}"}
     if outcome.spacing is not None:
         entry["spacing"] = [float(f"{s:.7g}") for s in outcome.spacing]
+    if outcome.arc_length is not None:
+        entry["arc_length"] = [float(f"{a:.7g}") for a in outcome.arc_length]
     if outcome.notes:
         entry["notes"] = list(outcome.notes)
     entry["variables"] = {**outcome.measured[unit], **outcome.variables}
     if outcome.exogenous is not None:
         entry["exogenous"] = dict(outcome.exogenous)
     return entry
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> int:
-    """Write a picture atomically; its size in bytes."""
-    # A name of its own, since a process that a kill has orphaned may still be writing the same case.
-    scratch = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    try:
-        Image.fromarray(pixels).save(scratch, format="PNG")
-        size = scratch.stat().st_size
-        os.replace(scratch, path)
-    except OSError:
-        scratch.unlink(missing_ok=True)  # a full disk needs the room
-        raise
-    return size
 
 
 def _size(path: Path) -> int | None:
@@ -359,12 +350,12 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _remove_strangers(out: Path, ids: set[str]) -> None:
+def _remove_strangers(out: Path, ids: set[str], suffix: str) -> None:
     """Remove what an earlier run has left in the folder; only files that bear one of our ids."""
     for folder in ("images", "labels"):
         for path in (out / folder).iterdir():
-            ours = re.fullmatch(r"([0-9a-f]{16})\.(png|([0-9a-f]{8}\.)?tmp)", path.name)
-            if ours and not (path.suffix == ".png" and path.stem in ids):
+            ours = re.fullmatch(r"([0-9a-f]{16})(\.png|\.nii\.gz|\.[0-9a-f]{8}\.tmp)", path.name)
+            if ours and not (ours[1] in ids and ours[2] == suffix):
                 path.unlink()
 
 

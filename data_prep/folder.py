@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.cases import Case, Item, Rejected
+from data_prep.cases import Case, Item, Rejected, Source
 from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
@@ -20,7 +20,7 @@ from data_prep.table import Match, Table
 __all__ = ["FolderSource"]
 
 
-class FolderSource:
+class FolderSource(Source):
     """Cases of one or several folders; each folder is a source, named after the folder unless the table says otherwise.
 
     A case is a file anywhere below a folder of images; its masks have the same name (the suffix may differ) below the
@@ -39,7 +39,7 @@ class FolderSource:
         ValueError: when a folder does not exist or no case is found.
     """
 
-    truth: Mapping[str, Any] | None = None
+    size: tuple[int, int]
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from data_prep.archives import Place, find_files, open_place
-from data_prep.cases import Case, Item, Rejected
+from data_prep.cases import Case, Item, Rejected, Source
 from data_prep.chexmask import MaskRow, crop_borders, index_masks, read_masks
 from data_prep.geometry import fit_image, fit_label, pad_to_aspect
 from data_prep.intensity import to_unit_range
@@ -53,7 +53,7 @@ class _Found:
     sex: int | None
 
 
-class PadChestSource:
+class PadChestSource(Source):
     """Adult postero-anterior radiographs of PadChest with CheXmask's lungs and heart.
 
     Args:
@@ -74,6 +74,8 @@ class PadChestSource:
         {"name": "age", "kind": "continuous", "unit": "years"},
         {"name": "sex", "kind": "binary", "unit": "", "categories": list(SEXES)},
     )
+
+    size: tuple[int, int]
 
     def __init__(self, table: Path, masks: Path, images: Sequence[Path], size: tuple[int, int]) -> None:
         self.size = size

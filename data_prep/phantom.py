@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep.cases import Case, Item
+from data_prep.cases import Case, Item, Source
+from data_prep.ct import WINDOW
+from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.structures import CHEST, label_values
 
-__all__ = ["Phantom", "PhantomSource"]
+__all__ = ["CoronarySource", "Phantom", "PhantomSource"]
 
 
 class Phantom(Protocol):
@@ -20,35 +22,35 @@ class Phantom(Protocol):
         """Variables and exogenous noise (plain JSON values) of a new case."""
 
     def render(self, variables: Mapping[str, Any], exogenous: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W) in [0, 1] and label map (H, W) of uint8."""
+        """Image (H, W) or (D, H, W) in [0, 1] and label map of the same shape, uint8."""
 
 
-class PhantomSource:
+class PhantomSource(Source):
     """Chest phantoms.
 
-    The image is stored linearly as rendered: a percentile mapping of its own would make a case and its true
+    An image is stored linearly as rendered: a percentile mapping of its own would make a case and its true
     counterfactual differ in brightness. The areas in the datalist are measured on the rendered label map, like any
     other case's.
 
     Args:
         phantom: the renderer.
         count: number of cases.
-        size: (H, W) of what the renderer draws.
+        size: of what the renderer draws.
         seed: seed of the cases; case i is the same whatever the count.
         truth: how an evaluation builds the same renderer, ``{"_target_": …}``.
     """
 
+    labels: Mapping[str, int] = label_values(CHEST)
     variables: Sequence[Mapping[str, Any]] = (
         {"name": "age", "kind": "continuous", "unit": "years"},
         {"name": "sex", "kind": "binary", "unit": "", "categories": ["F", "M"]},
     )
 
     def __init__(
-        self, phantom: Phantom, count: int, size: tuple[int, int], seed: int, truth: Mapping[str, Any]
+        self, phantom: Phantom, count: int, size: tuple[int, ...], seed: int, truth: Mapping[str, Any]
     ) -> None:
-        self.labels = label_values(CHEST)
         self.size = size
-        self.truth: Mapping[str, Any] | None = truth
+        self.truth = truth
         self.items = [Item("phantom", f"phantom-{i:06d}", i) for i in range(count)]
         self._phantom = phantom
         self._seed = seed
@@ -59,9 +61,49 @@ class PhantomSource:
 
     def load(self, item: Item) -> Case:
         """Draw and render one case."""
-        # Case seeds from a seed sequence: neighbouring seeds of a run must not share cases.
-        case_seed = int(np.random.SeedSequence([self._seed, item.index]).generate_state(1)[0])
-        variables, exogenous = self._phantom.sample(case_seed)
+        variables, exogenous = self._phantom.sample(self._case_seed(item))
         image, label = self._phantom.render(variables, exogenous)
         further = {"age": float(variables["age"]), "sex": int(variables["sex"])}
         return Case(image=image, label=label, variables=further, exogenous=exogenous)
+
+    def _case_seed(self, item: Item) -> int:
+        # Case seeds from a seed sequence: neighbouring seeds of a run must not share cases.
+        return int(np.random.SeedSequence([self._seed, item.index]).generate_state(1)[0])
+
+
+class CoronarySource(PhantomSource):
+    """Straightened coronary phantoms; every variable is measured, in mm² or mm³.
+
+    Args:
+        phantom: the renderer; its regions are those in which the variables are measured.
+        count, seed: as of :class:`PhantomSource`.
+    """
+
+    labels = CoronaryPhantom.labels
+    may_lack = ("calcified_plaque", "noncalcified_plaque")
+    variables = ()
+    window = (*WINDOW, "HU")
+
+    def __init__(self, phantom: CoronaryPhantom, count: int, seed: int) -> None:
+        regions = None if phantom.regions is None else dict(phantom.regions)
+        truth = {
+            "_target_": "data_prep.phantom_coronary.CoronaryPhantom",
+            "size": list(phantom.size),
+            "regions": regions,
+            "descendants": phantom.descendants,
+        }
+        super().__init__(phantom, count, phantom.size, seed, truth)
+        self.regions = regions
+        self._coronary = phantom
+
+    def load(self, item: Item) -> Case:
+        """Draw and render one case."""
+        variables, exogenous = self._coronary.sample(self._case_seed(item))
+        image, label = self._coronary.render(variables, exogenous)
+        return Case(
+            image=image,
+            label=label,
+            spacing=self._coronary.spacing(exogenous),
+            arc_length=(0.0, exogenous["vessel"]["length"]),
+            exogenous=exogenous,
+        )

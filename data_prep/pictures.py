@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from PIL import Image
 from skimage.measure import find_contours
 
+from data_prep.storage import read_array
 from segcft_ext.datalist import SPLITS, Datalist, Variable
 
 __all__ = ["draw_contact_sheet", "draw_variables"]
@@ -24,8 +24,8 @@ def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASE
     """Draw cases of every source, spread evenly over the datalist, with one contour for each structure."""
     shown = _spread(datalist, max_cases)
     rows = -(-len(shown) // COLUMNS)
-    height, width = datalist.size
-    title = height / 8  # room above each picture, in pixels
+    height, width = datalist.size[:2]
+    title = width / 8  # room above each picture, in pixels
     figure = Figure(figsize=(1.6 * COLUMNS, 1.6 * rows * (height + title) / width + 0.35))
     axis = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     axis.set(xlim=(-0.5, COLUMNS * width - 0.5), ylim=(rows * (height + title) - 0.5, -0.5))
@@ -33,8 +33,7 @@ def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASE
     lines: dict[str, list[np.ndarray]] = {name: [] for name in datalist.structures}
     for i, (split, entry) in enumerate(shown):
         x, y = (i % COLUMNS) * width, (i // COLUMNS) * (height + title) + title
-        image = np.asarray(Image.open(datalist.path.parent / entry["image"]))
-        label = np.asarray(Image.open(datalist.path.parent / entry["label"]))
+        image, label = (_picture(datalist.path.parent / entry[key]) for key in ("image", "label"))
         low, high = datalist.intensity_range
         extent = (x - 0.5, x + width - 0.5, y + height - 0.5, y - 0.5)
         axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest", aspect="auto")
@@ -46,6 +45,12 @@ def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASE
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
     figure.legend(loc="upper center", ncols=len(lines), fontsize=8, frameon=False)
     _save(figure, path, dpi=110)
+
+
+def _picture(path: Path) -> np.ndarray:
+    """The picture, or the volume's middle along its last axis."""
+    array = read_array(path)
+    return array if array.ndim == 2 else array[..., array.shape[2] // 2]
 
 
 def draw_variables(datalist: Datalist, path: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 
 from data_prep.cases import Rejected
 
-__all__ = ["CHEST", "MAX_OVERLAP", "check_label_map", "combine_masks", "label_values", "threshold_mask"]
+__all__ = [
+    "CHEST",
+    "MAX_OVERLAP",
+    "check_label_map",
+    "combine_masks",
+    "label_values",
+    "measured_variables",
+    "threshold_mask",
+]
 
 CHEST = ("left_lung", "right_lung", "heart")
 MAX_OVERLAP = 0.5
@@ -23,6 +32,40 @@ that lies mostly in another one is a wrong file."""
 def label_values(structures: Sequence[str]) -> dict[str, int]:
     """Background 0, then the structures in order."""
     return {"background": 0, **{name: i for i, name in enumerate(structures, start=1)}}
+
+
+def measured_variables(
+    labels: Mapping[str, int], unit: str, regions: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """The area of each structure (its volume in mm3) as a datalist's header defines it.
+
+    Args:
+        labels: value of each structure in the label map.
+        unit: "percent", "mm2" or "mm3".
+        regions: the header's ``regions``; each structure then has a variable in every region, and none as a whole.
+    """
+    variables: list[dict[str, Any]] = []
+    for structure, value in labels.items():
+        if value == 0:
+            continue
+        name = f"{structure}_{'volume' if unit == 'mm3' else 'area'}"
+        common = {"kind": "continuous", "unit": unit}
+        measurement = {"_target_": "segcft_ext.measurements.Area", "label": value, "unit": unit}
+        if regions is None:
+            variables.append({"name": name, **common, "measurement": measurement})
+            continue
+        band = {"_target_": "segcft_ext.measurements.RegionArea", "axis": regions["axis"], "of": regions["of"]}
+        variables += [
+            {
+                "name": f"{name}_{region}",
+                **common,
+                "structure": structure,
+                "region": region,
+                "measurement": {**measurement, **band, "low": low, "high": high},
+            }
+            for region, (low, high) in zip(regions["names"], pairwise(regions["boundaries"]))
+        ]
+    return variables
 
 
 def threshold_mask(mask: np.ndarray) -> np.ndarray:
@@ -66,14 +109,19 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     return label
 
 
-def check_label_map(label: np.ndarray, labels: Mapping[str, int]) -> None:
+def check_label_map(label: np.ndarray, labels: Mapping[str, int], may_lack: Sequence[str] = ()) -> None:
     """Every structure is there, and each ``left_…`` lies on the picture's right of its ``right_…``.
+
+    Args:
+        label: shape (H, W) or (D, H, W).
+        labels: value of each structure.
+        may_lack: the structures that need not be there.
 
     Raises:
         Rejected: when a structure has no pixel or the sides are swapped.
     """
     for name, value in labels.items():
-        if not (label == value).any() and value != 0:
+        if value != 0 and name not in may_lack and not (label == value).any():
             raise Rejected("empty_structure", f"{name} has no pixel left in the resized label map")
     for left in labels:
         right = left.replace("left_", "right_", 1)

@@ -24,7 +24,8 @@
 Paths are relative to the file. A missing value is ``null``; categories are given by their index. ``use`` divides the
 training split: ``guide`` cases train the guiding segmentor and the regressor, ``judge`` cases the independent judge.
 ``spacing`` (mm, one number for each axis) may stand in an entry. ``truth`` names a renderer of true counterfactuals
-(phantoms only) and ``exogenous`` in an entry is what that renderer needs to draw the same case again.
+(phantoms only) and ``exogenous`` in an entry is what that renderer needs to draw the same case again. ``image`` may say
+what the stored range stands for: ``"window": [-150, 750], "intensity_unit": "HU"``.
 
 Variables of a part of a structure name it, and the header says what the parts are:
 
@@ -130,6 +131,8 @@ class Datalist:
         truth: renderer of true counterfactuals as ``{"_target_": …}``, or None.
         entries: the entries of each split as they stand in the file.
         regions: the regions that variables are measured in, or None.
+        window: intensities that the ends of ``intensity_range`` stand for, the same for all cases, or None.
+        intensity_unit: their unit, such as HU.
     """
 
     path: Path
@@ -141,6 +144,8 @@ class Datalist:
     truth: Mapping[str, Any] | None
     entries: Mapping[str, Sequence[Mapping[str, Any]]]
     regions: Regions | None = None
+    window: tuple[float, float] | None = None
+    intensity_unit: str = ""
 
     @property
     def variable_names(self) -> list[str]:
@@ -326,6 +331,13 @@ def _validate(content: Any, path: Path, check_files: bool) -> Datalist:
         raise fail("image.intensity_range", intensity, "two numbers")
     if not intensity[0] < intensity[1]:
         raise fail("image.intensity_range", intensity, "the lower before the higher")
+    window, intensity_unit = image.get("window"), image.get("intensity_unit") or ""
+    if window is not None and not (
+        isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) and window[0] < window[1]
+    ):
+        raise fail("image.window", window, "two numbers, the lower before the higher")
+    if not isinstance(intensity_unit, str):
+        raise fail("image.intensity_unit", intensity_unit, "a text")
 
     labels = content.get("labels")
     if not (isinstance(labels, Mapping) and all(_is_int(v) and v >= 0 for v in labels.values())):
@@ -367,6 +379,8 @@ def _validate(content: Any, path: Path, check_files: bool) -> Datalist:
         truth=content.get("truth"),
         entries=entries,
         regions=regions,
+        window=None if window is None else (float(window[0]), float(window[1])),
+        intensity_unit=intensity_unit,
     )
 
 
