@@ -32,7 +32,7 @@ __all__ = ["THIRDS", "draw", "factual", "lumen_loss"]
 THIRDS = ("proximal", "mid", "distal")
 PRESENT = {"calcified_plaque": (0.60, 0.50, 0.34), "noncalcified_plaque": (0.64, 0.52, 0.38)}  # shares of the thirds
 SCALE = {  # median where present, by dimensions of the image: mm² and mm³
-    2: {"calcified_plaque": 3.2, "noncalcified_plaque": 6.0},
+    2: {"calcified_plaque": 3.2, "noncalcified_plaque": 7.0},
     3: {"calcified_plaque": 7.0, "noncalcified_plaque": 26.0},
 }
 SHARED = 0.7  # correlation of a plaque's liability with the burden
@@ -120,9 +120,9 @@ def _soft(rng: np.random.Generator, angle: float, i: int) -> dict[str, float]:
     return {
         "shift": round(float(rng.normal(0, 1.5 if i == 0 else 6.0)), 5),
         "angle": round(angle + float(rng.normal(0, 0.35)), 5),
-        "length": round(float(rng.uniform(3.5, 8.5)), 5),
+        "length": round(float(rng.uniform(3.0, 7.5)), 5),
         "width": round(float(rng.uniform(1.5, 2.6)), 5),
-        "thickness": round(float(rng.uniform(0.65, 1.05)), 5),
+        "thickness": round(float(rng.uniform(0.8, 1.3)), 5),
         "depth": 0.0,
         "delay": round(float(i * rng.uniform(0.15, 0.5)), 5),
     }
