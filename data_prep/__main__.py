@@ -14,6 +14,7 @@ from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
 from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
+from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
 from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import CoronarySource, PhantomSource
 from data_prep.phantom_chest import ChestPhantom
@@ -33,6 +34,8 @@ def folder(
     images: str = "images",
     masks: Any = "masks",
     structures: Any = DEFAULT_STRUCTURES,
+    labels: Any = None,
+    mask_table: str | None = None,
     table: str | None = None,
     variables: Any = (),
     units: Any = None,
@@ -51,7 +54,7 @@ def folder(
     salt: str | None = None,
     mapping: str | None = None,
 ) -> None:
-    """Prepare folders of images (PNG of 8 or 16 bit, DICOM, NIfTI) with one mask folder for each structure.
+    """Prepare folders of images (PNG, TIFF, DICOM, NIfTI) with masks.
 
     Each FOLDER is a source and gives it its name. FOLDER/images/a.png goes with FOLDER/masks/heart/a.png and so on;
     the suffixes may differ. What cannot be used is listed with its reason in OUT/rejected.csv.
@@ -66,9 +69,14 @@ def folder(
         out: folder to write to; what an earlier run left there is replaced.
         images: folder of the images, relative to each FOLDER; sub-folders are searched too.
         masks: folder that holds one folder of masks for each structure, relative to each FOLDER. Or, as JSON, a mapping
-            from structure to folder, which then replaces --structures.
+            from structure to folder, which then replaces --structures. With --labels, the folder of the label maps;
+            with --mask_table, a mapping from structure to column where these differ.
         structures: names in the order of the label values 1, 2, ...; where masks overlap, the later one wins.
-        table: CSV or TSV with one row for each case.
+        labels: JSON mapping from structure to its value, or list of values, in label maps: one file for each case
+            with all structures. Replaces --structures; values to be ignored are listed as "background".
+        mask_table: table of run-length encoded masks (CSV, TSV, Excel, Parquet), one row for each case, one column for
+            each structure.
+        table: CSV, TSV, Excel or Parquet with one row for each case.
         variables: columns of the table to take. Names ("age,sex", the kind is then inferred), or a JSON mapping from
             name to "continuous" or to the list of categories.
         units: JSON mapping from continuous variable to its unit, '{"age": "years"}'.
@@ -90,15 +98,14 @@ def folder(
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
-    masks = _parse(masks)
-    masks_of = masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in _names(structures)}
+    masks_from = _masks(_parse(masks), _names(structures), _parse(labels), mask_table, id_column)
     rows = None
     if table is not None:
         chosen = _parse(variables) if isinstance(_parse(variables), dict) else _names(variables)
         rows = Table(Path(table), chosen, _parse(units), _parse(missing), id_column, source_column, patient_column)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
-    source = FolderSource([Path(f) for f in folders], images, masks_of, _image_size(size), rows)
+    source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)
     target = Path(out)
     names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
     summary = prepare(
@@ -117,6 +124,8 @@ def folder(
     _report(summary)
     if rows is not None and rows.unused:
         print(f"{rows.unused} rows of the table belong to no file")
+    if isinstance(masks_from, MaskTable) and masks_from.unused:
+        print(f"{masks_from.unused} rows of the mask table belong to no file")
     print(f"names behind the ids (keep to yourself): {names}")
 
 
@@ -316,6 +325,19 @@ def _as_text(argument: str) -> str:
         return repr(argument)
     flag, equals, value = argument.partition("=")
     return f"{flag}={value!r}" if equals else argument
+
+
+def _masks(masks: Any, structures: list[str], labels: Any, table: str | None, id_column: str) -> Masks:
+    """What --masks, --structures, --labels and --mask_table mean together."""
+    if table is not None and labels is not None:
+        raise ValueError("labels: masks are either label maps or in a --mask_table")
+    if labels is not None:
+        if not isinstance(labels, dict) or isinstance(masks, dict):
+            raise ValueError(f'labels: found {labels!r}, expected JSON as {{"heart": 3}}, and --masks a folder')
+        return LabelMaps(masks, labels)
+    if table is not None:
+        return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in structures}, id_column)
+    return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in structures})
 
 
 def _parse(given: Any) -> Any:

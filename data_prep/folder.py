@@ -1,4 +1,4 @@
-"""The source ``folder``: image folders with one mask folder for each structure and an optional table."""
+"""The source ``folder``: image folders with masks and an optional table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.cases import Case, Item, Rejected, Source
 from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
-from data_prep.readers import Picture, read_picture, strip_suffix
-from data_prep.structures import combine_masks, label_values, threshold_mask
-from data_prep.table import Match, Table
+from data_prep.masks import Masks
+from data_prep.readers import read_picture, strip_suffix
+from data_prep.rows import Match
+from data_prep.structures import combine_masks, label_values
+from data_prep.table import Table
 
 __all__ = ["FolderSource"]
 
@@ -24,14 +24,13 @@ class FolderSource(Source):
     """Cases of one or several folders; each folder is a source, named after the folder unless the table says otherwise.
 
     A case is a file anywhere below a folder of images; its masks have the same name (the suffix may differ) below the
-    folders of masks. Every file is a case, except hidden ones: what is not an image is rejected with that reason. A
-    mask without an image is a case too, and rejected.
+    folders of masks, or a row in their table. Every file is a case, except hidden ones: what is not an image is
+    rejected with that reason. A mask without an image is a case too, and rejected.
 
     Args:
         roots: the folders.
         images: where the images lie, relative to each root.
-        masks: where the masks of each structure lie, relative to each root, in the order of the label values; where
-            masks overlap, the later structure wins.
+        masks: where the masks come from; where they overlap, the later structure wins.
         size: (H, W) of the prepared arrays.
         table: further variables, sources and patients.
 
@@ -45,24 +44,27 @@ class FolderSource(Source):
         self,
         roots: Sequence[Path],
         images: str,
-        masks: Mapping[str, str],
+        masks: Masks,
         size: tuple[int, int],
         table: Table | None = None,
     ) -> None:
         self.size = size
-        self.labels = label_values(list(masks))
+        self.labels = label_values(masks.structures)
         self.variables: list[dict[str, Any]] = table.definitions if table else []
-        self._table = table
-        sources = [root.resolve().name for root in roots]
+        self._table, self._masks = table, masks
+        # A name that is no text (its bytes are no UTF-8) could be written to no output.
+        sources = [root.resolve().name.encode("utf-8", "replace").decode() for root in roots]
         if len(set(sources)) != len(sources):
             raise ValueError(f"folders: {sources} are to be the sources' names, so they must differ")
         found: dict[tuple[str, str], dict[str, list[Path]]] = {}  # (source, name) -> files of "image" and structures
         for source, root in sorted(zip(sources, roots)):
-            files = _find_files({"image": root / images, **{s: root / folder for s, folder in masks.items()}})
+            folders = {"image": images, **masks.folders}
+            files = _find_files({key: root / folder for key, folder in folders.items()})
             found |= {(source, name): files[name] for name in sorted(files)}
         if not found:
             raise ValueError(f"no file in {', '.join(str(root / images) for root in roots)}")
         self._files = list(found.values())
+        masks.match(list(found))
         self._matches = table.match(list(found)) if table else [Match()] * len(found)
         self.items = [
             Item(match.source or source, name, index, match.patient)
@@ -77,7 +79,7 @@ class FolderSource(Source):
         except Rejected as fault:
             values = fault.text
         files = {key: [stamp(path) for path in paths] for key, paths in self._files[item.index].items()}
-        return [files, match.fault, values]
+        return [files, match.fault, values, self._masks.fingerprint(item.index)]
 
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity."""
@@ -86,17 +88,13 @@ class FolderSource(Source):
             raise Rejected("duplicate_row", match.fault)
         if "image" not in files:
             raise Rejected("missing_image")
-        structures = [name for name in self.labels if name != "background"]
-        absent = [name for name in structures if name not in files]
-        if absent:
-            raise Rejected("missing_mask", f"no mask of {', '.join(absent)}")
         twice = [name for name, paths in files.items() if len(paths) > 1]
         if twice:
             raise Rejected("duplicate_name", f"several files of the same name for {', '.join(twice)}")
         variables = self._table.values(match.row) if self._table else {}
 
         image = read_picture(files["image"][0])
-        masks = {name: _read_mask(files[name][0], name, image) for name in structures}
+        masks = self._masks.read(item.index, {key: paths[0] for key, paths in files.items()}, image)
         return Case(
             image=fit_image(to_unit_range(image.pixels), self.size),
             label=fit_label(combine_masks(masks), self.size),
@@ -122,21 +120,3 @@ def _files_below(folder: Path) -> list[Path]:
     """All files but hidden ones, sorted; links to folders are not followed, so that a loop of them is harmless."""
     paths = [Path(root, file) for root, _, files in os.walk(folder) for file in files if not file.startswith(".")]
     return sorted(paths)
-
-
-def _read_mask(path: Path, name: str, image: Picture) -> np.ndarray:
-    """The mask of one structure as booleans.
-
-    Raises:
-        Rejected: as for any picture, with the structure's name; and when it does not lie on the image.
-    """
-    try:
-        mask = read_picture(path)
-        pixels = threshold_mask(mask.pixels)
-    except Rejected as fault:
-        raise Rejected(fault.reason, f"{name}: {fault.text}") from None
-    if pixels.shape != image.pixels.shape:
-        raise Rejected("shape_mismatch", f"the image has shape {image.pixels.shape}, {name} has {pixels.shape}")
-    if image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, rtol=1e-2):
-        raise Rejected("spacing_mismatch", f"the image has spacing {image.spacing} mm, {name} has {mask.spacing} mm")
-    return pixels

@@ -1,4 +1,4 @@
-"""The optional table of further variables (sex, age, …): CSV or TSV, one row for each case.
+"""The optional table of further variables (sex, age, …), one row for each case.
 
 Only the columns that are asked for are looked at: a column of a hospital's table may well hold a name or a date of
 birth. Cells are kept as text until a case needs them, so that a cell that makes no sense rejects one case, not the run.
@@ -7,43 +7,26 @@ birth. Cells are kept as text until a case needs them, so that a cell that makes
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from data_prep.cases import Rejected
-from data_prep.readers import strip_suffix
+from data_prep.rows import Match, Rows
 
-__all__ = ["Match", "Table", "infer_kind"]
+__all__ = ["Table", "infer_kind", "is_missing"]
 
 MAX_CATEGORIES = 10
 """A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
 
-_MISSING = ("", "na", "n/a", "nan", "none", "null")
-
-
-@dataclass(frozen=True)
-class Match:
-    """A case's row in the table (None: it has none, all its values are missing), or what is wrong with it.
-
-    ``source`` and ``patient`` are what the row says about them, None where it says nothing.
-    """
-
-    row: Mapping[str, str] | None = None
-    source: str | None = None
-    patient: str | None = None
-    fault: str = ""
+_MISSING = ("", "na", "n/a", "nan", "none", "null", "nat", "<na>")
 
 
 class Table:
     """Rows of a table by case, and the definitions of the variables that are taken from it.
 
     Args:
-        path: CSV; TSV when the name ends in ``.tsv`` or ``.tab``.
+        path: any table that :func:`data_prep.rows.read_table` reads.
         variables: names of the columns wanted; or a mapping from name to ``"continuous"`` or to the list of its
             categories. With names only, the kind is inferred (:func:`infer_kind`).
         units: unit of each continuous variable.
@@ -54,7 +37,6 @@ class Table:
 
     Attributes:
         definitions: the variables as they stand in a datalist's header.
-        unused: number of rows that :meth:`match` gave to no case.
 
     Raises:
         ValueError: when the table cannot be read, lacks a column, or a kind cannot be inferred.
@@ -70,23 +52,13 @@ class Table:
         source_column: str | None = None,
         patient_column: str | None = None,
     ) -> None:
-        separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-        try:
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: the table cannot be read: {error}") from error
         units, missing = dict(units or {}), dict(missing or {})
-        wanted = [id_column, *variables, *filter(None, (source_column, patient_column))]
-        unknown = [column for column in wanted if column not in frame.columns]
-        if unknown:
-            raise ValueError(f"{path}: no column {', '.join(map(repr, unknown))}; the table has {list(frame.columns)}")
+        self._index = Rows(path, list(variables), id_column, source_column, patient_column)
         for option, given in (("units", units), ("missing", missing)):
             if set(given) - set(variables):
                 raise ValueError(
                     f"{option}: {sorted(set(given) - set(variables))} are not among the variables asked for"
                 )
-        if not wanted[1:]:
-            raise ValueError(f"{path}: say which columns are wanted as variables; the table has {list(frame.columns)}")
 
         self._missing = {
             name: {_plain(value) for value in (given if isinstance(given, (list, tuple)) else [given])}
@@ -96,51 +68,18 @@ class Table:
         for name in variables:
             kind = variables[name] if isinstance(variables, Mapping) else None
             if kind is None:
-                column = [cell for cell in map(str.strip, frame[name]) if not self._is_missing(name, cell)]
+                column = [cell for cell in map(str.strip, self._index.frame[name]) if not self._is_missing(name, cell)]
                 kind = infer_kind(column, f"{path}: column {name!r}")
             self.definitions.append(_definition(name, kind, units.get(name, "")))
 
-        self._rows: dict[str, list[dict[str, str]]] = {}
-        self._source_column, self._patient_column = source_column, patient_column
-        for row in frame[wanted].to_dict("records"):
-            self._rows.setdefault(strip_suffix(str(row[id_column]).strip()), []).append(
-                {str(key): str(value).strip() for key, value in row.items()}
-            )
-
-        self.unused = len(self)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
+    @property
+    def unused(self) -> int:
+        """Number of rows that :meth:`match` gave to no case."""
+        return self._index.unused
 
     def match(self, cases: Sequence[tuple[str, str]]) -> list[Match]:
-        """The row of each case, given as (folder's name, file's name without suffix).
-
-        A row names the file with or without the folders that lead to it. Where several folders hold a file of this
-        name, the source column tells them apart; a row that names another of the folders is not taken.
-        """
-        folders = {folder for folder, _ in cases}
-        found: list[list[dict[str, str]]] = []
-        for folder, name in cases:
-            rows = self._rows.get(name) or self._rows.get(name.rsplit("/", 1)[-1]) or []
-            of_folder = [row for row in rows if self._cell(row, self._source_column) == folder]
-            found.append(of_folder or [row for row in rows if self._cell(row, self._source_column) not in folders])
-        uses = Counter(id(row) for rows in found for row in rows)
-        self.unused = len(self) - len(uses)
-        return [self._match(rows, uses) for rows in found]
-
-    def _match(self, rows: list[dict[str, str]], uses: Mapping[int, int]) -> Match:
-        if len(rows) > 1:
-            return Match(fault=f"the table has {len(rows)} rows for the case")
-        if rows and uses[id(rows[0])] > 1:
-            return Match(fault=f"the table has one row for {uses[id(rows[0])]} cases of the same name")
-        if not rows:
-            return Match()
-        source, patient = (self._cell(rows[0], column) for column in (self._source_column, self._patient_column))
-        return Match(rows[0], source, patient)
-
-    @staticmethod
-    def _cell(row: Mapping[str, str], column: str | None) -> str | None:
-        return (row[column] or None) if column else None
+        """See :meth:`data_prep.rows.Rows.match`. A case without a row stays, with its values missing."""
+        return self._index.match(cases)
 
     def values(self, row: Mapping[str, str] | None) -> dict[str, float | int | None]:
         """The variables of one row; all missing without a row.
@@ -167,7 +106,12 @@ class Table:
         return values
 
     def _is_missing(self, name: str, cell: str) -> bool:
-        return cell.lower() in _MISSING or _plain(cell) in self._missing.get(name, ())
+        return is_missing(cell) or _plain(cell) in self._missing.get(name, ())
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell is empty or says in a usual way that there is no value."""
+    return cell.lower() in _MISSING
 
 
 def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:

@@ -160,7 +160,7 @@ def test_unusable_cases_are_named_with_a_reason_and_the_rest_goes_on(chests):
     datalist = run(chests)
     assert reasons(chests) == {
         "north0": "unreadable",
-        "notes.txt": "missing_mask",
+        "notes.txt": "unsupported_format",
         "north1": "missing_mask",
         "north2": "missing_image",
         "north3": "shape_mismatch",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.folder import FolderSource
+from data_prep.masks import MaskFolders
 from data_prep.structures import CHEST, check_label_map
 from data_prep.table import Table
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 def test_real_radiographs_are_found_and_measured_as_published():
     variables = {"age": "continuous", "sex": ["F", "M"]}
     table = Table(CXR / "cases.csv", variables, missing={"age": 0})
-    masks = {name: f"mask/{name}" for name in CHEST}
+    masks = MaskFolders({name: f"mask/{name}" for name in CHEST})
     source = FolderSource([CXR / "jsrt", CXR / "wingspan"], "png", masks, (64, 64), table)
     assert len(source.items) == 404 and table.unused == 0
     shares = []

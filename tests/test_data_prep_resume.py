@@ -17,10 +17,11 @@ from data_prep.__main__ import main
 from data_prep.collect import prepare
 from data_prep.folder import FolderSource
 from data_prep.journal import open_journal
+from data_prep.masks import MaskFolders
 from segcft_ext.datalist import read_datalist
 
 CASES = 40
-MASKS = {name: f"masks/{name}" for name in ("left_lung", "right_lung", "heart")}
+MASKS = MaskFolders({name: f"masks/{name}" for name in ("left_lung", "right_lung", "heart")})
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,185 @@
+"""Where a case's masks come from: a folder for each structure, one file of label values, or run lengths in a table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.cases import Rejected
+from data_prep.grey import Picture
+from data_prep.readers import read_picture
+from data_prep.rle import decode_rle
+from data_prep.rows import Match, Rows
+from data_prep.structures import threshold_mask
+from data_prep.table import is_missing
+
+__all__ = ["LabelMaps", "MaskFolders", "MaskTable", "Masks"]
+
+
+class Masks(ABC):
+    """The masks of all cases.
+
+    Attributes:
+        structures: their names in the order of the label values.
+        folders: where their files lie, relative to each root; the files of a case come under the same keys.
+    """
+
+    structures: Sequence[str]
+    folders: Mapping[str, str]
+
+    @abstractmethod
+    def match(self, cases: Sequence[tuple[str, str]]) -> None:
+        """Be told all cases, as (folder's name, file's name without suffix), before any is read."""
+
+    def fingerprint(self, index: int) -> Any:
+        """What, beside the files, the masks of a case depend on."""
+        return None
+
+    @abstractmethod
+    def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
+        """The masks of a case, boolean and of the image's shape.
+
+        Args:
+            index: position among the cases of :meth:`match`.
+            files: the case's files by key of :attr:`folders`.
+            image: the image that the masks are to lie on.
+
+        Raises:
+            Rejected: when a mask is missing, cannot be read, or does not lie on the image.
+        """
+
+
+class MaskFolders(Masks):
+    """One folder of masks for each structure.
+
+    Args:
+        folders: by structure, relative to each root, in the order of the label values.
+    """
+
+    def __init__(self, folders: Mapping[str, str]) -> None:
+        self.folders = folders
+        self.structures = list(folders)
+
+    def match(self, cases: Sequence[tuple[str, str]]) -> None:
+        pass
+
+    def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
+        _expect(files, self.structures)
+        masks = {}
+        for name in self.structures:
+            try:
+                mask = read_picture(files[name])
+                masks[name] = threshold_mask(mask.pixels)
+            except Rejected as fault:
+                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
+            _check_register(mask, image, name)
+        return masks
+
+
+class LabelMaps(Masks):
+    """One file for each case, whose values tell the structures.
+
+    Args:
+        folder: of the files, relative to each root.
+        values: value, or values, of each structure in these files, in the order of the new label values. 0 is the
+            background, and so is what is listed as ``background``; any other value rejects the case.
+
+    Raises:
+        ValueError: when a value is no whole number or stands for two structures.
+    """
+
+    def __init__(self, folder: str, values: Mapping[str, Any]) -> None:
+        self.folders = {"label map": folder}
+        listed = {name: given if isinstance(given, list) else [given] for name, given in values.items()}
+        together = [value for given in listed.values() for value in given]
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in together):
+            raise ValueError(f"labels: found {values}, expected a whole number, or a list of them, for each structure")
+        if len(set(together)) != len(together) or any(0 in listed[name] for name in listed if name != "background"):
+            raise ValueError(f"labels: found {values}, expected every value once and 0 for the background alone")
+        self._background = [0, *listed.pop("background", [])]
+        self._values = listed
+        self.structures = list(listed)
+
+    def match(self, cases: Sequence[tuple[str, str]]) -> None:
+        pass
+
+    def fingerprint(self, index: int) -> Any:
+        return [self._background, self._values]
+
+    def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
+        _expect(files, list(self.folders))
+        try:
+            label_map = read_picture(files["label map"])
+        except Rejected as fault:
+            raise Rejected(fault.reason, f"label map: {fault.text}") from None
+        _check_register(label_map, image, "the label map")
+        known = [*self._background, *(value for given in self._values.values() for value in given)]
+        unknown = np.setdiff1d(label_map.pixels, known)
+        if unknown.size:
+            some = ", ".join(f"{value:g}" for value in unknown[:5])
+            raise Rejected("unknown_label", f"the label map has {unknown.size} unknown values: {some}")
+        return {name: np.isin(label_map.pixels, given) for name, given in self._values.items()}
+
+
+class MaskTable(Masks):
+    """Run-length encoded masks in the cells of a table: see :mod:`data_prep.rle`.
+
+    Args:
+        path: the table, one row for each case.
+        columns: by structure, in the order of the label values.
+        id_column: the column with the image's file name, with or without suffix.
+
+    Raises:
+        ValueError: when the table cannot be read or lacks a column.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, str], id_column: str = "id") -> None:
+        self.folders = {}
+        self.structures = list(columns)
+        self._columns = columns
+        self._rows = Rows(path, list(columns.values()), id_column)
+        self._matches: list[Match] = []
+
+    @property
+    def unused(self) -> int:
+        """Number of rows that belong to no case."""
+        return self._rows.unused
+
+    def match(self, cases: Sequence[tuple[str, str]]) -> None:
+        self._matches = self._rows.match(cases)
+
+    def fingerprint(self, index: int) -> Any:
+        match = self._matches[index]
+        return [match.fault, match.row]
+
+    def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
+        match = self._matches[index]
+        if match.fault:
+            raise Rejected("duplicate_row", f"masks: {match.fault}")
+        row = match.row or {}
+        given = [name for name, column in self._columns.items() if not is_missing(row.get(column, ""))]
+        _expect(given, self.structures)
+        masks = {}
+        for name, column in self._columns.items():
+            try:
+                masks[name] = decode_rle(row[column], image.pixels.shape)
+            except Rejected as fault:
+                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
+        return masks
+
+
+def _expect(found: Mapping[str, Path] | Sequence[str], expected: Sequence[str]) -> None:
+    absent = [name for name in expected if name not in found]
+    if absent:
+        raise Rejected("missing_mask", f"no mask of {', '.join(absent)}")
+
+
+def _check_register(mask: Picture, image: Picture, name: str) -> None:
+    if mask.pixels.shape != image.pixels.shape:
+        raise Rejected("shape_mismatch", f"the image has shape {image.pixels.shape}, {name} has {mask.pixels.shape}")
+    if image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, rtol=1e-2):
+        raise Rejected("spacing_mismatch", f"the image has spacing {image.spacing} mm, {name} has {mask.spacing} mm")

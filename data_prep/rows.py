@@ -1,0 +1,127 @@
+"""Tables of any usual format as text, and which of their rows belongs to which case."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import pandas as pd
+
+from data_prep.readers import strip_suffix
+
+__all__ = ["Match", "Rows", "read_table"]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table with every cell as text, empty where missing: CSV, TSV (.tsv, .tab), Excel (.xlsx, .xls) or Parquet.
+
+    Raises:
+        ValueError: when the table cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".parquet", ".pq"):
+            frame = pd.read_parquet(path)
+        elif suffix in (".xlsx", ".xls"):
+            frame = pd.read_excel(path, dtype=str, keep_default_na=False)
+        else:
+            separator = "\t" if suffix in (".tsv", ".tab") else ","
+            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ImportError as error:
+        raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ValueError(f"{path}: the table cannot be read: {error}") from error
+    frame.columns = frame.columns.map(str)
+    return frame.astype(object).where(frame.notna(), "").astype(str)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A case's row in the table (None: it has none), or what is wrong with it.
+
+    ``source`` and ``patient`` are what the row says about them, None where it says nothing.
+    """
+
+    row: Mapping[str, str] | None = None
+    source: str | None = None
+    patient: str | None = None
+    fault: str = ""
+
+
+class Rows:
+    """The rows of a table by the file's name that they hold.
+
+    Args:
+        path: the table.
+        columns: the columns to keep; no other is looked at.
+        id_column: the column with the case's file name, with or without suffix.
+        source_column: the column that names the case's source.
+        patient_column: the column that names the case's patient.
+
+    Attributes:
+        frame: the columns, as text.
+        unused: number of rows that :meth:`match` gave to no case.
+
+    Raises:
+        ValueError: when the table cannot be read or lacks a column.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        id_column: str = "id",
+        source_column: str | None = None,
+        patient_column: str | None = None,
+    ) -> None:
+        frame = read_table(path)
+        wanted = list(dict.fromkeys([id_column, *columns, *filter(None, (source_column, patient_column))]))
+        unknown = [column for column in wanted if column not in frame.columns]
+        if unknown:
+            raise ValueError(f"{path}: no column {', '.join(map(repr, unknown))}; the table has {list(frame.columns)}")
+        if not wanted[1:]:
+            raise ValueError(f"{path}: say which columns are wanted as variables; the table has {list(frame.columns)}")
+        self.frame = frame[wanted]
+        self._source_column, self._patient_column = source_column, patient_column
+        self._rows: dict[str, list[dict[str, str]]] = {}
+        for row in self.frame.to_dict("records"):
+            self._rows.setdefault(strip_suffix(str(row[id_column]).strip()), []).append(
+                {str(key): str(value).strip() for key, value in row.items()}
+            )
+        self.unused = len(self)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def match(self, cases: Sequence[tuple[str, str]]) -> list[Match]:
+        """The row of each case, given as (folder's name, file's name without suffix).
+
+        A row names the file with or without the folders that lead to it. Where several folders hold a file of this
+        name, the source column tells them apart; a row that names another of the folders is not taken.
+        """
+        folders = {folder for folder, _ in cases}
+        found: list[list[dict[str, str]]] = []
+        for folder, name in cases:
+            rows = self._rows.get(name) or self._rows.get(name.rsplit("/", 1)[-1]) or []
+            of_folder = [row for row in rows if self._cell(row, self._source_column) == folder]
+            found.append(of_folder or [row for row in rows if self._cell(row, self._source_column) not in folders])
+        uses = Counter(id(row) for rows in found for row in rows)
+        self.unused = len(self) - len(uses)
+        return [self._match(rows, uses) for rows in found]
+
+    def _match(self, rows: list[dict[str, str]], uses: Mapping[int, int]) -> Match:
+        if len(rows) > 1:
+            return Match(fault=f"the table has {len(rows)} rows for the case")
+        if rows and uses[id(rows[0])] > 1:
+            return Match(fault=f"the table has one row for {uses[id(rows[0])]} cases of the same name")
+        if not rows:
+            return Match()
+        source, patient = (self._cell(rows[0], column) for column in (self._source_column, self._patient_column))
+        return Match(rows[0], source, patient)
+
+    @staticmethod
+    def _cell(row: Mapping[str, str], column: str | None) -> str | None:
+        return (row[column] or None) if column else None
