@@ -36,8 +36,14 @@ else:  # it would print to the console, past Python, what it finds in a file
 
 __all__ = ["is_dicom", "read_dicom"]
 
-_DECODERS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
-"""Plugins of pydicom in the order in which they are tried: the narrowest first, since each reads a format or two."""
+_DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
+"""Plugins of pydicom, the first that reads a compression is taken.
+
+RLE is pydicom's own and not pylibjpeg's, whose panic on a damaged file is no Exception and would end the run.
+"""
+
+_JPEG = "1.2.840.10008.1.2.4."
+"""How the UIDs of JPEG and its relatives begin."""
 
 _COLOURS = re.compile(r"RGB|YBR_\w+")
 
@@ -81,7 +87,7 @@ def _decode(dataset: Dataset) -> np.ndarray:
     """Stored values of shape (H, W), or (H, W, 3) in RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
-        declared = _declared_shape(dataset.PixelData)
+        declared = _declared_shape(dataset.PixelData) if syntax.startswith(_JPEG) else None
         if declared not in (None, (dataset.Rows, dataset.Columns)):
             raise Rejected("unreadable", "the compressed data declare another size than the DICOM file")
         if get_decoder is not None:
@@ -104,7 +110,7 @@ def _choose_decoder(syntax: UID, bits: int) -> str:
 
 
 def _declared_shape(encoded: bytes) -> tuple[int, int] | None:
-    """(H, W) in the header of the first JPEG, JPEG-LS or JPEG 2000 code stream; None for other compressions.
+    """(H, W) in the header of the first JPEG, JPEG-LS or JPEG 2000 code stream, None when there is none.
 
     Raises:
         struct.error: when the stream ends within its header.

@@ -21,6 +21,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
@@ -44,7 +45,7 @@ _PHOTOMETRIC = 262
 _FAULTS = (
     OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
     OverflowError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
-    Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError,
+    Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError, WrapStructError,
     BytesLengthException, InvalidDicomError,
 )  # fmt: skip
 
