@@ -28,6 +28,7 @@ from torch import Tensor
 
 __all__ = [
     "Panel",
+    "change_maps",
     "counterfactual_grid",
     "curves",
     "effectiveness_heatmap",
@@ -200,8 +201,45 @@ def effectiveness_scatter(
     return figure
 
 
+def change_maps(maps: Mapping[str, Mapping[str, np.ndarray]], lines: Sequence[float] = ()) -> Figure:
+    """Mean absolute change of the image, a row for each method and a column for each intervention, on one scale.
+
+    Args:
+        maps: (H, W) by method and intervened variable.
+        lines: heights at which to draw a line across, as fractions of the image.
+    """
+    interventions = list(next(iter(maps.values())))
+    shape = next(iter(next(iter(maps.values())).values())).shape
+    limit = max(float(np.quantile(image, 0.998)) for each in maps.values() for image in each.values()) or 1.0
+    with matplotlib.rc_context(STYLE):
+        width = 1.3 / max(1.0, math.sqrt(shape[0] / shape[1]))
+        height = width * shape[0] / shape[1]
+        figure = _figure((width + 0.1) * len(interventions) + 1.2, (height + 0.1) * len(maps) + 1.2)
+        axes = figure.subplots(len(maps), len(interventions), squeeze=False)
+        for row, (method, each) in enumerate(maps.items()):
+            for column, do in enumerate(interventions):
+                axis: Axes = axes[row, column]
+                shown = axis.imshow(each[do], cmap="magma", vmin=0, vmax=limit, interpolation="bicubic")
+                for line in lines:
+                    axis.axhline(line * shape[0] - 0.5, color="white", linewidth=0.6, linestyle=":")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+                if row == 0:
+                    axis.set_title(f"do({_words(do)})", rotation=40, ha="left", va="bottom", fontsize=7)
+                if column == 0:
+                    axis.set_ylabel(method, fontweight="bold")
+        bar = figure.colorbar(shown, ax=axes, pad=0.02, fraction=0.04)
+        bar.set_label("mean absolute change (images in [–1, 1])")
+        bar.outline.set_visible(False)
+    return figure
+
+
 def effectiveness_heatmap(
-    matrices: Mapping[str, np.ndarray], interventions: Sequence[str], measured: Sequence[str], caption: str
+    matrices: Mapping[str, np.ndarray],
+    interventions: Sequence[str],
+    measured: Sequence[str],
+    caption: str,
+    digits: int = 1,
 ) -> Figure:
     """A matrix do(row) x measured column for each method, on one colour scale.
 
@@ -209,25 +247,35 @@ def effectiveness_heatmap(
         matrices: figures of each method, shape (interventions, measured); NaN stays empty.
         interventions, measured: names of rows and columns.
         caption: what the figure is, with its unit.
+        digits: decimals shown.
     """
     limit = max(float(np.nanmax(m)) for m in matrices.values())
     with matplotlib.rc_context(STYLE):
         wide, high = 0.62 * len(measured) + 0.25, 0.5 * len(interventions)
-        figure = _figure(wide * len(matrices) + 1.9, high + 1.3)
-        axes = figure.subplots(1, len(matrices), squeeze=False)[0]
-        for axis, (name, matrix) in zip(axes, matrices.items()):
+        # large matrices stand in two columns, small ones in a row
+        across = min(len(matrices), 2 if len(measured) > 5 else len(matrices))
+        down = -(-len(matrices) // across)
+        figure = _figure(wide * across + 1.9, (high + 0.3) * down + 1.0)
+        grid = figure.subplots(down, across, squeeze=False)
+        for axis in grid.ravel()[len(matrices) :]:
+            axis.axis("off")
+        for place, (name, matrix) in enumerate(matrices.items()):
+            axis = grid.ravel()[place]
             shown = axis.imshow(matrix, cmap="YlOrRd", vmin=0, vmax=limit, aspect="auto")
             for row, column in np.ndindex(*matrix.shape):
                 value = matrix[row, column]
-                text = f"{value:.1f}" if math.isfinite(value) else "–"
+                text = f"{value:.{digits}f}" if math.isfinite(value) else "–"
                 dark = math.isfinite(value) and value > 0.6 * limit
                 axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
             axis.set_title(name, fontweight="bold")
-            axis.set_xticks(range(len(measured)), [_words(m) for m in measured], rotation=35, ha="right")
+            lowest = place + across >= len(matrices)
+            axis.set_xticks(
+                range(len(measured)), [_words(m) if lowest else "" for m in measured], rotation=35, ha="right"
+            )
             axis.set_yticks(range(len(interventions)), [f"do({_words(d)})" for d in interventions])
-            axis.tick_params(length=0, labelleft=axis is axes[0])
+            axis.tick_params(length=0, labelleft=place % across == 0)
             axis.spines[:].set_visible(False)
-        bar = figure.colorbar(shown, ax=list(axes), pad=0.02, fraction=0.04)
+        bar = figure.colorbar(shown, ax=grid, pad=0.02, fraction=0.04)
         bar.set_label(caption)
         bar.outline.set_visible(False)
     return figure
@@ -287,14 +335,16 @@ class _Sheet:
         title: str = "",
         legend: bool = False,
     ) -> None:
-        self.height = self.CELL * shape[0] / shape[1]
+        # a tall picture, such as a straightened vessel, is drawn narrower
+        self.cell = max(0.8, self.CELL / max(1.0, math.sqrt(shape[0] / shape[1])))
+        self.height = self.cell * shape[0] / shape[1]
         step = self.height + self.GAP
         self.rows = list(rows)
         self.top = [0.32 if title else 0.06]
         for count in rows:
             self.top.append(self.top[-1] + header + count * step + 0.04)
         self.header = header
-        self.right = self.LEFT + columns * (self.CELL + self.GAP)
+        self.right = self.LEFT + columns * (self.cell + self.GAP)
         size = (self.right + self.BAR, self.top[-1] + 0.3 * legend + 0.05)
         self.figure = Figure(figsize=size, facecolor="white")
         FigureCanvasAgg(self.figure)
@@ -306,7 +356,7 @@ class _Sheet:
     def _place(self, block: int, row: int, column: int) -> tuple[float, float]:
         """Left and upper edge of a cell."""
         y = self.top[block] + self.header + row * (self.height + self.GAP)
-        return self.LEFT + column * (self.CELL + self.GAP), y
+        return self.LEFT + column * (self.cell + self.GAP), y
 
     def image(self, block: int, row: int, column: int, image: np.ndarray, limit: float | None = None) -> None:
         """An image in [-1, 1], or a signed difference with the limit of its colour scale."""
@@ -316,7 +366,7 @@ class _Sheet:
             cmap="gray" if limit is None else DIFFERENCE,
             vmin=-(limit or 1),
             vmax=limit or 1,
-            extent=(x, x + self.CELL, y + self.height, y),
+            extent=(x, x + self.cell, y + self.height, y),
             interpolation="bicubic",
         )
         # showing an image changes the axis's limits
@@ -328,7 +378,7 @@ class _Sheet:
     ) -> None:
         """Outlines of the structures of a label map."""
         x, y = self._place(block, row, column)
-        xs = x + (np.arange(mask.shape[1]) + 0.5) * self.CELL / mask.shape[1]
+        xs = x + (np.arange(mask.shape[1]) + 0.5) * self.cell / mask.shape[1]
         ys = y + (np.arange(mask.shape[0]) + 0.5) * self.height / mask.shape[0]
         for number, value in enumerate(labels.values()):
             inside = (mask == value).astype(float)
@@ -338,11 +388,11 @@ class _Sheet:
 
     def heading(self, block: int, column: int, text: str) -> None:
         x, y = self._place(block, 0, column)
-        self.axis.text(x + self.CELL / 2, y - 0.04, text, ha="center", va="bottom", linespacing=1.2, fontsize=7)
+        self.axis.text(x + self.cell / 2, y - 0.04, text, ha="center", va="bottom", linespacing=1.2, fontsize=7)
 
     def note(self, block: int, row: int, column: int, text: str) -> None:
         x, y = self._place(block, row, column)
-        self.axis.text(x + self.CELL / 2, y + self.height / 2, text, ha="center", va="center", color="0.45")
+        self.axis.text(x + self.cell / 2, y + self.height / 2, text, ha="center", va="center", color="0.45")
 
     def label(self, block: int, text: str) -> None:
         """The name of a block, at its left."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import fire
 
-from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, summary_line
+from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
 from segcft_ext.runs import Run, finished_runs
@@ -61,7 +61,7 @@ def write_report(
     figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
     tables = {table.key: table for table in evaluation_tables(evaluation)}
     recorded = finished_runs(tracking_uri, experiment, runs) if tracking_uri else []
-    title = title or f"Counterfactual radiographs: {evaluation['data']['name']}"
+    title = title or f"Counterfactual images: {evaluation['data']['name']}"
 
     def shown(*kinds: str) -> list[str]:
         return [
@@ -70,12 +70,14 @@ def write_report(
             if entry["kind"] in kinds
         ]
 
-    first = ("effectiveness", "slope", "leakage")
+    first = [
+        key for key in tables if key in ("effectiveness", "slope", "leakage", "positional_leakage") or "presence" in key
+    ]
     sections = [
         ("result", "The result", [_introduction(evaluation), *(_table(tables[key]) for key in first)]),
         ("pictures", "Counterfactuals, all methods side by side", [_reading_pictures(), *shown("comparison")]),
         ("sweeps", "Sweeps of each method", [folded("Show the sweeps", shown("sweep"))]),
-        ("plots", "Wanted and achieved", shown("scatter", "heatmap")),
+        ("plots", "Wanted and achieved", shown("scatter", "heatmap", "maps")),
         (
             "tables",
             "Drift, axioms, realism, truth",
@@ -95,7 +97,7 @@ def _introduction(evaluation: Mapping[str, Any]) -> str:
 different?</em> Here each method ({names}) was asked to change the size of one structure at a time, to values drawn from
 the training data. An independent segmentor, the <b>judge</b>, which no method has seen, then measured every structure
 in the result. A good counterfactual reaches the wanted size, leaves the other structures as they were, and still looks
-like a radiograph.</p>
+like the real thing.</p>
 <p>Two rows frame every table. <b>{escape(ZERO)}</b> is what one gets for leaving the image as it is.
 <b>{escape(FLOOR)}</b> is the judge's own error: nobody can be shown to be better. The best method of each column is
 <span class="best">marked</span>.</p>"""
@@ -141,7 +143,8 @@ def _cell(cell: Cell, digits: int) -> str:
 
 def _judge_table(evaluation: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th>{escape(label(name))}</th><td>{scores['dice']:.3f}</td><td>{scores['area_mape']:.1f}</td></tr>"
+        f"<tr><th>{escape(label(name))}</th><td>{Cell(number(scores['dice'])).text(3)}</td>"
+        f"<td>{Cell(number(scores['area_mape'])).text(1)}</td></tr>"
         for name, scores in evaluation["judge"].items()
     )
     return (

@@ -124,7 +124,7 @@ def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
     assert "**0.0 [0.0, 0.0]**" not in markdown.split("### Effectiveness in")[0]  # oracle and clumsy are equal there
     assert "BasicUNet" in markdown and "layer network." in markdown
     shown = json.loads((folder / "figures" / "figures.json").read_text())
-    assert {entry["kind"] for entry in shown} == {"scatter", "heatmap", "sweep", "comparison"}
+    assert {entry["kind"] for entry in shown} == {"scatter", "heatmap", "maps", "sweep", "comparison"}
     assert all((folder / "figures" / entry["file"]).stat().st_size > 2000 for entry in shown)
 
 

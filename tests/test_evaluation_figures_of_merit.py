@@ -18,6 +18,8 @@ from segcft_ext.evaluation.effectiveness import drift, error, slope
 from segcft_ext.evaluation.judge import structure_scores
 from segcft_ext.evaluation.locality import change, dilate, folding, leakage, margin, region_of_change
 from segcft_ext.evaluation.methods import Identity
+from segcft_ext.evaluation.positional import positional_leakage
+from segcft_ext.evaluation.presence import presence, presence_floor
 from segcft_ext.evaluation.realism import BottleneckFeatures, realism
 from segcft_ext.evaluation.truth import image_quality
 from segcft_ext.networks.deformation import jacobian_determinant
@@ -44,6 +46,30 @@ def test_error_leaves_out_missing_targets_and_does_not_divide_by_zero() -> None:
 def test_drift_compares_the_judge_with_itself() -> None:
     assert drift(np.array([12.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == 0
     assert drift(np.array([13.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
+    gone = drift(np.array([3.0, 4.0]), np.array([2.0, 2.0]), np.array([0.0, 4.0]), ["a", "b"])
+    assert gone["drift_mae"] == pytest.approx(1.5) and gone["drift"] == pytest.approx(50)
+
+
+def test_presence_divides_the_interventions_in_four() -> None:
+    factual, target = np.array([0.0, 0.0, 2.0, 2.0, 2.0]), np.array([0.0, 3.0, 0.0, 4.0, 1.0])
+    found = presence(np.array([0.5, 0.0, 0.0, 5.0, 1.0]), target, factual, list("abcde"))
+    assert {group: (cell["mae"], cell["seen"], cell["n"]) for group, cell in found.items()} == {
+        "absent_absent": (0.5, 1, 1),
+        "absent_present": (3, 0, 1),
+        "present_absent": (0, 0, 1),
+        "present_present": (0.5, 1, 2),
+    }
+    floor = presence_floor(np.array([0.0, 1.0, 2.5]), np.array([0.0, 0.0, 2.0]), list("abc"))
+    assert (floor["absent"]["mae"], floor["absent"]["seen"]) == (0.5, 0.5)
+    assert (floor["present"]["mae"], floor["present"]["seen"]) == (0.5, 1)
+    assert math.isnan(presence(factual, factual, factual, list("abcde"))["absent_present"]["seen"])
+
+
+def test_positional_leakage_is_the_change_elsewhere_over_the_change_here() -> None:
+    own, others = np.array([2.0, -4.0]), np.array([[1.0, 0.0], [-1.0, 1.0]])
+    found = positional_leakage(own, others, ["a", "b"])
+    assert found["leakage"] == pytest.approx(0.75 / 3) and found["own"] == 3 and found["others"] == 0.75
+    assert math.isnan(positional_leakage(0 * own, others, ["a", "b"])["leakage"])
 
 
 def test_slope_and_intercept_are_recovered() -> None:
@@ -87,7 +113,8 @@ def test_leakage_of_a_change_inside_and_outside() -> None:
     after = torch.zeros_like(before)
     after[..., 20:30, 20:40] = 1
     image = torch.zeros(1, 1, 64, 64)
-    region = region_of_change(before, after, torch.tensor([[True, False]]), [1, 2])
+    masks = [torch.cat([label == 1, label == 2], 1) for label in (before, after)]
+    region = region_of_change(*masks, torch.tensor([[True, False]]))
     assert torch.equal(region, dilate(after == 1, 1.25))
     moved = image + 0.4 * region
     assert [float(v) for v in change(image, moved, region)] == pytest.approx([0, 0.4])
@@ -105,7 +132,8 @@ def test_leakage_of_no_change_is_zero() -> None:
 
 def test_region_follows_only_what_ought_to_change() -> None:
     label = torch.tensor([[[[0, 1, 2]]], [[[0, 1, 2]]]]).repeat(1, 1, 3, 1)
-    region = region_of_change(label, label, torch.tensor([[True, False], [False, True]]), [1, 2])
+    masks = torch.cat([label == 1, label == 2], 1)
+    region = region_of_change(masks, masks, torch.tensor([[True, False], [False, True]]))
     # a margin of 5 / 256 * 3 pixels reaches no neighbour
     assert region[0, 0, 0].tolist() == [False, True, False]
     assert region[1, 0, 0].tolist() == [False, False, True]
@@ -169,9 +197,13 @@ def test_structure_scores_by_hand() -> None:
 def test_image_quality_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(1, 1, 96, 96, generator=generator) - 0.5
-    found = image_quality(truth + 0.02, truth)
+    near = torch.zeros(1, 1, 96, 96, dtype=torch.bool)
+    near[..., :10] = True
+    found = image_quality(truth + 0.02, truth, near)
     assert float(found["psnr"]) == pytest.approx(40, abs=1e-3)  # 10 log10(2^2 / 0.02^2)
     assert float(found["mae"]) == pytest.approx(0.02, abs=1e-6)
+    assert float(image_quality(truth + 0.2 * near, truth, near)["psnr_near"]) == pytest.approx(20, abs=1e-3)
+    assert float(image_quality(truth + 0.2 * ~near, truth, near)["psnr_near"]) == math.inf
     assert float(found["ssim"]) > 0.99
     noisy = (truth + 0.2 * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
     expected = structural_similarity(
@@ -181,8 +213,8 @@ def test_image_quality_by_hand() -> None:
         sigma=1.5,
         use_sample_covariance=False,
     )
-    assert float(image_quality(noisy, truth)["ssim"]) == pytest.approx(expected, abs=0.02)  # borders differ
-    same = image_quality(truth, truth)
+    assert float(image_quality(noisy, truth, near)["ssim"]) == pytest.approx(expected, abs=0.02)  # borders differ
+    same = image_quality(truth, truth, near)
     assert float(same["psnr"]) == math.inf
     assert float(same["ssim"]) == pytest.approx(1)
 

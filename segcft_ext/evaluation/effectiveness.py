@@ -7,9 +7,12 @@ from k is the factual value), with J_j the judge's measurement of variable j:
 * ``mape``: mean of ``|J_j(x~) - pa~_j| / |pa~_j|`` in percent;
 * ``mae``: mean of ``|J_j(x~) - pa~_j|`` in the unit of j;
 * ``drift``: mean of ``|J_j(x~) - J_j(x)| / |pa_j|`` in percent, for j != k. The judge is compared with itself, so
-  its own error cancels: what is left is what the edit moved;
+  its own error cancels: what is left is what the edit moved; ``drift_mae`` is the same in the unit of j;
 * ``slope``: least squares of the achieved change ``J_k(x~) - J_k(x)`` on the wanted change ``pa~_k - pa_k``, with an
   intercept. 1 is right, 0 is no effect; a constant bias of the judge does not touch it.
+
+The percentages leave out rows in which they would be of zero. Of a variable that may be zero (a plaque) the figure is
+the ``mae``, see also :mod:`segcft_ext.evaluation.presence`.
 
 Means run over test cases and interventions; intervals resample cases (:mod:`segcft_ext.evaluation.bootstrap`).
 Definitions after Monteiro et al. 2023 (effectiveness) and Xia et al. 2025 (MAPE of areas).
@@ -59,13 +62,16 @@ def drift(after: np.ndarray, before: np.ndarray, factual: np.ndarray, cases: Seq
     """How far a variable that nobody touched moved, by the judge on both images, all of shape (N,).
 
     Returns:
-        ``drift`` in percent of the factual value and its 95 % interval ``drift_ci95``.
+        ``drift`` in percent of the factual value and its 95 % interval ``drift_ci95``; ``drift_mae`` in the variable's
+        unit and ``drift_mae_ci95``.
     """
-    percent = relative(after - before, factual)
+    absolute, percent = np.abs(after - before), relative(after - before, factual)
     finite = np.isfinite(percent)
     return {
         "drift": _mean(percent[finite]),
         "drift_ci95": mean_interval(percent[finite], np.asarray(cases)[finite], seed),
+        "drift_mae": _mean(absolute),
+        "drift_mae_ci95": mean_interval(absolute, cases, seed),
     }
 
 

@@ -9,7 +9,9 @@ It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``sp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,12 @@ from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
-from segcft_ext.evaluation.locality import change, folding, region_of_change
+from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
 from segcft_ext.evaluation.realism import BottleneckFeatures
 from segcft_ext.evaluation.summary import flat_metrics, summarise
 from segcft_ext.evaluation.truth import Truth, image_quality
+from segcft_ext.figures import picture
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import upstream
 
@@ -94,6 +97,8 @@ class JudgeEvaluator(Evaluator):
         test = [entry["id"] for entry in datalist.entries["test"]]
         self.rows = {key: row for row, key in enumerate(test)}
         self.targets = {name: draw_targets(datalist, name, len(test), self.draws, seed) for name in self.interventions}
+        self.may_be_zero = [v["name"] for v in datalist.measured_variables if v.get("zero_inflated")]
+        self.regions = {v.name: (v.structure, v.region) for v in datalist.variables if v.region}
         self.evaluation: dict[str, Any] = {}
         self.pairs = pd.DataFrame()
         self.add_event_handler(Events.STARTED, JudgeEvaluator._start)
@@ -105,6 +110,7 @@ class JudgeEvaluator(Evaluator):
         self._cases: list[pd.DataFrame] = []
         self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._features: dict[str, list[tuple[Sequence[str], Tensor]]] = defaultdict(list)
+        self._changes: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
         steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
         self._progress = tqdm(total=steps, desc="judging", unit="batch")
 
@@ -135,11 +141,17 @@ class JudgeEvaluator(Evaluator):
     def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for key, temperature in TEMPERATURES.items():
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                torch.manual_seed(self.seed)  # the same draws whatever else is judged
+            with self._same_draws():
                 errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
+
+    @contextmanager
+    def _same_draws(self) -> Iterator[None]:
+        """Whatever is drawn, it is drawn alike whatever else is judged."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.seed)
+            yield
 
     def _intervene(self, variable: str, cases: Cases) -> None:
         targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
@@ -150,7 +162,11 @@ class JudgeEvaluator(Evaluator):
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
-                figures |= self._compare(image, judged, self._tensor(truth[0]), self._tensor(truth[1]), variable, cases)
+                true_image, true_label = map(self._tensor, truth)
+                changed = target != cases.of([variable])[:, 0]
+                true = self._compare(image, judged, true_image, true_label, variable, cases)
+                figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
+            self._changes[name][variable].append(picture((image - cases.image).abs().mean(0)))
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
@@ -159,13 +175,15 @@ class JudgeEvaluator(Evaluator):
         self, method: Method, variable: str, target: Tensor, cases: Cases
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         values = cases.of_method(method)
-        result = method.counterfactual(cases.image, values, {variable: target})
+        with self._same_draws():
+            result = method.counterfactual(cases.image, values, {variable: target})
         judged = self.judge.segment(result.image)
         asked = cases.factual.clone()
         for column, name in enumerate(cases.measured):
             if name in method.variables.names:
                 asked[:, column] = result.values[:, method.variables.names.index(name)]
-        region = region_of_change(cases.label, judged, asked != cases.factual, self.judge.labels)
+        before, after = (self.judge.masks(label, cases.label) for label in (cases.label, judged))
+        region = region_of_change(before, after, asked != cases.factual)
         outside, inside = change(cases.image, result.image, region)
         back = {variable: cases.of([variable])[:, 0]}
         figures = {
@@ -185,11 +203,12 @@ class JudgeEvaluator(Evaluator):
     def _compare(
         self, image: Tensor, judged: Tensor, true_image: Tensor, true_label: Tensor, variable: str, cases: Cases
     ) -> dict[str, Tensor]:
-        label = self.judge.labels[cases.measured.index(variable)]
-        dice, _ = structure_scores(judged, true_label, {variable: label})[variable]
+        column = cases.measured.index(variable)
+        seen, true = (self.judge.masks(label, cases.label)[:, column, None].long() for label in (judged, true_label))
+        near = dilate((cases.label > 0) | (true_label > 0), margin(cases.image.shape[2:]))
         return {
-            **{f"truth.{figure}": value for figure, value in image_quality(image, true_image).items()},
-            "truth.dice": dice,
+            **{f"truth.{figure}": value for figure, value in image_quality(image, true_image, near).items()},
+            "truth.dice": structure_scores(seen, true, {variable: 1})[variable][0],
             "true": self.judge.measure(true_label, true_image, cases.spacing, cases.label),
         }
 
@@ -208,6 +227,8 @@ class JudgeEvaluator(Evaluator):
             features={name: _joined(parts) for name, parts in self._features.items()},
             reference=_joined(reference) if reference else None,
             measured=self.judge.names,
+            may_be_zero=self.may_be_zero,
+            regions=self.regions,
             seed=self.seed,
         )
         judge = self.judge.segmentor
@@ -219,6 +240,9 @@ class JudgeEvaluator(Evaluator):
             "interventions": self.interventions,
             "interventions_per_case": self.draws,
             "seed": self.seed,
+            "figure": "mae" if set(self.interventions) & set(self.may_be_zero) else "mape",
+            "may_be_zero": self.may_be_zero,
+            "regions": {name: list(part) for name, part in self.regions.items()},
             "units": {name: self.datalist.variable(name).unit for name in self.judge.names},
             "realism_features": self.features.name,
             "judge": upstream(judge),
@@ -226,9 +250,22 @@ class JudgeEvaluator(Evaluator):
         }
         self.state.metrics |= flat_metrics(self.evaluation)
 
+    def change_maps(self) -> dict[str, dict[str, np.ndarray]]:
+        """Mean absolute change of the image by method and intervened variable, (H, W) each."""
+        return {
+            name: {do: np.mean(parts, axis=0) for do, parts in by_do.items()}
+            for name, by_do in self._changes.items()
+            if name != IDENTITY
+        }
+
     def _tensor(self, value: Any) -> Tensor:
         value = value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
         return value.to(self.state.device)
+
+
+def _rows(mask: Tensor, figure: Tensor) -> Tensor:
+    """A mask of rows (B,) in the shape of a figure, (B,) or (B, J)."""
+    return mask.view(-1, *[1] * (figure.ndim - 1))
 
 
 def _joined(parts: Sequence[tuple[Sequence[str], Tensor]]) -> tuple[list[str], Tensor]:

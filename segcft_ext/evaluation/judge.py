@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing
@@ -51,11 +52,6 @@ class Judge(nn.Module):
         """The measured variables, in the order of :meth:`measure`."""
         return list(self.measurements)
 
-    @property
-    def labels(self) -> list[int]:
-        """The label of each measured variable's structure; -1 for a measurement that is not of one structure."""
-        return [int(getattr(measurement, "label", -1)) for measurement in self.measurements.values()]
-
     @torch.no_grad()
     def segment(self, image: Tensor) -> Tensor:
         """Label maps, integers of shape (B, 1, *spatial)."""
@@ -70,6 +66,11 @@ class Judge(nn.Module):
         ``reference`` holds the label maps of the factual images, which define the regions.
         """
         return measure_label_map(self.measurements, label, self.num_classes, image, spacing, reference)
+
+    def masks(self, label: Tensor, reference: Tensor) -> Tensor:
+        """Where each variable lives in label maps (B, 1, *spatial): boolean, shape (B, J, *spatial)."""
+        probabilities, factual = (one_hot(maps.float(), self.num_classes) for maps in (label, reference))
+        return torch.cat([m.support(probabilities, factual) > 0 for m in self.measurements.values()], dim=1)
 
 
 def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -98,14 +99,19 @@ def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -
 
 
 def summarise_structures(scores: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    """``{structure: {"dice", "area_mape"}}``, each the mean over the cases that show the structure."""
+    """``{structure: {"dice", "area_mape"}}``, means over the cases that show the structure; NaN if none does."""
     return {
         name: {
-            "dice": float(np.nanmean([dice for dice, _ in rows])),
-            "area_mape": float(np.nanmean([percent for _, percent in rows])),
+            "dice": _known_mean([dice for dice, _ in rows]),
+            "area_mape": _known_mean([percent for _, percent in rows]),
         }
         for name, rows in scores.items()
     }
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def floor(

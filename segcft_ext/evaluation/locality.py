@@ -2,8 +2,9 @@
 
 The *region of change* of a counterfactual is the union of the masks of the structures whose variables ought to change
 (the intervened one and, where the causal graph has edges, its descendants) before and after: in the factual image by
-its label map, in the counterfactual by the judge's segmentation of it. It is widened by 5 pixels at 256 pixels, i.e. by
-``5 * size / 256`` pixels in Euclidean distance.
+its label map, in the counterfactual by the judge's segmentation of it; of a variable of a region only its mask there.
+It is widened by 5 pixels at 256 pixels, i.e. by ``5 * size / 256`` pixels in Euclidean distance: a neighbour that has
+to give way, such as the lumen beside a plaque, does so within that margin.
 
     outside = mean |x~ - x| outside of the region        inside = mean |x~ - x| inside of it
     leakage = outside / inside                           (both averaged over cases and interventions first)
@@ -53,23 +54,19 @@ def dilate(mask: Tensor, radius: float) -> Tensor:
     return convolve(mask.float(), ball, padding=reach) > 0.5
 
 
-def region_of_change(before: Tensor, after: Tensor, changed: Tensor, labels: Sequence[int]) -> Tensor:
+def region_of_change(before: Tensor, after: Tensor, changed: Tensor) -> Tensor:
     """Where the counterfactual may differ from the factual image.
 
     Args:
-        before: label maps of the factual images, shape (B, 1, *spatial).
-        after: the judge's label maps of the counterfactuals, same shape.
+        before: where each variable lives in the factual images' label maps, boolean, shape (B, J, *spatial).
+        after: the same in the judge's label maps of the counterfactuals.
         changed: which variables ought to change, boolean, shape (B, J).
-        labels: the label of each variable's structure, length J.
 
     Returns:
         Boolean masks, shape (B, 1, *spatial), the margin included.
     """
-    region = torch.zeros_like(before, dtype=torch.bool)
-    for column, label in enumerate(labels):
-        wanted = changed[:, column].view(-1, *[1] * (before.ndim - 1))
-        region |= wanted & ((before == label) | (after == label))
-    return dilate(region, margin(before.shape[2:]))
+    wanted = changed.view(*changed.shape, *[1] * (before.ndim - 2))
+    return dilate((wanted & (before | after)).any(1, keepdim=True), margin(before.shape[2:]))
 
 
 def change(factual: Tensor, counterfactual: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,23 +3,29 @@
 .. code-block:: text
 
     {"methods": {name: {"effectiveness": {do: {measured: {"mape", "ci95", "mae", "mae_ci95", "n",
-                                                        "drift", "drift_ci95" (of the others)}}},
+                                                        "drift", "drift_ci95", "drift_mae", "drift_mae_ci95"
+                                                        (of the others)}}},
                         "slope":    {do: {"slope", "ci95", "intercept", "n"}},
                         "leakage":  {do: ratio},
                         "locality": {do: {"leakage", "ci95", "outside", "inside", "n"}},
+                        "presence": {do: {group: {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
+                        "positional": {do: {"leakage", "ci95", "others", "own", "n"}} of regions,
                         "composition": {"1", "10"}, "composition_sampled": {"1", "10"},
                         "reversibility": {do: L1},
                         "folding": {do: {"share", "minimum"}} or null without a deformation,
                         "realism": {"fid", "kid", "kid_sd", "n"},
-                        "truth": {do: {"psnr", "ssim", "mae", "dice", "n", "variables": {measured: {"mape", …}}}}
+                        "truth": {do: {"psnr", "psnr_near", "ssim", "mae", "dice", "n",
+                                       "variables": {measured: {"mape", …}}}}
                                  or null without a renderer}},
      "identity": the same for x~ = x,
      "judge": {structure: {"dice", "area_mape"}},
      "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n"}},
+     "floor_presence": {measured: {"absent" or "present": {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
      "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
-     "data": {…}}
+     "data": {…, "figure": "mape", or "mae" where an intervened variable may be zero}}
 
-Definitions stand in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.locality`,
+Definitions stand in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.presence`,
+:mod:`~segcft_ext.evaluation.locality`, :mod:`~segcft_ext.evaluation.positional`,
 :mod:`~segcft_ext.evaluation.axioms`, :mod:`~segcft_ext.evaluation.realism` and :mod:`~segcft_ext.evaluation.truth`.
 """
 
@@ -38,6 +44,8 @@ from segcft_ext.evaluation.effectiveness import drift, error, slope
 from segcft_ext.evaluation.judge import floor, summarise_structures
 from segcft_ext.evaluation.locality import leakage
 from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.evaluation.positional import positional_leakage
+from segcft_ext.evaluation.presence import presence, presence_floor
 from segcft_ext.evaluation.realism import realism
 
 __all__ = ["flat_metrics", "summarise"]
@@ -50,6 +58,8 @@ def summarise(
     features: Mapping[str, tuple[Sequence[str], Tensor]],
     reference: tuple[Sequence[str], Tensor] | None,
     measured: Sequence[str],
+    may_be_zero: Sequence[str],
+    regions: Mapping[str, tuple[str, str]],
     seed: int,
 ) -> dict[str, Any]:
     """All figures of an evaluation.
@@ -61,6 +71,8 @@ def summarise(
         features: cases and features of the "real" test images and of each method's counterfactuals.
         reference: cases and features of real training images.
         measured: names of the measured variables.
+        may_be_zero: those with a point mass at zero.
+        regions: structure and region of the variables that have one.
         seed: seed of bootstrap and subsets.
     """
     methods = {}
@@ -72,6 +84,12 @@ def summarise(
             "slope": {do: _slope(part, do, seed) for do, part in by_do.items()},
             "leakage": {do: _locality(part, seed)["leakage"] for do, part in by_do.items()},
             "locality": {do: _locality(part, seed) for do, part in by_do.items()},
+            "presence": {do: _presence(part, do, seed) for do, part in by_do.items() if do in may_be_zero},
+            "positional": {
+                do: _positional(part, do, others, seed)
+                for do, part in by_do.items()
+                if (others := _other_regions(do, measured, regions))
+            },
             "composition": _composition(own, "composition"),
             "composition_sampled": _composition(own, "composition_sampled"),
             "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
@@ -87,21 +105,29 @@ def summarise(
         "floor": floor(
             _columns(real, "before", measured), _columns(real, "factual", measured), real["id"], measured, seed
         ),
+        "floor_presence": {
+            name: presence_floor(
+                real[f"before.{name}"].to_numpy(), real[f"factual.{name}"].to_numpy(), real["id"], seed
+            )
+            for name in may_be_zero
+        },
         "realism_of_real_images": None if reference is None else _realism(reference, features["real"], seed),
     }
 
 
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The headline figures under names for a tracker, e.g. ``Seg-CFT/mape/heart_area``; NaN is left out."""
-    found = {}
+    found: dict[str, float] = {}
     for name, figures in {IDENTITY: evaluation["identity"], **evaluation["methods"]}.items():
         for do, cells in figures["effectiveness"].items():
-            found[f"{name}/mape/{do}"] = cells[do]["mape"]
+            found |= {f"{name}/{figure}/{do}": cells[do][figure] for figure in ("mape", "mae")}
             found |= {f"{name}/drift/{do}/{j}": cell["drift"] for j, cell in cells.items() if "drift" in cell}
         for do in figures["effectiveness"]:
             found[f"{name}/slope/{do}"] = figures["slope"][do]["slope"]
             found[f"{name}/leakage/{do}"] = figures["leakage"][do]
             found[f"{name}/reversibility/{do}"] = figures["reversibility"][do]
+        for do, cell in figures["positional"].items():
+            found[f"{name}/positional/{do}"] = cell["leakage"]
         found |= {f"{name}/composition/{count}": value for count, value in figures["composition"].items()}
         found |= {f"{name}/{key}": figures["realism"][key] for key in ("fid", "kid")}
         for do, truth in (figures["truth"] or {}).items():
@@ -143,6 +169,21 @@ def _locality(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
     return leakage(rows["outside"].to_numpy(), rows["inside"].to_numpy(), rows["id"], seed)
 
 
+def _presence(rows: pd.DataFrame, do: str, seed: int) -> dict[str, Any]:
+    measured, asked, factual = (rows[f"{figure}.{do}"].to_numpy() for figure in ("measured", "asked", "factual"))
+    return presence(measured, asked, factual, rows["id"], seed)
+
+
+def _other_regions(do: str, measured: Sequence[str], regions: Mapping[str, tuple[str, str]]) -> list[str]:
+    return [j for j in measured if do in regions and j in regions and j != do and regions[j][0] == regions[do][0]]
+
+
+def _positional(rows: pd.DataFrame, do: str, others: Sequence[str], seed: int) -> dict[str, Any]:
+    change = {j: (rows[f"measured.{j}"] - rows[f"before.{j}"]).to_numpy() for j in (do, *others)}
+    beyond = [change[j] - (rows[f"asked.{j}"] - rows[f"factual.{j}"]).to_numpy() for j in others]
+    return positional_leakage(change[do], np.stack(beyond, 1), rows["id"], seed)
+
+
 def _composition(rows: pd.DataFrame, key: str) -> dict[str, float]:
     columns = [column for column in rows if str(column).startswith(f"{key}.")]
     return {str(column).removeprefix(f"{key}."): float(rows[column].mean()) for column in columns}
@@ -161,10 +202,10 @@ def _folding(rows: pd.DataFrame) -> dict[str, float]:
 def _truth(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rows = rows[rows["truth.psnr"].notna()]
-    for figure in ("psnr", "ssim", "mae", "dice"):
-        values = rows[f"truth.{figure}"].to_numpy()
-        found[figure] = float(values.mean())
-        found[f"{figure}_ci95"] = mean_interval(values, rows["id"], seed)
+    for figure in ("psnr", "psnr_near", "ssim", "mae", "dice"):
+        known = rows[rows[f"truth.{figure}"].notna()]  # no Dice of what is truly absent
+        found[figure] = float(known[f"truth.{figure}"].mean())
+        found[f"{figure}_ci95"] = mean_interval(known[f"truth.{figure}"].to_numpy(), known["id"], seed)
     found["n"] = len(rows)
     found["variables"] = {
         name: error(rows[f"measured.{name}"].to_numpy(), rows[f"true.{name}"].to_numpy(), rows["id"], seed)

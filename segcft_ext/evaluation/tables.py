@@ -7,66 +7,17 @@ method can be shown to be better) as its last; the best method of each column is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.evaluation.presence import GROUPS
+from segcft_ext.evaluation.table import FLOOR, ZERO, Cell, Figures, Table, cell, interventions, label, number, table
 
 __all__ = ["FLOOR", "ZERO", "Cell", "Table", "evaluation_tables", "label", "number", "summary_line"]
 
-ZERO = f"{IDENTITY} (the zero)"
-FLOOR = "judge on real images (the floor)"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure: its value (NaN where there is none) and, where known, its 95 % interval."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-    best: bool = False
-
-    def text(self, digits: int) -> str:
-        interval = ""
-        if self.interval and all(math.isfinite(bound) for bound in self.interval):
-            interval = " [" + ", ".join(_decimal(bound, digits) for bound in self.interval) + "]"
-        return _decimal(self.value, digits) + interval
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a row for the identity, each method, and the judge.
-
-    Attributes:
-        key: short name, used in files and anchors.
-        title: one line.
-        note: how to read it: unit, what is good.
-        columns: headings.
-        rows: name and cells of each row.
-        digits: decimals shown.
-    """
-
-    key: str
-    title: str
-    note: str
-    columns: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    digits: int
-
-
-def _decimal(value: float, digits: int) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero
-
-
-def label(name: str) -> str:
-    """A variable's name for people: ``left_lung_area`` -> ``left lung area``."""
-    return name.replace("_", " ")
-
-
-def number(value: float | None) -> float:
-    """A figure from JSON, where null stands for NaN."""
-    return math.nan if value is None else float(value)
+# More pairs of an intervened and a measured variable than this become a matrix for each method.
+MAX_PAIRS = 12
 
 
 def summary_line(evaluation: Mapping[str, Any]) -> str:
@@ -93,142 +44,226 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-Figures = Mapping[str, Mapping[str, Any]]
-
-
-def _table(
-    figures: Figures,
-    key: str,
-    title: str,
-    note: str,
-    columns: Mapping[str, Any],
-    value: Callable[[Mapping[str, Any], Any], Cell],
-    floor: Callable[[Any], Cell] = lambda column: Cell(math.nan),
-    loss: Callable[[float], float] = abs,
-    digits: int = 1,
-) -> Table:
-    """One table; ``columns`` maps headings to what ``value`` and ``floor`` take, the lowest ``loss`` is the best."""
-    rows = [(name, [value(entry, column) for column in columns.values()]) for name, entry in figures.items()]
-    rows = _mark_best(rows, loss, digits)
-    rows.append((FLOOR, [floor(column) for column in columns.values()]))
-    return Table(key, title, note, list(columns), rows, digits)
-
-
-def _mark_best(
-    rows: list[tuple[str, list[Cell]]], loss: Callable[[float], float], digits: int
-) -> list[tuple[str, list[Cell]]]:
-    """Mark the best method of each column (not the zero): all that look equal, but none where all methods do."""
-    for column in range(len(rows[0][1])):
-        losses = {
-            name: loss(round(cells[column].value, digits))
-            for name, cells in rows
-            if name != ZERO and math.isfinite(cells[column].value)
-        }
-        if len(set(losses.values())) < 2:
-            continue
-        for name, row in rows:
-            if losses.get(name) == min(losses.values()):
-                row[column] = replace(row[column], best=True)
-    return rows
-
-
-def _cell(entry: Mapping[str, Any], figure: str, interval: str = "ci95") -> Cell:
-    bounds = entry.get(interval)
-    return Cell(number(entry.get(figure)), (number(bounds[0]), number(bounds[1])) if bounds else None)
-
-
-def _do(name: str) -> str:
-    return f"do({label(name)})"
-
-
-def _dos(figures: Figures) -> dict[str, str]:
-    return {_do(do): do for do in figures[ZERO]["effectiveness"]}
-
-
 def _effectiveness(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
-    floor, units, dos = evaluation["floor"], evaluation["data"]["units"], _dos(figures)
-    pairs = {f"{heading}: {label(j)}": (do, j) for heading, do in dos.items() for j in floor}
+    floor, headings = evaluation["floor"], interventions(figures)
+    percent = table(
+        figures,
+        "effectiveness",
+        "Effectiveness: error of the intervened variable",
+        "Mean absolute error of the judge's measurement against the value asked for, in % of that value, with "
+        "95 % intervals over cases. Lower is better; the floor is the judge's own error.",
+        headings,
+        lambda entry, do: cell(entry["effectiveness"][do][do], "mape"),
+        lambda do: cell(floor[do], "mape"),
+    )
+    unit = table(
+        figures,
+        "effectiveness_unit",
+        "Effectiveness in the variables' units",
+        "The same error in the unit of the variable. Lower is better.",
+        _with_units(evaluation, headings),
+        lambda entry, do: cell(entry["effectiveness"][do][do], "mae", "mae_ci95"),
+        lambda do: cell(floor[do], "mae", "mae_ci95"),
+        digits=2,
+    )
+    if _figure(evaluation) == "mae":
+        unit = replace(
+            unit,
+            key="effectiveness",
+            title=percent.title,
+            note="Mean absolute error of the judge's measurement against the value asked for, in the variable's unit, "
+            "with 95 % intervals over cases. Lower is better; the floor is the judge's own error.",
+        )
+        percent = replace(
+            percent,
+            key="effectiveness_percent",
+            title="Effectiveness in %, of positive targets only",
+            note="The same error in % of the value asked for, without the interventions that ask for zero; a small "
+            "target makes a large percentage.",
+        )
+        first, second = unit, percent
+    else:
+        first, second = percent, unit
+    slope = table(
+        figures,
+        "slope",
+        "Slope of achieved over wanted change",
+        "Least squares over cases and interventions; 1 is what was asked for, 0 is no effect. A constant bias of "
+        "the judge does not enter.",
+        headings,
+        lambda entry, do: cell(entry["slope"][do], "slope"),
+        loss=lambda value: abs(value - 1),
+        digits=2,
+    )
+    return [first, second, slope, *_presence(evaluation, figures), *_pairs(evaluation, figures)]
+
+
+def _figure(evaluation: Mapping[str, Any]) -> str:
+    """ "mape", or "mae" where a variable may be zero; older evaluations knew the former only."""
+    return evaluation["data"].get("figure", "mape")
+
+
+def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> dict[str, str]:
+    units = evaluation["data"]["units"]
+    return {f"{heading} [{units[do] or '1'}]": do for heading, do in headings.items()}
+
+
+def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
+    """Drift and error of every variable under every intervention: side by side, or, of many, as matrices."""
+    floor, headings, figure = evaluation["floor"], interventions(figures), _figure(evaluation)
+    pairs = {f"{heading}: {label(j)}": (do, j) for heading, do in headings.items() for j in floor}
+    drift, unit = (
+        ("drift", "in % of the factual value") if figure == "mape" else ("drift_mae", "in the variable's unit")
+    )
+    drift_note = (
+        f"Mean absolute change between the judge's measurements before and after, {unit}. Lower is better, if the "
+        "intervened variable was reached: who does nothing moves nothing."
+    )
+    error_note = (
+        "Mean absolute error of the judge's measurement against the value that the model predicts, "
+        f"{'in %' if figure == 'mape' else unit}. Lower is better."
+    )
+    if len(pairs) > MAX_PAIRS:
+        return [
+            *(
+                _matrix(
+                    f"error_{place}",
+                    f"Error of every variable under every intervention: {name}",
+                    error_note,
+                    entry,
+                    floor,
+                    headings,
+                    figure,
+                )
+                for place, (name, entry) in enumerate(figures.items())
+            ),
+            *(
+                _matrix(
+                    f"drift_{place}",
+                    f"Drift: change of the variables that nobody touched: {name}",
+                    drift_note,
+                    entry,
+                    floor,
+                    headings,
+                    drift,
+                )
+                for place, (name, entry) in enumerate(figures.items())
+                if name != ZERO
+            ),
+        ]
     return [
-        _table(
-            figures,
-            "effectiveness",
-            "Effectiveness: error of the intervened variable",
-            "Mean absolute error of the judge's measurement against the value asked for, in % of that value, with "
-            "95 % intervals over cases. Lower is better; the floor is the judge's own error.",
-            dos,
-            lambda entry, do: _cell(entry["effectiveness"][do][do], "mape"),
-            lambda do: _cell(floor[do], "mape"),
-        ),
-        _table(
-            figures,
-            "effectiveness_unit",
-            "Effectiveness in the variables' units",
-            "The same error in the unit of the variable. Lower is better.",
-            {f"{heading} [{units[do] or '1'}]": do for heading, do in dos.items()},
-            lambda entry, do: _cell(entry["effectiveness"][do][do], "mae", "mae_ci95"),
-            lambda do: _cell(floor[do], "mae", "mae_ci95"),
-            digits=2,
-        ),
-        _table(
-            figures,
-            "slope",
-            "Slope of achieved over wanted change",
-            "Least squares over cases and interventions; 1 is what was asked for, 0 is no effect. A constant bias of "
-            "the judge does not enter.",
-            dos,
-            lambda entry, do: _cell(entry["slope"][do], "slope"),
-            loss=lambda value: abs(value - 1),
-            digits=2,
-        ),
-        _table(
+        table(
             figures,
             "drift",
             "Drift: change of the variables that nobody touched",
-            "Mean absolute change between the judge's measurements before and after, in % of the factual value. Lower "
-            "is better, if the intervened variable was reached: who does nothing moves nothing.",
+            drift_note,
             {heading: pair for heading, pair in pairs.items() if pair[0] != pair[1]},
-            lambda entry, pair: _cell(entry["effectiveness"][pair[0]][pair[1]], "drift", "drift_ci95"),
+            lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], drift, f"{drift}_ci95"),
             digits=2,
         ),
-        _table(
+        table(
             figures,
             "all_effectiveness",
             "Error of every variable under every intervention",
-            "Mean absolute error of the judge's measurement against the value that the model predicts, in %. Lower is "
-            "better.",
+            error_note,
             pairs,
-            lambda entry, pair: _cell(entry["effectiveness"][pair[0]][pair[1]], "mape", ""),
-            lambda pair: _cell(floor[pair[1]], "mape", ""),
+            lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], figure, ""),
+            lambda pair: cell(floor[pair[1]], figure, ""),
+            digits=1 if figure == "mape" else 2,
         ),
     ]
 
 
+def _matrix(
+    key: str,
+    title: str,
+    note: str,
+    entry: Mapping[str, Any],
+    floor: Mapping[str, Any],
+    headings: Mapping[str, str],
+    figure: str,
+) -> Table:
+    """do(row) x measured column of one method, with the judge's own error below."""
+    rows = [
+        (heading, [cell(entry["effectiveness"][do][j], figure, "") for j in floor]) for heading, do in headings.items()
+    ]
+    rows.append((FLOOR, [cell(floor[j], figure, "") for j in floor]))
+    return Table(key, title, note, [label(j) for j in floor], rows, 1 if figure == "mape" else 2)
+
+
+def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
+    titles = {
+        "absent_absent": "Absent, and to stay so",
+        "absent_present": "Absent, and to appear",
+        "present_absent": "Present, and to vanish",
+        "present_present": "Present, and to change",
+    }
+    headings = {h: do for h, do in interventions(figures).items() if do in evaluation.get("floor_presence", {})}
+    columns = {
+        f"{heading}: {name}": (do, figure)
+        for heading, do in headings.items()
+        for figure, name in (("mae", f"error, {evaluation['data']['units'][do]}"), ("seen", "seen, share"))
+    }
+
+    def one(group: str, present: bool) -> Table:
+        floor = "present" if present else "absent"
+        return table(
+            figures,
+            f"presence_{group}",
+            titles[group],
+            "Interventions on a structure by its presence before and after: mean absolute error in the variable's "
+            f"unit, and the share of counterfactuals in which the judge sees it, which ought to be {int(present)}. "
+            f"The floor is the judge on real images in which it is {floor}.",
+            columns,
+            lambda entry, column: cell(entry["presence"][column[0]][group], column[1], f"{column[1]}_ci95"),
+            lambda column: cell(evaluation["floor_presence"][column[0]][floor], column[1], f"{column[1]}_ci95"),
+            loss=lambda value: value,
+            digits=2,
+        )
+
+    return [one(group, after) for group, (_, after) in GROUPS.items()] if columns else []
+
+
 def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
-    dos = _dos(figures)
+    headings = interventions(figures)
     tables = [
-        _table(
+        table(
             figures,
             "leakage",
             "Leakage: change outside over change inside",
             "Mean absolute intensity change outside of the union of the structure's masks before and after (5 pixels "
             "at 256 wider), over the mean inside. Lower is better, if the intervened variable was reached.",
-            dos,
-            lambda entry, do: _cell(entry["locality"][do], "leakage"),
+            headings,
+            lambda entry, do: cell(entry["locality"][do], "leakage"),
             digits=3,
         )
     ]
     if any(entry["folding"] for entry in figures.values()):
         tables.append(
-            _table(
+            table(
                 figures,
                 "folding",
                 "Folding of the deformation",
                 "Share of pixels where the deformation folds (Jacobian determinant at or below zero), in %, and the "
                 "smallest determinant of all. Nothing may fold; – is a method without a deformation.",
-                {f"{heading}: folded, %": (do, "share", 100) for heading, do in dos.items()}
-                | {f"{heading}: smallest determinant": (do, "minimum", 1) for heading, do in dos.items()},
+                {f"{heading}: folded, %": (do, "share", 100) for heading, do in headings.items()}
+                | {f"{heading}: smallest determinant": (do, "minimum", 1) for heading, do in headings.items()},
                 lambda entry, c: Cell(c[2] * number(entry["folding"][c[0]][c[1]]) if entry["folding"] else math.nan),
                 loss=lambda value: 0.0,
+                digits=3,
+            )
+        )
+    regional = {heading: do for heading, do in headings.items() if do in figures[ZERO].get("positional", {})}
+    if regional:
+        tables.append(
+            table(
+                figures,
+                "positional_leakage",
+                "Positional leakage: change in the other regions over change in the one intervened on",
+                "Mean absolute change of the judge's measurement in each other region of the structure, beyond what "
+                "the model predicts, over that in the region intervened on. Lower is better, if that was reached.",
+                regional,
+                lambda entry, do: cell(entry["positional"][do], "leakage"),
                 digits=3,
             )
         )
@@ -237,7 +272,7 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
 
 def _axioms(figures: Figures) -> Table:
     composition = {"composition": "composition", "composition, sampled latents": "composition_sampled"}
-    return _table(
+    return table(
         figures,
         "axioms",
         "Axioms: composition and reversibility",
@@ -245,7 +280,7 @@ def _axioms(figures: Figures) -> Table:
         "interventions, with the latents' mean and with sampled latents, and after an intervention is taken back. "
         "Lower is better.",
         {f"{name}, × {count}": (key, count) for name, key in composition.items() for count in figures[ZERO][key]}
-        | {f"reversibility, {heading}": ("reversibility", do) for heading, do in _dos(figures).items()},
+        | {f"reversibility, {heading}": ("reversibility", do) for heading, do in interventions(figures).items()},
         lambda entry, column: Cell(number(entry[column[0]][column[1]])),
         digits=5,
     )
@@ -253,7 +288,7 @@ def _axioms(figures: Figures) -> Table:
 
 def _realism(evaluation: Mapping[str, Any], figures: Figures) -> Table:
     real = evaluation["realism_of_real_images"] or {}
-    return _table(
+    return table(
         figures,
         "realism",
         "Realism: distance of the counterfactuals from real test images",
@@ -261,42 +296,45 @@ def _realism(evaluation: Mapping[str, Any], figures: Figures) -> Table:
         "Counterfactuals are compared with the real images of other test cases, so the identity is the distance "
         "between two sets of real test images, and the floor that between real training and test images.",
         {"FID": "fid", "KID": "kid"},
-        lambda entry, key: _cell(entry["realism"], key),
-        lambda key: _cell(real, key),
+        lambda entry, key: cell(entry["realism"], key),
+        lambda key: cell(real, key),
         digits=3,
     )
 
 
 def _truth(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
-    dos, floor = _dos(figures), evaluation["floor"]
+    headings, floor, figure = interventions(figures), evaluation["floor"], _figure(evaluation)
+    interval = "ci95" if figure == "mape" else "mae_ci95"
 
     def true(entry: Mapping[str, Any], do: str) -> Mapping[str, Any]:
         return entry["truth"][do] if entry["truth"] else {}
 
     def quality(key: str, title: str, digits: int) -> Table:
-        return _table(
+        return table(
             figures,
             f"truth_{key}",
             title,
             "Against the true counterfactual, rendered again with the same noise (phantoms only). Higher is better.",
-            dos,
-            lambda entry, do: _cell(true(entry, do), key, f"{key}_ci95"),
+            headings,
+            lambda entry, do: cell(true(entry, do), key, f"{key}_ci95"),
             loss=lambda value: -value,
             digits=digits,
         )
 
     return [
         quality("psnr", "Truth: PSNR in dB", 1),
+        quality("psnr_near", "Truth: PSNR in dB near the structures", 1),
         quality("ssim", "Truth: structural similarity (SSIM)", 3),
         quality("dice", "Truth: Dice of the intervened structure", 3),
-        _table(
+        table(
             figures,
             "truth_variables",
             "Truth: error of the intervened variable",
-            "Mean absolute error of the judge's measurement against that on the true counterfactual's label map, in %. "
-            "Lower is better.",
-            dos,
-            lambda entry, do: _cell(true(entry, do).get("variables", {}).get(do, {}), "mape"),
-            lambda do: _cell(floor[do], "mape"),
+            "Mean absolute error of the judge's measurement against that on the true counterfactual's label map, "
+            f"{'in %' if figure == 'mape' else 'in the unit of the variable'}. Lower is better.",
+            headings,
+            lambda entry, do: cell(true(entry, do).get("variables", {}).get(do, {}), figure, interval),
+            lambda do: cell(floor[do], figure, interval),
+            digits=1 if figure == "mape" else 2,
         ),
     ]

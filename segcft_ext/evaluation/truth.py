@@ -4,8 +4,13 @@ The datalist's ``truth`` names the renderer and each case keeps the ``exogenous`
 counterfactual is the same case with the variable set, everything else as it was. Against it:
 
 * ``psnr`` in dB and ``ssim`` of the image, ``mae`` of its intensities; images are in [-1, 1], so their range is 2;
-* ``dice`` of the judge's masks of the intervened structure;
+* ``psnr_near``, the PSNR of the pixels near any structure, before or after (within the margin of the locality): most of
+  a picture of a vessel is no vessel;
+* ``dice`` of the judge's masks of the intervened variable;
 * the error of the judge's measurements against the *true* variables, measured on the true label map.
+
+Interventions that ask for the factual value do not count: where many cases have no plaque, many would ask for none, and
+the identity would be infinitely right.
 """
 
 from __future__ import annotations
@@ -86,18 +91,25 @@ class Truth:
         return torch.stack(images), torch.stack(labels)
 
 
-def image_quality(image: Tensor, truth: Tensor) -> dict[str, Tensor]:
+def image_quality(image: Tensor, truth: Tensor, near: Tensor) -> dict[str, Tensor]:
     """PSNR (dB), SSIM and mean absolute error of images against true ones, (B, 1, *spatial) in [-1, 1].
 
+    Args:
+        image: the counterfactuals.
+        truth: the true ones.
+        near: boolean masks of the same shape, the pixels of ``psnr_near``.
+
     Returns:
-        ``psnr``, ``ssim`` and ``mae``, each of shape (B,). The PSNR of a perfect image is infinite.
+        ``psnr``, ``psnr_near``, ``ssim`` and ``mae``, each of shape (B,). The PSNR of a perfect image is infinite.
     """
-    difference = (image - truth).flatten(1).double()
+    difference, inside = (image - truth).flatten(1).double(), near.flatten(1).double()
     squared = difference.square().mean(1)
+    squared_near = (difference.square() * inside).sum(1) / inside.sum(1)
     # SSIM compares local means by their ratio, so intensities must start at zero
     ssim = structural_similarity_index_measure(image + 1, truth + 1, data_range=RANGE, reduction="none")
     return {
         "psnr": 10 * torch.log10(RANGE**2 / squared),
+        "psnr_near": 10 * torch.log10(RANGE**2 / squared_near),
         "ssim": torch.as_tensor(ssim).double().reshape(-1),
         "mae": difference.abs().mean(1),
     }

@@ -21,6 +21,7 @@ from segcft_ext.evaluation.sweeps import factual_panel, panels, quantity, sweep
 from segcft_ext.evaluation.tables import label
 from segcft_ext.figures import (
     Panel,
+    change_maps,
     counterfactual_grid,
     effectiveness_heatmap,
     effectiveness_scatter,
@@ -87,16 +88,35 @@ class EvaluationWriter:
             "line the edit does what was asked; the solid line is the least-squares fit.",
         )
         measured = list(evaluation["floor"])
+        figure = evaluation["data"]["figure"]
         errors = {
-            name: np.array([[figures["effectiveness"][do][j]["mape"] for j in measured] for do in engine.interventions])
+            name: np.array([[figures["effectiveness"][do][j][figure] for j in measured] for do in engine.interventions])
             for name, figures in methods.items()
         }
         self._save(
-            effectiveness_heatmap(errors, engine.interventions, measured, "mean absolute error, %"),
+            effectiveness_heatmap(
+                errors,
+                engine.interventions,
+                measured,
+                f"mean absolute error, {'%' if figure == 'mape' else ', '.join(sorted({units[j] for j in measured}))}",
+                digits=1 if figure == "mape" else 2,
+            ),
             "effectiveness-heatmap",
             "heatmap",
-            "Error of every variable (columns) under every intervention (rows), in % of the value it should have.",
+            "Error of every variable (columns) under every intervention (rows), "
+            + ("in % of the value it should have." if figure == "mape" else "in the unit of the variable."),
         )
+        maps = engine.change_maps()
+        if maps:
+            regions = engine.datalist.regions
+            fixed = regions is not None and regions.of == "image" and regions.axis == 0
+            self._save(
+                change_maps(maps, regions.boundaries[1:-1] if regions is not None and fixed else ()),
+                "change-maps",
+                "maps",
+                "Mean absolute change of the image by method (rows) and intervention (columns), over all test cases "
+                "and targets" + ("; the lines part the regions." if fixed else "."),
+            )
 
     def _counterfactuals(self, engine: JudgeEvaluator, item: Mapping[str, Any], number: int) -> None:
         batch = {key: item[key][None] for key in ("image", "label")}
@@ -106,8 +126,8 @@ class EvaluationWriter:
         for variable in engine.interventions:
             unit = engine.datalist.variable(variable).unit
             factual = factual_panel(case, variable, unit)
-            marginal = [entry["variables"][variable] for entry in engine.datalist.entries["training"]]
-            targets = np.quantile(marginal, SWEEP_QUANTILES).tolist()
+            marginal = np.array([entry["variables"][variable] for entry in engine.datalist.entries["training"]])
+            targets, said = _quantiles(marginal, SWEEP_QUANTILES, variable in engine.may_be_zero)
             for place, (name, method) in enumerate(engine.methods.items()):
                 if name != IDENTITY:
                     figure = counterfactual_grid(
@@ -120,20 +140,28 @@ class EvaluationWriter:
                         figure,
                         f"sweep-{variable}-{place}-{_slug(name)}-{number + 1}",
                         "sweep",
-                        f"{name}: {label(variable)} of test case {number + 1} set to the 5th, 25th, 50th, 75th and "
-                        "95th percentile of the training data.",
+                        f"{name}: {label(variable)} of test case {number + 1} set to {said}.",
                     )
-            targets = np.quantile(marginal, COMPARED_QUANTILES).tolist()
+            targets, said = _quantiles(marginal, COMPARED_QUANTILES, variable in engine.may_be_zero)
             self._save(
                 counterfactual_grid(
                     factual, _comparison(engine, case, variable, targets, unit), labels, f"do({label(variable)})"
                 ),
                 f"comparison-{variable}-{number + 1}",
                 "comparison",
-                f"All methods side by side: {label(variable)} of test case {number + 1} set to the 10th (above) and "
-                "the 90th percentile (below) of the training data. Solid contours: what the independent judge sees; "
-                "dotted: the structures of the factual image.",
+                f"All methods side by side, block by block: {label(variable)} of test case {number + 1} set to {said}. "
+                "Solid contours: what the independent judge sees; dotted: the structures of the factual image.",
             )
+
+
+def _quantiles(marginal: np.ndarray, levels: Sequence[float], may_be_zero: bool) -> tuple[list[float], str]:
+    """Targets at quantiles of the training data, and how to say so; of what may be zero, zero comes first."""
+    if not may_be_zero:
+        listed = ", ".join(f"{100 * level:.0f}" for level in levels)
+        return np.quantile(marginal, levels).tolist(), f"the percentiles {listed} of the training data"
+    listed = ", ".join(f"{100 * level:.0f}" for level in levels[1:])
+    positive = np.quantile(marginal[marginal > 0], levels[1:]).tolist()
+    return [0.0, *positive], f"zero, and to the percentiles {listed} of the positive values in the training data"
 
 
 def _comparison(

@@ -1,0 +1,62 @@
+"""Does a structure that may be absent appear and vanish when asked to?
+
+Of a variable with a point mass at zero a percentage of the target says nothing: the figure is the mean absolute error
+in the variable's unit, for each of the four ways in which the structure can be there or not before and after the
+intervention. ``seen`` is the share of counterfactuals in which the judge finds any of it: it ought to be 1 where the
+structure appears or stays, 0 where it vanishes or stays away. Its floor is the judge on real images that show the
+structure, or do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from segcft_ext.evaluation.bootstrap import mean_interval
+from segcft_ext.evaluation.effectiveness import error
+
+__all__ = ["GROUPS", "presence", "presence_floor"]
+
+# is it there before, and ought it to be after?
+GROUPS = {
+    "absent_absent": (False, False),
+    "absent_present": (False, True),
+    "present_absent": (True, False),
+    "present_present": (True, True),
+}
+
+
+def presence(
+    measured: np.ndarray, target: np.ndarray, factual: np.ndarray, cases: Sequence, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Errors by presence before and after, all arrays of shape (N,).
+
+    Returns:
+        For each of :data:`GROUPS` what :func:`~segcft_ext.evaluation.effectiveness.error` gives, with ``seen`` and its
+        interval ``seen_ci95``; NaN where no counterfactual belongs to it.
+    """
+    return {
+        name: _seen(measured, target, cases, ((factual > 0) == before) & ((target > 0) == after), seed)
+        for name, (before, after) in GROUPS.items()
+    }
+
+
+def presence_floor(
+    measured: np.ndarray, factual: np.ndarray, cases: Sequence, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """The same of the judge on real images in which the structure is ``absent`` or ``present``."""
+    return {
+        name: _seen(measured, factual, cases, (factual > 0) == there, seed)
+        for name, there in (("absent", False), ("present", True))
+    }
+
+
+def _seen(measured: np.ndarray, target: np.ndarray, cases: Sequence, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    found, its_cases = (measured[rows] > 0).astype(float), np.asarray(cases)[rows]
+    return {
+        **error(measured[rows], target[rows], its_cases, seed),
+        "seen": float(found.mean()) if len(found) else float("nan"),
+        "seen_ci95": mean_interval(found, its_cases, seed),
+    }
