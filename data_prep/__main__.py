@@ -1,9 +1,10 @@
-"""The command line: ``python -m data_prep folder …``, ``… padchest …``, ``… phantom …`` and ``… regions …``."""
+"""The command line: ``python -m data_prep folder …``, ``padchest``, ``phantom``, ``regions``, ``inspect``."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from data_prep.cases import NOTES
 from data_prep.collect import Summary, prepare
 from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
+from data_prep.inspection import write_inspection
+from data_prep.label_faults import FAULTS
 from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
 from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import CoronarySource, PhantomSource
@@ -302,10 +305,26 @@ def regions(
     print(f"datalist: {derived.path}")
 
 
+def inspect(datalist: str, *, out: str | None = None) -> None:
+    """Show a DATALIST on one self-contained HTML page, with the cases that should be looked at first.
+
+    Args:
+        datalist: the datalist.json.
+        out: the HTML file; inspection.html beside the datalist by default.
+    """
+    path = Path(datalist)
+    output = Path(out) if out else path.with_name("inspection.html")
+    faults = write_inspection(path, output)
+    for kind, count in Counter(fault.kind for fault in faults).items():
+        print(f"  {kind} ({FAULTS[kind]}): {count}")
+    print(f"{len({fault.entry['id'] for fault in faults})} cases to look at first; page: {output}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's ends with one line, not with a traceback."""
     commands: dict[str, Callable[..., None]] = {
         "folder": folder,
+        "inspect": inspect,
         "padchest": padchest,
         "phantom": phantom,
         "regions": regions,

@@ -1,12 +1,14 @@
-"""Two pictures to look at before training: a contact sheet with contours, and the variables' distributions."""
+"""Pictures to look at before training: cases with contours, the variables' distributions and correlations."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from skimage.measure import find_contours
@@ -14,47 +16,78 @@ from skimage.measure import find_contours
 from data_prep.storage import read_array
 from segcft_ext.datalist import SPLITS, Datalist, Variable
 
-__all__ = ["draw_contact_sheet", "draw_variables"]
+__all__ = [
+    "correlation_figure",
+    "draw_contact_sheet",
+    "draw_variables",
+    "middle",
+    "sheet_figure",
+    "spread_cases",
+    "variables_figure",
+]
 
 MAX_CASES = 40
 COLUMNS = 8
+WIDTH = 12.8  # of a sheet, in inches
 
 
 def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASES) -> None:
     """Draw cases of every source, spread evenly over the datalist, with one contour for each structure."""
-    shown = _spread(datalist, max_cases)
-    rows = -(-len(shown) // COLUMNS)
+    shown = spread_cases(datalist, max_cases)
+    titles = [f"{entry['source']} {entry['id'][:6]} {split}" for split, entry in shown]
+    _save(sheet_figure(datalist, [entry for _, entry in shown], titles), path, dpi=110)
+
+
+def draw_variables(datalist: Datalist, path: Path) -> None:
+    """Draw the distribution of every variable, by split on the left and by source on the right."""
+    _save(variables_figure(datalist), path, dpi=100)
+
+
+def sheet_figure(
+    datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
+) -> Figure:
+    """Cases side by side, each with one contour for each structure and a line of text above.
+
+    A picture much higher than wide, such as a straightened vessel, lies on its side, its top on the left.
+    """
     height, width = datalist.size[:2]
-    title = width / 8  # room above each picture, in pixels
-    figure = Figure(figsize=(1.6 * COLUMNS, 1.6 * rows * (height + title) / width + 0.35))
+    lying = height > 2 * width
+    if lying:
+        height, width = width, height
+        columns = max(1, round(columns * (height / width) ** 0.5))
+    rows = -(-len(entries) // columns)
+    side = WIDTH / columns
+    title = 0.2 * width / side  # room above each picture, in pixels
+    figure = Figure(figsize=(WIDTH, side * rows * (height + title) / width + 0.35))
     axis = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
-    axis.set(xlim=(-0.5, COLUMNS * width - 0.5), ylim=(rows * (height + title) - 0.5, -0.5))
+    axis.set(xlim=(-0.5, columns * width - 0.5), ylim=(rows * (height + title) - 0.5, -0.5))
     axis.axis("off")
     lines: dict[str, list[np.ndarray]] = {name: [] for name in datalist.structures}
-    for i, (split, entry) in enumerate(shown):
-        x, y = (i % COLUMNS) * width, (i // COLUMNS) * (height + title) + title
-        image, label = (_picture(datalist.path.parent / entry[key]) for key in ("image", "label"))
+    for i, (entry, text) in enumerate(zip(entries, titles)):
+        x, y = (i % columns) * width, (i // columns) * (height + title) + title
+        image, label = (middle(read_array(datalist.path.parent / entry[key])) for key in ("image", "label"))
+        if lying:
+            image, label = image.T, label.T
         low, high = datalist.intensity_range
         extent = (x - 0.5, x + width - 0.5, y + height - 0.5, y - 0.5)
         axis.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest", aspect="auto")
         for name, found in lines.items():
             contours = find_contours(label == datalist.labels[name], 0.5)
             found += [contour[:, ::-1] + (x, y) for contour in contours]
-        axis.text(x, y - 1, f"{entry['source']} {entry['id'][:6]} {split}", fontsize=6, va="bottom")
+        axis.text(x, y - width / 64, text, fontsize=min(8, 3.75 * side), va="bottom")
     for i, (name, found) in enumerate(lines.items()):
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
-    figure.legend(loc="upper center", ncols=len(lines), fontsize=8, frameon=False)
-    _save(figure, path, dpi=110)
+    figure.legend(loc="upper left", ncols=len(lines), fontsize=8, frameon=False)
+    return figure
 
 
-def _picture(path: Path) -> np.ndarray:
+def middle(array: np.ndarray) -> np.ndarray:
     """The picture, or the volume's middle along its last axis."""
-    array = read_array(path)
     return array if array.ndim == 2 else array[..., array.shape[2] // 2]
 
 
-def draw_variables(datalist: Datalist, path: Path) -> None:
-    """Draw the distribution of every variable, by split on the left and by source on the right."""
+def variables_figure(datalist: Datalist) -> Figure:
+    """The distribution of every variable, by split on the left and by source on the right."""
     entries = [{**entry, "split": split} for split in SPLITS for entry in datalist.entries[split]]
     figure = Figure(figsize=(9, 2.1 * len(datalist.variables)), layout="constrained")
     axes = figure.subplots(len(datalist.variables), 2, squeeze=False)
@@ -64,7 +97,28 @@ def draw_variables(datalist: Datalist, path: Path) -> None:
             groups = list(dict.fromkeys(entry[key] for entry in entries))
             member = np.array([groups.index(entry[key]) for entry in entries])
             _draw_distribution(axis, variable, [values[member == g] for g in range(len(groups))], groups)
-    _save(figure, path, dpi=100)
+    return figure
+
+
+def correlation_figure(values: pd.DataFrame) -> Figure:
+    """Pearson's correlation of every pair of columns, over the rows that have both."""
+    matrix = values.corr().to_numpy()
+    names = [name.replace("_", " ") for name in values.columns]
+    side = 0.55 * len(names)
+    figure = Figure(figsize=(side + 3.2, side + 1.6), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    for row, column in np.ndindex(*matrix.shape):
+        value = matrix[row, column]
+        text = f"{value:.2f}" if np.isfinite(value) else "–"
+        colour = "white" if abs(value) > 0.65 else "black"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.02).ax.tick_params(labelsize=7)
+    return figure
 
 
 def _save(figure: Figure, path: Path, dpi: float) -> None:
@@ -96,7 +150,7 @@ def _number(value: float | int | None) -> float:
     return np.nan if value is None else float(value)
 
 
-def _spread(datalist: Datalist, wanted: int) -> list[tuple[str, Any]]:
+def spread_cases(datalist: Datalist, wanted: int) -> list[tuple[str, Any]]:
     """At most ``wanted`` cases, as many of each source as of the others where there are enough."""
     of_source: dict[str, list[tuple[str, Any]]] = {}
     for split in SPLITS:
