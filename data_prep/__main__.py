@@ -384,10 +384,12 @@ def _whole(option: str, given: Any) -> int:
 
 
 def _fractions(given: Any) -> list[float] | None:
-    if given is None:
-        return None
+    return None if given is None else [_fraction(part) for part in _names(given)]
+
+
+def _fraction(given: str) -> float:
     try:
-        return [float(part) for part in _names(given)]
+        return float(given)
     except ValueError:
         raise ValueError(f"boundaries: found {given!r}, expected numbers from 0 to 1") from None
 

@@ -92,13 +92,13 @@ class Points:
         s: mm from the ostium.
         radius: of the lumen, in mm.
         outside: distance beyond the lumen's border in mm, negative inside.
-        direction: unit vector from the lumen's middle.
+        found: for each plaque the size at which its nodules reach a point, infinity where none does.
     """
 
     s: np.ndarray
     radius: np.ndarray
     outside: np.ndarray
-    direction: tuple[np.ndarray, np.ndarray]
+    found: dict[str, np.ndarray]
 
 
 class Vessel:
@@ -115,6 +115,7 @@ class Vessel:
         count = len(self.lesions)
         self.thirds: list[Band] = [(k / count, (k + 1) / count) for k in range(count)]
         self.state = State()
+        self._fitted: tuple[Grid, Points] | None = None
 
     # --- the healthy vessel -------------------------------------------------------------------------------------------
 
@@ -204,48 +205,74 @@ class Vessel:
         eu, ev = self._eccentricity(s)
         du, dv = p + (healthy - radius) * eu, q + (healthy - radius) * ev
         r = np.sqrt(du * du + dv * dv) + 1e-9
-        return Points(s, radius, r - radius, (du / r, dv / r))
+        outside = r - radius
+        # plaques lie near the lumen: the other points need not be looked at
+        near = np.flatnonzero((outside > 0) & (outside < THICK))
+        index = np.unravel_index(near, outside.shape)
+        (rough,) = self._waves("rough", s)
+        level, beyond, narrow, rough = (np.broadcast_to(x, outside.shape)[index] for x in (s, outside, radius, rough))
+        direction = (du[index] / r[index], dv[index] / r[index])
+        found = {}
+        for structure in STRUCTURES[1:]:
+            sizes = np.full(outside.size, np.inf)
+            sizes[near] = self._nodules(structure, level, beyond, narrow, rough, direction)
+            found[structure] = sizes.reshape(outside.shape)
+        return Points(s, radius, outside, found)
 
     # --- plaques ------------------------------------------------------------------------------------------------------
 
-    def plaque_level(self, structure: str, at: Points) -> np.ndarray:
-        """Growth at which a plaque reaches each point; one is the factual plaque, infinity is out of reach."""
-        level = np.full(at.outside.shape, np.inf)
-        rows = at.s.reshape(len(at.s))
+    def _nodules(
+        self,
+        structure: str,
+        s: np.ndarray,
+        outside: np.ndarray,
+        radius: np.ndarray,
+        rough: np.ndarray,
+        direction: tuple[np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        """Size at which a plaque reaches points beyond the lumen's border, all arguments of one length."""
+        size = np.full(s.shape, np.inf)
+        crowded = outside / np.sqrt(1 - (outside / THICK) ** 4)
         for k, lesion in enumerate(self.lesions):
-            size = self.state.plaque[structure][k]
             low, high = (b * self.length for b in self.thirds[k])
-            inside = np.flatnonzero((rows > low) & (rows < high))
-            if inside.size == 0:
+            here = np.flatnonzero((s > low) & (s < high))
+            if here.size == 0:
                 continue
-            part = slice(inside[0], inside[-1] + 1) if inside.size == inside[-1] - inside[0] + 1 else inside
-            found = self._nodules(lesion[structure], self._site(k), (low, high), at, part)
-            # a plaque that is absent waits until those that are there have grown
-            level[part] = found / size if size > 0 else ABSENT + k + found
-        return level
+            site = self._site(k)
+            du, dv = direction[0][here], direction[1][here]
+            found = np.full(here.shape, np.inf)
+            for nodule in lesion[structure]:
+                middle = np.clip(site + nodule["shift"], low + 1, high - 1)
+                along = s[here] - middle
+                # no nodule can grow beyond its third
+                reach = np.where(along < 0, middle - low, high - middle)
+                along = along / np.sqrt(np.maximum(1 - (along / reach) ** 4, 1e-9))
+                cosine = np.clip(du * np.cos(nodule["angle"]) + dv * np.sin(nodule["angle"]), -1, 1)
+                around = (radius[here] + 0.4) * np.arccos(cosine)
+                squared = (
+                    (along / nodule["length"]) ** 2
+                    + (around / nodule["width"]) ** 2
+                    + ((crowded[here] - nodule["depth"]) / nodule["thickness"]) ** 2
+                )
+                found = np.minimum(found, np.sqrt(squared) * (1 + rough[here]) + nodule["delay"])
+            size[here] = found
+        return size
 
-    def _nodules(self, nodules: Any, site: float, limits: Band, at: Points, part: Any) -> np.ndarray:
-        s, outside = at.s[part], at.outside[part]
-        radius, du, dv = at.radius[part], at.direction[0][part], at.direction[1][part]
-        level = np.full(outside.shape, np.inf)
-        near = outside > 0
-        crowded = outside / np.sqrt(np.maximum(1 - (np.clip(outside, 0, THICK) / THICK) ** 4, 1e-9))
-        (rough,) = self._waves("rough", s)
-        for nodule in nodules:
-            middle = np.clip(site + nodule["shift"], limits[0] + 1, limits[1] - 1)
-            along = s - middle
-            # no nodule can grow beyond its third
-            reach = np.where(along < 0, middle - limits[0], limits[1] - middle)
-            along = along / np.sqrt(np.maximum(1 - (along / np.maximum(reach, 1e-6)) ** 4, 1e-9))
-            cosine = np.clip(du * np.cos(nodule["angle"]) + dv * np.sin(nodule["angle"]), -1, 1)
-            around = (radius + 0.4) * np.arccos(cosine)
-            squared = (
-                (along / nodule["length"]) ** 2
-                + (around / nodule["width"]) ** 2
-                + ((crowded - nodule["depth"]) / nodule["thickness"]) ** 2
+    def _sizes(self, structure: str, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Factual size of a plaque at each level of the vessel, and the growth at which it begins to appear."""
+        size, begin = np.ones_like(s), np.zeros_like(s)
+        for k, ((low, high), factual) in enumerate(zip(self.thirds, self.state.plaque[structure])):
+            here = (s >= low * self.length) & (s <= high * self.length)
+            # a plaque that is absent waits until those that are there have grown
+            size, begin = (
+                np.where(here, x, old) for x, old in zip((factual, 0) if factual else (1, ABSENT + k), (size, begin))
             )
-            level = np.minimum(level, np.sqrt(squared) * (1 + rough) + nodule["delay"])
-        return np.where(near & (outside < THICK), level, np.inf)
+        return size, begin
+
+    def growth_at(self, structure: str, at: Points) -> np.ndarray:
+        """Growth at which a plaque reaches each point; one is the factual plaque, infinity is out of reach."""
+        size, begin = self._sizes(structure, at.s)
+        return begin + at.found[structure] / size
 
     def _growth(self, structure: str, s: np.ndarray) -> np.ndarray:
         """Growth of a plaque at each level of the vessel."""
@@ -258,17 +285,12 @@ class Vessel:
 
     def margins(self, at: Points) -> dict[str, np.ndarray]:
         """For each plaque how far each point lies beyond its border in mm, roughly; below zero is inside."""
-        found = {}
+        margins = {}
         for structure in STRUCTURES[1:]:
-            growth, size, begin = self._growth(structure, at.s), np.ones_like(at.s), np.zeros_like(at.s)
-            for k, (low, high) in enumerate(self.thirds):
-                here = (at.s >= low * self.length) & (at.s <= high * self.length)
-                factual = self.state.plaque[structure][k]
-                size = np.where(here & (factual > 0), factual, size)
-                begin = np.where(here & (factual == 0), ABSENT + k, begin)
-            beyond = (self.plaque_level(structure, at) - growth) * size * THIN
-            found[structure] = np.where(growth > begin, beyond, np.inf)
-        return found
+            size, begin = self._sizes(structure, at.s)
+            now = (self._growth(structure, at.s) - begin) * size
+            margins[structure] = np.where(now > 0, (at.found[structure] - now) * THIN, np.inf)
+        return margins
 
     def label(self, s: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Label of each point, uint8."""
@@ -300,11 +322,12 @@ class Vessel:
         if factual:
             self.state.plaque = {structure: [1.0] * len(self.thirds) for structure in STRUCTURES[1:]}
         self.state.growth = {structure: {} for structure in STRUCTURES[1:]}
-        self._fit_lumen(grid, wanted["lumen"])
-        at = self.points(grid.s, grid.u, grid.v)
+        if self._fit_lumen(grid, wanted["lumen"]) or self._fitted is None or self._fitted[0] is not grid:
+            self._fitted = grid, self.points(grid.s, grid.u, grid.v)
+        at = self._fitted[1]
         taken = at.outside < 0
         for structure in STRUCTURES[1:]:
-            level = np.where(taken, np.inf, self.plaque_level(structure, at))
+            level = np.where(taken, np.inf, self.growth_at(structure, at))
             growth = {
                 band: self._solve(structure, grid, band, level, area, 1.0) for band, area in wanted[structure].items()
             }
@@ -312,12 +335,19 @@ class Vessel:
                 self.state.plaque[structure] = [
                     growth[third] if wanted[structure][third] > 0 else 0.0 for third in self.thirds
                 ]
-                level = np.where(taken, np.inf, self.plaque_level(structure, at))
+                level = np.where(taken, np.inf, self.growth_at(structure, at))
             else:
                 self.state.growth[structure] = growth
             taken = taken | (level < self._growth(structure, at.s))
 
-    def _fit_lumen(self, grid: Grid, wanted: Mapping[Band, float]) -> None:
+    def fitted_label(self) -> np.ndarray:
+        """Label map of the grid of the last fit."""
+        if self._fitted is None:
+            raise ValueError("Vessel: fit() comes first")
+        return self.label_at(self._fitted[1], self.margins(self._fitted[1]))
+
+    def _fit_lumen(self, grid: Grid, wanted: Mapping[Band, float]) -> bool:
+        """Solve for the lumen; whether it has changed."""
         p, q = self._from_axis(grid.s, grid.u, grid.v)
         with np.errstate(divide="ignore"):
             change = np.log(self._required(grid.s, p, q) / self.radius(grid.s))
@@ -330,7 +360,9 @@ class Vessel:
             level = np.where(change < 0, narrow, wide)
             level = np.where(np.isnan(level), 0, level)
             solved[band] = self._solve("lumen", grid, band, level, area, 0.0)
-        self.state.lumen += solved.items()
+        changes = [(band, x) for band, x in solved.items() if x != 0]
+        self.state.lumen += changes
+        return bool(changes)
 
     def _solve(self, structure: str, grid: Grid, band: Band, level: np.ndarray, wanted: float, current: float) -> float:
         """The threshold of ``level`` below which the band holds the area; ``current`` if that does already."""

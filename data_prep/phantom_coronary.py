@@ -64,8 +64,8 @@ class CoronaryPhantom:
     def sample(self, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
         """Draw a case: variables in mm² (mm³), and the exogenous noise, a dict of plain values that JSON can carry."""
         exogenous = draw(np.random.default_rng([seed, 1]))
-        vessel, _ = self._factual(exogenous)
-        measured = self._measure(vessel, self._grid(exogenous), self._names(None))
+        vessel, grid = self._factual(exogenous)
+        measured = self._measure(vessel.fitted_label(), grid, self._names(None))
         return {name: round(value, 6) for name, value in measured.items()}, exogenous
 
     def spacing(self, exogenous: Mapping[str, Any]) -> tuple[float, ...]:
@@ -109,7 +109,7 @@ class CoronaryPhantom:
         )
         rng = np.random.default_rng([exogenous["texture_seed"], 2])
         hu = hu + correlated_noise(rng, self.size, grid.spacing, scan["noise"], scan["grain"])
-        return to_window(hu, WINDOW), vessel.label(grid.s, grid.u, grid.v)
+        return to_window(hu, WINDOW), vessel.fitted_label()
 
     def counterfactual(
         self, variables: Mapping[str, float], exogenous: Mapping[str, Any], do: Mapping[str, float]
@@ -169,8 +169,7 @@ class CoronaryPhantom:
         return vessel, grid
 
     @staticmethod
-    def _measure(vessel: Vessel, grid: Grid, names: Mapping[str, tuple[str, Band]]) -> dict[str, float]:
-        label = vessel.label(grid.s, grid.u, grid.v)
+    def _measure(label: np.ndarray, grid: Grid, names: Mapping[str, tuple[str, Band]]) -> dict[str, float]:
         edges = np.arange(len(label) + 1) / len(label)
         found = {}
         for name, (structure, (low, high)) in names.items():
