@@ -62,7 +62,7 @@ def run_bundle(name: str, folder: Path, variables: dict[str, str], small: dict[s
 @pytest.fixture(scope="module")
 def pretraining(tmp_path_factory: pytest.TempPathFactory, upstream: dict[str, str]) -> Path:
     small = {"train.json": [*SHORT, "--network_def#hvae", json.dumps(HVAE)]}
-    return run_bundle("dscm_pretraining", tmp_path_factory.mktemp("pretraining"), upstream, small, 7)
+    return run_bundle("dscm_pretraining", tmp_path_factory.mktemp("pretraining"), upstream, small, 8)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_the_guide_alone_makes_the_method(fine_tuning: Path, pretraining: Path, 
 
 
 def test_every_stage_is_a_finished_run_with_its_figures(pretraining: Path, fine_tuning: Path) -> None:
-    for folder, count in ((pretraining, 6), (fine_tuning, 7)):
+    for folder, count in ((pretraining, 7), (fine_tuning, 7)):
         found = runs(folder)
         assert len(found) == count == len({run.info.run_name for run in found})
         assert {run.info.status for run in found} == {"FINISHED"}

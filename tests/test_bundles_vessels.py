@@ -16,10 +16,8 @@ from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 
 BUNDLES = Path(__file__).parent.parent / "bundles"
-STRIDES = [2, 2, 2, 2]
 HVAE = {
     "network_def#hvae#channels": [4] * 5,
-    "network_def#hvae#strides": STRIDES,
     "network_def#hvae#blocks": [0, 0, 0, 1, 1],
     "network_def#hvae#latent_channels": 2,
 }
@@ -27,7 +25,7 @@ HEAD = {"deformation_head#channels": [4, 4], "deformation_head#hidden_channels":
 JUDGE = {"network_def#channels": [4, 4, 4], "network_def#strides": [2, 2], "network_def#num_res_units": 1}
 
 
-@pytest.fixture(scope="module", params=[(64, 16), (32, 16, 16)], ids=["2-D", "3-D"])
+@pytest.fixture(scope="module", params=[(64, 16), (64, 16, 16)], ids=["2-D", "3-D"])
 def datalist(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Datalist:
     return small_vessels(tmp_path_factory.mktemp("vessels"), request.param, training=4)
 
@@ -41,12 +39,14 @@ def ran(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(guide, folder / "guide.pt")
 
     def run(bundle: str, config: str, output: str, **settings: object) -> None:
+        configs = BUNDLES / bundle / "configs"
+        overlay = ["coronary.json"] if "train" in config else []
         given = {
-            "config_file": str(BUNDLES / bundle / "configs" / config),
+            "config_file": str([str(configs / name) for name in (config, *overlay)]),
             "bundle_root": str(BUNDLES / bundle),
             "datalist": str(datalist.path),
             "output_dir": str(folder / output),
-            "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+            "tracking_uri": f"sqlite:///{tmp_path_factory.getbasetemp()}/mlflow.db",
             **({"max_epochs": 1, "batch_size": 2} if "train" in config else {}),
             **settings,
         }
@@ -55,10 +55,13 @@ def ran(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for key, value in given.items()
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
-        run_in_process(["run", *words])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segcft_ext.figures.DPI", 20)  # drawn, but not for looking at
+            run_in_process(["run", *words])
 
     run("segmentor_evaluation", "train.json", "judge", **JUDGE)
-    run("dscm_pretraining", "train.json", "dscm", **HVAE)
+    strides = [2, 2, 2, [8] + [2] * (datalist.spatial_dims - 1)]
+    run("dscm_pretraining", "train.json", "dscm", **HVAE, **{"network_def#hvae#strides": strides})
     run("seg_cft_finetuning", "train_regressor.json", "regressor", **{"network_def#channels": [4, 4]})
     tuned = {"dscm": str(folder / "dscm" / "model.pt"), "guide": str(folder / "guide.pt")}
     run("seg_cft_finetuning", "train.json", "seg_cft", deformation=1, **tuned, **HEAD)

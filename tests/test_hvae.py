@@ -96,6 +96,17 @@ def test_volumes() -> None:
     assert math.isfinite(network.negative_elbo(image, network.posterior(image, torch.zeros(1, 2))).item())
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_image_longer_than_wide_is_reduced_to_one_pixel(dims: int) -> None:
+    size = (32, *[8] * (dims - 1))
+    strides = (2, 2, [8, *[2] * (dims - 1)])
+    hvae = HVAE(1, dims, channels=(4, 4, 4, 4), strides=strides, blocks=(0, 0, 1, 1), latent_channels=2)
+    image, parents = torch.rand(2, 1, *size), torch.zeros(2, 1)
+    posterior = hvae.posterior(image, parents)
+    assert [latent.shape[2:] for latent in posterior.latents] == [(1,) * dims, (8, *[2] * (dims - 1))]
+    torch.testing.assert_close(hvae.decode(posterior.latents, parents, size)[0], posterior.mean)
+
+
 def test_settings_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="2 channels, 3 blocks and 1 strides"):
         HVAE(1, channels=(8, 8), strides=(2,), blocks=(1, 1, 1))

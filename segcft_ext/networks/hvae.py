@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
+from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 __all__ = ["HVAE", "Posterior", "discretised_gaussian_log_likelihood"]
@@ -153,7 +154,8 @@ class HVAE(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         channels: width at each resolution, from the image's own to the lowest.
-        strides: reduction between each resolution and the next, one fewer than ``channels``.
+        strides: reduction between each resolution and the next, one fewer than ``channels``; a number, or one for
+            each axis of an image that is longer than wide.
         blocks: stochastic blocks at each resolution; 0 makes a resolution deterministic.
         latent_channels: channels of each latent.
         beta: weight of the KL in the negative ELBO (Higgins et al. 2017).
@@ -170,7 +172,7 @@ class HVAE(nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 1,
         channels: Sequence[int] = (16, 32, 48, 64, 96, 128, 128),
-        strides: Sequence[int] = (2, 2, 2, 2, 2, 2),
+        strides: Sequence[int | Sequence[int]] = (2, 2, 2, 2, 2, 2),
         blocks: Sequence[int] = (1, 1, 1, 1, 1, 1, 1),
         latent_channels: int = 8,
         beta: float = 3.0,
@@ -185,7 +187,7 @@ class HVAE(nn.Module):
             )
         conv = Conv[Conv.CONV, spatial_dims]
         self.spatial_dims = spatial_dims
-        self.strides = tuple(strides)
+        self.strides = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
         self.beta = beta
         self.free_bits = free_bits
         self.conditional_prior = conditional_prior
@@ -210,7 +212,7 @@ class HVAE(nn.Module):
                 )
             )
             if level < lowest:
-                stride = strides[level]
+                stride = self.strides[level]
                 self.down.append(
                     nn.Sequential(
                         Pool[Pool.AVG, spatial_dims](stride, ceil_mode=True), conv(width, channels[level + 1], 1)
@@ -302,7 +304,7 @@ class HVAE(nn.Module):
     def _sizes(self, size: Sequence[int]) -> list[torch.Size]:
         sizes = [torch.Size(size)]
         for stride in self.strides:
-            sizes.append(torch.Size(-(-s // stride) for s in sizes[-1]))
+            sizes.append(torch.Size(-(-s // reduction) for s, reduction in zip(sizes[-1], stride)))
         return sizes
 
     def _decode(
