@@ -92,7 +92,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         **{f"lumen_{name}": normal() for name in THIRDS},
         "remodelling": [round(float(np.clip(rng.normal(0.40, 0.28), -0.2, 1.1)), 5) for _ in THIRDS],
     }
-    return {
+    exogenous = {
         "vessel": vessel,
         "lesions": lesions,
         "noise": noise,
@@ -100,6 +100,8 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "scan": draw_scan(rng),
         "texture_seed": int(rng.integers(2**31)),
     }
+    vessel["diffuse"] = round(float(rng.uniform(0.2, 0.35)), 5)  # share of a narrowing that is not at the lesions
+    return exogenous
 
 
 def _calcium(rng: np.random.Generator, angle: float, i: int) -> dict[str, float]:

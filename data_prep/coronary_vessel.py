@@ -156,7 +156,9 @@ class Vessel:
         focal = sum(
             np.exp(-0.5 * ((s - self._site(k)) / lesion["reach"]) ** 2) for k, lesion in enumerate(self.lesions)
         )
-        return np.where((s >= low) & (s <= high), window * (0.07 + 0.93 * np.minimum(focal, 1)), 0)
+        # the first phantoms had no such noise; with their share a lumen of half the area is an occlusion
+        diffuse = self.shape.get("diffuse", 0.07)
+        return np.where((s >= low) & (s <= high), window * (diffuse + (1 - diffuse) * np.minimum(focal, 1)), 0)
 
     def _site(self, k: int) -> float:
         low, high = self.thirds[k]
