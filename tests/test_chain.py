@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from discs import disc_datalist
 
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Digests, Stage
@@ -204,6 +205,7 @@ def test_commands_survive_the_shell(make, tmp_path):
 
 DRIVER = """
 import pathlib, sys
+from discs import disc_datalist
 from segcft_ext.scheduler import run_stages
 from segcft_ext.stages import Stage
 stub, out, never = map(pathlib.Path, sys.argv[1:])
@@ -237,7 +239,16 @@ class TestChain:
     @pytest.fixture
     def chain(self, tmp_path):
         chain = pytest.importorskip("segcft_ext.chain")
-        return chain.Chain(tmp_path / "datalist.json", tmp_path / "out", 3, None, {}, Path("bundles"))
+        return chain.Chain(
+            tmp_path / "datalist.json",
+            tmp_path / "out",
+            3,
+            None,
+            {},
+            Path("bundles"),
+            segmentor="lung_heart_segmentor",
+            positional=False,
+        )
 
     def test_stages_fit_together(self, chain):
         stages = {stage.name: stage for stage in chain.stages(["No-CFT", "Reg-CFT", "Seg-CFT"], ["deformation"])}
@@ -255,6 +266,25 @@ class TestChain:
         assert list(stages["evaluation"].inputs["methods"]) == ["No-CFT", "Seg-CFT, deformation", "Seg-CFT, hvae"]
         assert stages["seg_cft_hvae"].settings["deformation"] is False
 
+    def test_variables_of_regions_make_it_positional(self, chain):
+        chain = replace(chain, segmentor="plaque_lumen_segmentor", positional=True)
+        stages = {stage.name: stage for stage in chain.stages(["Reg-CFT", "Seg-CFT"], ["deformation"])}
+        assert list(stages["evaluation"].inputs["methods"]) == ["Reg-CFT", "Pos-Seg-CFT"]
+        assert stages["seg_cft_deformation"].follows(stages["plaque_lumen_segmentor"])
+
+    def test_the_labels_choose_the_segmentor(self, tmp_path):
+        chain = pytest.importorskip("segcft_ext.chain")
+        bundles = Path(__file__).parents[1] / "bundles"
+        discs = disc_datalist(tmp_path, training=4, test=1)
+        for bundle, structures in {
+            "lung_heart_segmentor": ["left_lung", "right_lung", "heart"],
+            "plaque_lumen_segmentor": ["lumen", "calcified_plaque", "noncalcified_plaque"],
+        }.items():
+            labels = {name: value for value, name in enumerate(["background", *structures])}
+            assert chain._segmentor_for(replace(discs, labels=labels), bundles) == bundle
+        with pytest.raises(ValueError, match=r"labels: found .*liver.*, expected those of a segmentor: .*left_lung"):
+            chain._segmentor_for(replace(discs, labels={"background": 0, "liver": 1}), bundles)
+
     def test_settings_reach_a_stage_or_its_family(self, chain):
         chain = replace(chain, settings={"seg_cft": {"max_epochs": 2}, "seg_cft_hvae": {"batch_size": 4}})
         stages = {stage.name: stage.settings for stage in chain.stages(["Seg-CFT"], ["deformation", "hvae"])}
@@ -269,6 +299,7 @@ class TestChain:
             (["run", "--datalist", "nowhere.json", "--output_dir", str(tmp_path)], "nowhere.json: no such datalist"),
             (["demo", str(tmp_path), "--set", "judge.max_epochs"], "expected STAGE.KEY=VALUE"),
             (["demo", str(tmp_path), "--mechanisms", "warp"], "mechanisms: found"),
+            (["demo", str(tmp_path), "--kind", "knee"], "kind: found 'knee', expected one of"),
             (["demo", str(tmp_path), "--bundles", str(tmp_path)], "give --bundles"),
         ]:
             with pytest.raises(SystemExit, match=message):
