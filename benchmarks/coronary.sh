@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The figures of docs/results.md on straightened coronary phantoms, from drawing them to the judge's tables.
+#
+#   benchmarks/coronary.sh OUT [SIZE] [COUNT]
+#
+# SIZE is along,across in pixels, 128,32 by default. Needs the project's environment to be active. One segmentor, one judge; then,
+# for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT, Seg-CFT and an evaluation:
+#
+#   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
+#   whole    three variables (Seg-CFT)
+#   graph    thirds, and a graph proximal -> mid -> distal, plaque -> lumen
+#   halves, fifths, shifted    other regions
+#
+# Every stage resumes where it was interrupted.
+set -euo pipefail
+out=$1 size=${2:-128,32} count=${3:-400}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$out" && out=$(cd "$out" && pwd)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$out/mlflow.db}
+
+# stage BUNDLE CONFIG DATA OUTPUT [ARGUMENTS]: one stage, unless its model is there and its training is over
+stage() {
+    local bundle=$root/bundles/$1 config=$2 data=$3 target=$out/$4
+    shift 4
+    [ -f "$target/complete" ] && return
+    python -m monai.bundle run --config_file "$bundle/configs/$config.json" --bundle_root "$bundle" \
+        --datalist "$out/data/$data/datalist.json" --output_dir "$target" --resume True "$@"
+    touch "$target/complete"
+}
+
+# data NAME [ARGUMENTS]: the same vessels, with variables of their own
+data() {
+    local target=$out/data/$1
+    shift
+    [ -f "$target/datalist.json" ] || python -m data_prep phantom --kind coronary --count "$count" --size "$size" \
+        --name "coronary phantoms" --out "$target" "$@"
+}
+
+# compare NAME DATA [ARGUMENTS of the DSCM]: the three methods on one choice of variables
+compare() {
+    local name=$1 data=$2
+    shift 2
+    stage seg_cft_finetuning train_regressor "$data" "$data/regressor"
+    stage dscm_pretraining train "$data" "$name/dscm" --max_epochs 30 "$@"
+    for guide in segmentor "$data/regressor"; do
+        stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
+            --guide "$out/$guide/model.pt" --deformation True
+    done
+    python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
+        --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
+        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --methods "{
+            \"No-CFT\": \"$out/$name/dscm/model.pt\",
+            \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
+            \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
+    python -m segcft_ext.report --evaluation_dir "$out/$name/evaluation" --output "$out/$name/report.html"
+}
+
+data thirds
+data whole --regions none
+data halves --regions proximal,distal
+data fifths --regions first,second,third,fourth,fifth
+data shifted --boundaries 0,0.2,0.55,1
+
+stage plaque_lumen_segmentor train thirds segmentor
+stage segmentor_evaluation train thirds judge
+
+compare thirds thirds
+compare whole whole
+compare graph thirds --parents '{
+    "calcified_plaque_area_mid": ["calcified_plaque_area_proximal"],
+    "calcified_plaque_area_distal": ["calcified_plaque_area_mid"],
+    "noncalcified_plaque_area_mid": ["noncalcified_plaque_area_proximal"],
+    "noncalcified_plaque_area_distal": ["noncalcified_plaque_area_mid"],
+    "lumen_area_proximal": ["calcified_plaque_area_proximal", "noncalcified_plaque_area_proximal"],
+    "lumen_area_mid": ["lumen_area_proximal", "calcified_plaque_area_mid", "noncalcified_plaque_area_mid"],
+    "lumen_area_distal": ["lumen_area_mid", "calcified_plaque_area_distal", "noncalcified_plaque_area_distal"]}'
+for regions in halves fifths shifted; do
+    compare $regions $regions
+done
