@@ -15,7 +15,7 @@ from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.bootstrap import mean_interval
 from segcft_ext.evaluation.effectiveness import drift, error, slope
-from segcft_ext.evaluation.judge import structure_scores
+from segcft_ext.evaluation.judge import floor, structure_scores
 from segcft_ext.evaluation.locality import change, dilate, folding, leakage, margin, region_of_change
 from segcft_ext.evaluation.methods import Identity
 from segcft_ext.evaluation.positional import positional_leakage
@@ -59,9 +59,9 @@ def test_presence_divides_the_interventions_in_four() -> None:
         "present_absent": (0, 0, 1),
         "present_present": (0.5, 1, 2),
     }
-    floor = presence_floor(np.array([0.0, 1.0, 2.5]), np.array([0.0, 0.0, 2.0]), list("abc"))
-    assert (floor["absent"]["mae"], floor["absent"]["seen"]) == (0.5, 0.5)
-    assert (floor["present"]["mae"], floor["present"]["seen"]) == (0.5, 1)
+    found = presence_floor(np.array([0.0, 1.0, 2.5]), np.array([0.0, 0.0, 2.0]), list("abc"))
+    assert (found["absent"]["mae"], found["absent"]["seen"]) == (0.5, 0.5)
+    assert (found["present"]["mae"], found["present"]["seen"]) == (0.5, 1)
     assert math.isnan(presence(factual, factual, factual, list("abcde"))["absent_present"]["seen"])
 
 
@@ -254,3 +254,11 @@ def test_features_come_from_the_lowest_resolution(architecture: str, arguments: 
 def test_features_need_a_lower_resolution() -> None:
     with pytest.raises(ValueError, match="lower resolution"):
         BottleneckFeatures(nn.Sequential(nn.Conv2d(1, 4, 1)), torch.zeros(1, 1, 8, 8), "flat")
+
+
+def test_the_floor_of_the_slope_is_the_judges_own() -> None:
+    true = np.array([[8.0, 1.0], [10.0, 2.0], [12.0, 4.0]])
+    shrunk = np.stack([10 + 0.75 * (true[:, 0] - 10), true[:, 1]], axis=1)  # nearer to the mean than it is
+    found = floor(shrunk, true, list("abc"), ["heart", "lung"])
+    assert found["heart"]["slope"] == pytest.approx(0.75) and found["lung"]["slope"] == pytest.approx(1)
+    assert found["heart"]["mae"] == pytest.approx(1 / 3) and found["lung"]["mae"] == 0

@@ -16,7 +16,7 @@ from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing
-from segcft_ext.evaluation.effectiveness import error
+from segcft_ext.evaluation.effectiveness import error, slope
 from segcft_ext.measurements import Measurement, measure_label_map
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import fingerprint
@@ -117,8 +117,17 @@ def _known_mean(values: Sequence[float]) -> float:
 def floor(
     measured: np.ndarray, factual: np.ndarray, cases: Sequence, names: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """The judge's own error on real images, shape (N, J) each, in the same figures as the effectiveness."""
-    return {name: error(measured[:, j], factual[:, j], cases, seed) for j, name in enumerate(names)}
+    """The judge's own error on real images, shape (N, J) each, in the same figures as the effectiveness.
+
+    ``slope`` is that of its measurement on the true value over the cases: a judge that draws every heart nearer to the
+    mean one sees less change than there is.
+    """
+    floors = {}
+    for j, name in enumerate(names):
+        line = slope(measured[:, j], factual[:, j], cases, seed)
+        floors[name] = error(measured[:, j], factual[:, j], cases, seed)
+        floors[name] |= {"slope": line["slope"], "slope_ci95": line["ci95"]}
+    return floors
 
 
 def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:

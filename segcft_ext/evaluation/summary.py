@@ -19,7 +19,7 @@
                                  or null without a renderer}},
      "identity": the same for x~ = x,
      "judge": {structure: {"dice", "area_mape"}},
-     "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n"}},
+     "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n", "slope", "slope_ci95"}},
      "floor_presence": {measured: {"absent" or "present": {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
      "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
      "data": {…, "figure": "mape", or "mae" where an intervened variable may be zero}}

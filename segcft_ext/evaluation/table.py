@@ -25,7 +25,7 @@ class Cell:
 
     def text(self, digits: int) -> str:
         interval = ""
-        if self.interval and all(math.isfinite(bound) for bound in self.interval):
+        if math.isfinite(self.value) and self.interval and all(math.isfinite(bound) for bound in self.interval):
             interval = " [" + ", ".join(_decimal(bound, digits) for bound in self.interval) + "]"
         return _decimal(self.value, digits) + interval
 

@@ -89,9 +89,10 @@ def _effectiveness(evaluation: Mapping[str, Any], figures: Figures) -> list[Tabl
         "slope",
         "Slope of achieved over wanted change",
         "Least squares over cases and interventions; 1 is what was asked for, 0 is no effect. A constant bias of "
-        "the judge does not enter.",
+        "the judge does not enter; its slope on real images, of the measured on the true values of the cases, does.",
         headings,
         lambda entry, do: cell(entry["slope"][do], "slope"),
+        lambda do: cell(floor[do], "slope", "slope_ci95"),
         loss=lambda value: abs(value - 1),
         digits=2,
     )
