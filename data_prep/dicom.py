@@ -34,7 +34,7 @@ else:  # it would print to the console, past Python, what it finds in a file
     gdcm.Trace.WarningOff()
     gdcm.Trace.ErrorOff()
 
-__all__ = ["is_dicom", "read_dicom"]
+__all__ = ["decode_pixels", "is_dicom", "read_dicom"]
 
 _DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
 """Plugins of pydicom, the first that reads a compression is taken.
@@ -72,18 +72,18 @@ def read_dicom(data: bytes) -> Picture:
     photometric = str(dataset.PhotometricInterpretation)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
-        pixels = apply_voi_lut(apply_modality_lut(_decode(dataset), dataset), dataset)
+        pixels = apply_voi_lut(apply_modality_lut(decode_pixels(dataset), dataset), dataset)
         if photometric == "MONOCHROME1":
             pixels = pixels.max() - pixels
     elif _COLOURS.fullmatch(photometric) and samples == 3:
-        pixels = single_channel(_decode(dataset))
+        pixels = single_channel(decode_pixels(dataset))
     else:
         raise Rejected("colour")
     spacing, notes = _spacing(dataset)
     return Picture(pixels, spacing, (*notes, *_burned_in(dataset)))
 
 
-def _decode(dataset: Dataset) -> np.ndarray:
+def decode_pixels(dataset: Dataset) -> np.ndarray:
     """Stored values of shape (H, W), or (H, W, 3) in RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:

@@ -11,11 +11,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing
 
-__all__ = ["is_nifti", "read_nifti"]
+__all__ = ["MILLIMETRES", "is_nifti", "read_nifti"]
 
 _MAGIC = (b"n+1\0", b"n+2\0")
 _GZIP = b"\x1f\x8b"
-_MM = {"meter": 1000.0, "micron": 0.001}
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+"""Of a unit of length in nibabel's words; millimetres and what is not stated are taken for millimetres."""
 
 
 def is_nifti(head: bytes) -> bool:
@@ -54,6 +55,6 @@ def read_nifti(data: bytes, max_bytes: int) -> Picture:
     zooms = np.empty(3)
     zooms[turn[:, 0].astype(int)] = nibabel.affines.voxel_sizes(volume.affine)
     kept = [axis for axis in range(3) if pixels.shape[axis] > 1]
-    unit = _MM.get(volume.header.get_xyzt_units()[0], 1.0)
+    unit = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
     spacing = check_spacing(*(unit * zooms[axis] for axis in reversed(kept)))
     return Picture(np.ascontiguousarray(pixels.squeeze().T), spacing)

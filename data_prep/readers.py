@@ -30,7 +30,7 @@ from data_prep.dicom import is_dicom, read_dicom
 from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "Picture", "read_picture", "strip_suffix"]
+__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "Picture", "quiet", "read_picture", "strip_suffix"]
 
 SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
 """Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
@@ -41,13 +41,13 @@ MAX_BYTES = 2**29
 _PHOTOMETRIC = 262
 """TIFF's tag of the photometric interpretation; 0: zero is white."""
 
-# What decoders raise on damaged files, as met with Pillow, nibabel and pydicom.
-_FAULTS = (
+FAULTS = (
     OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
     OverflowError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
     Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError, WrapStructError,
     BytesLengthException, InvalidDicomError,
 )  # fmt: skip
+"""What decoders raise on damaged files, as met with Pillow, nibabel and pydicom."""
 
 
 def strip_suffix(name: str) -> str:
@@ -64,14 +64,14 @@ def read_picture(path: Path | zipfile.Path) -> Picture:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except _FAULTS as error:
+    except FAULTS as error:
         raise Rejected("unreadable", f"the file cannot be opened ({type(error).__name__})") from None
     if len(data) > MAX_BYTES:
         raise Rejected("too_large", f"the file has more than {MAX_BYTES} bytes")
-    with _quiet():
+    with quiet():
         try:
             picture = _read(data)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise Rejected("unreadable", f"the file cannot be decoded ({type(error).__name__})") from None
     if picture.pixels.ndim != 2:
         raise Rejected("unreadable", f"the file holds an array of shape {picture.pixels.shape}, not a picture")
@@ -80,7 +80,8 @@ def read_picture(path: Path | zipfile.Path) -> Picture:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let no warning and no log of a decoder through."""
     disabled = logging.root.manager.disable
     logging.disable()
     try:

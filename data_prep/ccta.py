@@ -1,0 +1,305 @@
+"""The source ``ccta``: coronary CT angiographies, each vessel of a volume a case of its own, straightened."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.centrelines import (
+    CONVENTIONS,
+    Vessel,
+    arc_length,
+    check_centreline,
+    find_centrelines,
+    read_centrelines,
+    split_vessels,
+)  # fmt: skip
+from data_prep.coronary_vessel import LABELS
+from data_prep.journal import stamp
+from data_prep.scans import Scan
+from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
+from data_prep.territories import Axis, foreign, trace_axes
+from data_prep.volumes import AIR, Volume, check_same_grid, read_ct, read_labels
+
+__all__ = ["SHORTEST", "WINDOW", "CctaSource"]
+
+WINDOW = (-150.0, 750.0)
+SHORTEST = 20.0
+LUMEN_HU = (50.0, 1000.0)
+"""Between these lies the median over any lumen that is filled with contrast medium."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A vessel that was found, or in its place the fault for which there is none."""
+
+    name: str
+    vessel: Vessel | None = None
+    fault: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The volumes of a scan, and all of its vessels within them."""
+
+    image: Volume
+    label: Volume
+    axes: Sequence[Axis]
+
+
+class CctaSource(Source):
+    """Straightened vessels of coronary CT angiographies.
+
+    Each vessel is a case; in longitudinal cuts, each vessel at each angle. What another vessel's lumen or plaque shows
+    in the picture is background in the label map.
+
+    Args:
+        scans: the volumes with their label volumes and centrelines.
+        structures: the values in the label volumes for each structure, by its name in
+            :data:`~data_prep.coronary_vessel.LABELS`; under ``background`` what is to be passed over.
+        size: samples along and across, two numbers for longitudinal cuts and three for volumes.
+        spacing: of the samples across, mm.
+        angles: of the cuts in degrees, from the direction that points most to superior at the ostium.
+        window: HU that become 0 and 1.
+        regions: the datalist's ``regions``.
+        order: of the interpolating splines, 1 (linear) or 3 (cubic).
+        sigma: smoothing of the centrelines, mm.
+        shortest: length below which a centreline is rejected, mm.
+        convention: of the centrelines' coordinates, LPS or RAS.
+        workers: processes for finding centrelines in label volumes.
+
+    Raises:
+        ValueError: when an option is wrong, or there is no vessel.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        structures: Mapping[str, Sequence[int]],
+        *,
+        size: tuple[int, ...] = (256, 64),
+        spacing: float = 0.25,
+        angles: Sequence[float] = (0.0,),
+        window: tuple[float, float] = WINDOW,
+        regions: Mapping[str, Any] | None = None,
+        order: int = 1,
+        sigma: float = 1.0,
+        shortest: float = SHORTEST,
+        convention: str = "LPS",
+        workers: int = 1,
+    ) -> None:
+        _check_structures(structures)
+        for option, found, good, expected in (
+            ("size", size, len(size) in (2, 3) and min(size) >= 8, "two or three whole numbers from 8 on"),
+            ("spacing", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
+            ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
+            ("window", window, window[0] < window[1], "the lower before the higher"),
+            ("order", order, order in (1, 3), "1 or 3"),
+            ("smoothing", sigma, 0 <= sigma <= 5, "0 to 5 mm"),
+            ("shortest", shortest, shortest >= 2, "2 mm or more"),
+            ("coordinates", convention, convention in CONVENTIONS, " or ".join(CONVENTIONS)),
+        ):
+            if not good:
+                raise ValueError(f"{option}: found {found}, expected {expected}")
+        self.size = size
+        self.labels = {name: v for name, v in LABELS.items() if name == "background" or name in structures}
+        self.may_lack = [name for name in self.labels if name.endswith("plaque")]
+        self.window = (*window, "HU")
+        self._window = window
+        self.regions = regions
+        self._values = {LABELS[name]: tuple(values) for name, values in structures.items()}
+        self._spacing, self._order, self._sigma, self._shortest = spacing, order, sigma, shortest
+        self._convention = convention
+        self._scans = list(scans)
+        self._plans = _plan_all(_Planner(self._values, convention, shortest), self._scans, workers)
+        turns = tuple(angles) if len(size) == 2 else (0.0,)
+        self._cases: list[tuple[int, int, float]] = []
+        self.items = []
+        for s, (scan, plan) in enumerate(zip(self._scans, self._plans)):
+            for p, planned in enumerate(plan):
+                for angle in turns:
+                    name = f"{scan.name}/{planned.name}" + (f"@{angle:g}" if len(turns) > 1 else "")
+                    self.items.append(Item(scan.source, name, len(self._cases), scan.patient))
+                    self._cases.append((s, p, angle))
+        if not self.items:
+            raise ValueError("no vessel in any volume")
+        self._last: tuple[int, _Opened | Rejected] | None = None
+
+    def fingerprint(self, item: Item) -> list[Any]:
+        """The scan's files, its vessels, which of them and which cut it is, and the options."""
+        scan, position, angle = self._cases[item.index]
+        planned = [(p.name, p.fault, p.vessel and p.vessel.points.tolist()) for p in self._plans[scan]]
+        digest = hashlib.sha256(repr(planned).encode("utf-8", "surrogateescape")).hexdigest()
+        files = [stamp(path) for path in (*self._scans[scan].volumes, *self._scans[scan].labels)]
+        options = [self._values, self._spacing, self._order, self._sigma, self._shortest, self._convention]
+        return [files, digest, position, angle, options]
+
+    def load(self, item: Item) -> Case:
+        """Straighten one vessel."""
+        scan, position, angle = self._cases[item.index]
+        planned = self._plans[scan][position]
+        if planned.vessel is None:
+            raise Rejected(*planned.fault)
+        check_centreline(planned.vessel.points, self._shortest)
+        opened = self._open(scan)
+        own = sum(p.vessel is not None for p in self._plans[scan][:position])
+        axis = opened.axes[own]
+        self._check_place(axis, planned.vessel, opened)
+
+        along = axis.length / self.size[0]
+        # Samples farther apart than two voxels would alias: of image samples as many as needed are averaged, an odd
+        # number, so that the middle one is where the label is taken.
+        each = 1 + 2 * int(np.ceil(max(0.0, along / (2 * opened.image.spacing.min()) - 1)))
+        frames = make_frames(axis.points, each * self.size[0], sigma=0)
+        across = self.size[1:]
+        grid = sample_grid(frames, across, self._spacing, angle, opened.image.affine)
+        image = sample_image(opened.image.voxels, grid, self._order, AIR)
+        image = image.reshape(self.size[0], each, *across).mean(1)
+        grid = grid[:, each // 2 :: each]
+        label = sample_labels(opened.label.voxels, grid)
+        label[self._foreign(opened, own, grid, label)] = 0
+        _check_image(image, label)
+        low, high = self._window
+        return Case(
+            image=np.clip((image - low) / (high - low), 0, 1),
+            label=label,
+            spacing=(along, *[self._spacing] * len(across)),
+            arc_length=(axis.start, axis.start + axis.length),
+        )
+
+    def _open(self, scan: int) -> _Opened:
+        """The volumes of a scan; those of the last one are kept, since the vessels of a volume follow each other."""
+        if self._last is None or self._last[0] != scan:
+            try:
+                self._last = scan, self._read(scan)
+            except Rejected as fault:
+                self._last = scan, fault
+        if isinstance(self._last[1], Rejected):
+            raise self._last[1]
+        return self._last[1]
+
+    def _read(self, scan: int) -> _Opened:
+        _check_files(self._scans[scan])
+        image = read_ct(self._scans[scan].volumes[0])
+        label = read_labels(self._scans[scan].labels[0], self._values)
+        check_same_grid(image, label)
+        vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
+        return _Opened(image, label, trace_axes(vessels, label, self._sigma))
+
+    def _check_place(self, axis: Axis, vessel: Vessel, opened: _Opened) -> None:
+        outside = 1 - _share_inside(axis.points, opened.image)
+        if outside > 0:
+            other = next(name for name in CONVENTIONS if name != self._convention)
+            mirrored = vessel.points * CONVENTIONS["LPS"]
+            hint = f"; read as {other} it would lie inside" if _share_inside(mirrored, opened.image) == 1 else ""
+            text = f"{100 * outside:.0f} % of the centreline lie outside the volume{hint}"
+            raise Rejected("centreline_outside", text)
+        within = float((axis.radii > 0).mean())
+        if within < 0.5:
+            text = f"{100 * within:.0f} % of the centreline run in the labelled vessel; are its coordinates"
+            raise Rejected("centreline_off_vessel", f"{text} {self._convention}?")
+        if axis.length < self._shortest:
+            text = f"outside the vessel that it comes from the side branch is {axis.length:.1f} mm long"
+            raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
+
+    def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Where a sample's label is another vessel's, boolean, of the label's shape."""
+        axis = opened.axes[own]
+        labelled = np.nonzero(label)
+        affine = opened.image.affine
+        places = np.stack([axis_of[labelled] for axis_of in grid], axis=1) @ affine[:3, :3].T + affine[:3, 3]
+        offsets = [(index - (count - 1) / 2) * self._spacing for index, count in zip(labelled[1:], label.shape[1:])]
+        at = (labelled[0] + 0.5) * axis.length / self.size[0]
+        radius = np.interp(at, arc_length(axis.points), axis.radii)
+        depth = radius - np.sqrt(sum(offset**2 for offset in offsets))
+        found = np.zeros(label.shape, bool)
+        found[labelled] = foreign(opened.axes, own, places, depth)
+        return found
+
+
+def _check_structures(structures: Mapping[str, Sequence[int]]) -> None:
+    unknown = [name for name in structures if name not in LABELS]
+    if unknown or "lumen" not in structures:
+        raise ValueError(f"labels: found {list(structures)}, expected lumen and perhaps others of {list(LABELS)}")
+    values = [value for listed in structures.values() for value in listed]
+    if len(set(values)) != len(values) or not all(0 < value < 65536 for value in values):
+        raise ValueError(f"labels: found the values {values}, expected whole numbers above 0, each once")
+
+
+def _check_files(scan: Scan) -> None:
+    if not scan.volumes:
+        raise Rejected("missing_image", "there is a label volume or a centreline, but no CT volume")
+    if not scan.labels:
+        raise Rejected("missing_mask", "there is no label volume")
+    if len(scan.volumes) > 1 or len(scan.labels) > 1:
+        raise Rejected("duplicate_name", "there are several CT or label volumes of the same name")
+
+
+def _check_image(image: np.ndarray, label: np.ndarray) -> None:
+    if not np.isfinite(image).all():
+        raise Rejected("not_finite", f"{int((~np.isfinite(image)).sum())} samples are NaN or infinite")
+    lumen = image[label == LABELS["lumen"]]
+    if lumen.size and not LUMEN_HU[0] <= (middle := float(np.median(lumen))) <= LUMEN_HU[1]:
+        text = f"the median over the lumen is {middle:.0f}, expected {LUMEN_HU[0]:g} to {LUMEN_HU[1]:g} HU"
+        raise Rejected("not_hounsfield", text)
+
+
+def _share_inside(points: np.ndarray, volume: Volume) -> float:
+    inverse = np.linalg.inv(volume.affine)
+    voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
+    return float(((voxels >= -0.5) & (voxels <= np.array(volume.voxels.shape) - 0.5)).all(1).mean())
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Finds the vessels of one scan; pickled to processes."""
+
+    values: Mapping[int, Sequence[int]]
+    convention: str
+    shortest: float
+
+    def __call__(self, scan: Scan) -> list[_Planned]:
+        if not scan.centrelines:
+            return self._from_label(scan)
+        planned: list[_Planned] = []
+        trees = 0
+        for name, path in scan.centrelines:
+            try:
+                vessels = split_vessels(read_centrelines(path, self.convention))
+            except Rejected as fault:
+                planned.append(_Planned(name, fault=(fault.reason, fault.text)))
+                continue
+            for i, vessel in enumerate(vessels, start=1):
+                numbered = name if len(vessels) == 1 else f"{name} {i}"
+                planned.append(_Planned(numbered, Vessel(vessel.points, vessel.start, trees + vessel.tree)))
+            trees += 1 + max(vessel.tree for vessel in vessels)
+        return planned
+
+    def _from_label(self, scan: Scan) -> list[_Planned]:
+        """What is shorter than a vessel has to be is a piece of the label and no case."""
+        try:
+            _check_files(scan)
+            label = read_labels(scan.labels[0], self.values)
+            found = split_vessels(find_centrelines(label.voxels > 0, label.affine))
+        except Rejected as fault:
+            return [_Planned("vessel", fault=(fault.reason, fault.text))]
+        vessels = [vessel for vessel in found if arc_length(vessel.points)[-1] >= self.shortest]
+        if not vessels:
+            return [_Planned("vessel", fault=("centreline_missing", f"no vessel of {self.shortest:g} mm is labelled"))]
+        return [_Planned(f"vessel {i}", vessel) for i, vessel in enumerate(vessels, start=1)]
+
+
+def _plan_all(planner: _Planner, scans: Sequence[Scan], workers: int) -> list[list[_Planned]]:
+    bar = {"total": len(scans), "desc": "finding vessels", "unit": "volume"}
+    if workers == 1 or all(scan.centrelines for scan in scans):
+        return list(tqdm(map(planner, scans), **bar))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        return list(tqdm(pool.map(planner, scans), **bar))

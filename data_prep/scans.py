@@ -1,0 +1,136 @@
+"""Which CT volumes there are, with their label volumes and centrelines: in folders like ImageCAS-X, or in a list.
+
+ImageCAS-X (https://kitbransby.github.io/ImageCAS-X/) has ``volumes/ID.img.nii.gz``,
+``segmentations/ID.coronary.nii.gz`` and ``centerlines/ID.coronary_{left,right}_centerline.vtk``. Here a file belongs to
+the volume with whose name its own begins, so that ``volumes/ID.nii.gz`` (or a folder ``volumes/ID`` with the slices of
+a DICOM series), ``segmentations/ID.nii.gz`` and ``centerlines/ID.vtk`` or ``ID_LAD.csv`` are found too.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Scan", "find_scans", "list_scans"]
+
+_SUFFIX = re.compile(r"(\.nii|\.nii\.gz|\.vtk|\.vtp|\.csv)$", re.IGNORECASE)
+_ROLE = re.compile(r"[._-]?(img|coronary|cent(er|re)lines?)(?=$|[._-])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One CT volume and what belongs to it.
+
+    Attributes:
+        source: name of the source.
+        name: the scan's name, unique within the source up to faults in the data; may identify the patient.
+        patient: the patient's name.
+        volumes, labels: files of the image and of the label volume: one each, unless the data are at fault.
+        centrelines: name and file of each centreline or tree; none where they are to be found in the label volume.
+    """
+
+    source: str
+    name: str
+    patient: str
+    volumes: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    centrelines: tuple[tuple[str, Path], ...]
+
+
+def find_scans(root: Path) -> list[Scan]:
+    """The scans below a folder with ``volumes``, ``segmentations`` and, if there are any, ``centerlines``.
+
+    A label volume or a centreline without a volume is a scan too, so that it is counted.
+
+    Raises:
+        ValueError: when there is no folder of volumes or of segmentations, or nothing in it.
+    """
+    for folder in ("volumes", "segmentations"):
+        if not (root / folder).is_dir():
+            raise ValueError(f"{root / folder}: no such folder; expected volumes/, segmentations/ and centerlines/")
+    volumes: dict[str, list[Path]] = {}
+    for path in _entries(root / "volumes"):
+        volumes.setdefault(_bare(path), []).append(path)
+    # The longest name first: 12_LAD belongs to 12_LAD and not to 12, should both exist.
+    names = sorted(volumes, key=len, reverse=True)
+    labels: dict[str, list[Path]] = {}
+    for path in _entries(root / "segmentations"):
+        labels.setdefault(_owner(path, names), []).append(path)
+    lines: dict[str, list[tuple[str, Path]]] = {}
+    for folder in ("centerlines", "centrelines"):
+        for path in _entries(root / folder):
+            name = _owner(path, names)
+            rest = _ROLE.sub("", _SUFFIX.sub("", path.name)[len(name) :]).strip("._- ")
+            lines.setdefault(name, []).append((rest or "vessel", path))
+    found = sorted({*volumes, *labels, *lines})
+    if not found:
+        raise ValueError(f"{root / 'volumes'}: no volume there")
+    source = root.resolve().name
+    return [
+        Scan(source, n, n, tuple(volumes.get(n, [])), tuple(labels.get(n, [])), tuple(sorted(lines.get(n, []))))
+        for n in found
+    ]
+
+
+def list_scans(table: Path) -> list[Scan]:
+    """The scans of a CSV file: ``volume``, ``label`` and, where there are any, ``centreline``, ``vessel``, ``patient``.
+
+    Paths are relative to the file. A volume with several centrelines has several rows, whose names stand in ``vessel``.
+    Without a ``patient`` each volume is a patient.
+
+    Raises:
+        ValueError: when the file cannot be read, lacks a column, or the rows of a volume contradict each other.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            columns = [name for name in reader.fieldnames or [] if name]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table}: cannot be read as CSV: {error}") from error
+    known = {"volume", "label", "centreline", "vessel", "patient"}
+    if not {"volume", "label"} <= set(columns) <= known or not rows:
+        raise ValueError(f"{table}: found the columns {columns} and {len(rows)} rows, expected some of {sorted(known)}")
+    of_volume: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        of_volume.setdefault(row["volume"], []).append(row)
+    return [_scan(table, volume, rows) for volume, rows in of_volume.items()]
+
+
+def _scan(table: Path, volume: str, rows: list[dict[str, str]]) -> Scan:
+    for column in ("label", "patient"):
+        values = {row.get(column, "") for row in rows}
+        if len(values) > 1:
+            raise ValueError(f"{table}: {column}: found {len(values)} different ones for volume {volume}, expected one")
+    label, patient = rows[0]["label"], rows[0].get("patient", "")
+    lines = [
+        (row.get("vessel") or f"vessel {i}", table.parent / row["centreline"])
+        for i, row in enumerate(rows, start=1)
+        if row.get("centreline")
+    ]
+    return Scan(
+        source=table.stem,
+        name=volume,
+        patient=patient or volume,
+        volumes=(table.parent / volume,) if volume else (),
+        labels=(table.parent / label,) if label else (),
+        centrelines=tuple(lines),
+    )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _bare(path: Path) -> str:
+    return _ROLE.sub("", path.name if path.is_dir() else _SUFFIX.sub("", path.name))
+
+
+def _owner(path: Path, names: list[str]) -> str:
+    """The volume's name with which the file's begins, up to a separator; else the file's own."""
+    stem = _SUFFIX.sub("", path.name)
+    return next((n for n in names if stem == n or (stem.startswith(n) and stem[len(n)] in "._- ")), _bare(path))

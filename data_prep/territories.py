@@ -1,0 +1,124 @@
+"""Which vessel a labelled voxel belongs to: a straightened picture is 16 mm wide, and neighbours run through it.
+
+A vessel is taken for a chain of balls, each as large as the labelled vessel is wide there. A place belongs to the
+vessel beneath whose wall it lies deepest (or whose wall is nearest). A side branch begins where it leaves the vessel it
+comes from; up to there the place is the elder vessel's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+from scipy.spatial import KDTree
+
+from data_prep.centrelines import Vessel, arc_length, smooth_curve
+from data_prep.volumes import Volume
+
+__all__ = ["Axis", "foreign", "trace_axes"]
+
+STEP = 0.5
+"""Distance of the balls along a vessel, mm."""
+
+REACH = 5.0
+"""No coronary artery is wider than twice this, mm."""
+
+DIRECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A smoothed centreline as it lies in its label volume.
+
+    Attributes:
+        points: shape (N, 3), RAS mm, from the ostium or the wall of the elder vessel on.
+        radii: of the labelled vessel, plaque included, shape (N,), mm; 0 where the centreline runs outside of it.
+        start: arc length from the ostium to the first point, mm.
+        tree: index of the tree.
+    """
+
+    points: np.ndarray
+    radii: np.ndarray
+    start: float
+    tree: int
+
+    @property
+    def length(self) -> float:
+        return float(arc_length(self.points)[-1])
+
+
+def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[Axis]:
+    """Smooth the centrelines by ``sigma`` mm, measure the vessels around them, and cut off what is an elder vessel's.
+
+    Args:
+        vessels: of all trees of a volume; within a tree the elder (longer) ones first.
+        label: label volume; all labels but 0 are vessel.
+        sigma: of the smoothing, mm.
+    """
+    axes: list[Axis] = []
+    for vessel in vessels:
+        curve, length = smooth_curve(vessel.points, sigma)
+        points = curve(np.linspace(0, length, max(2, round(length / STEP)) + 1))
+        radii, start = _radii(points, label), vessel.start
+        elders = [axis for axis in axes if axis.tree == vessel.tree]
+        if elders and start > 0:
+            distance, nearest = KDTree(np.concatenate([e.points for e in elders])).query(points)
+            inside = distance < np.concatenate([e.radii for e in elders])[nearest]
+            # At least two points stay: a vessel that never leaves its elder is then found to be short.
+            first = min(int(np.argmin(inside)) if not inside.all() else len(points), len(points) - 2)
+            start += float(arc_length(points)[first])
+            points, radii = points[first:], radii[first:]
+        axes.append(Axis(points, radii, start, vessel.tree))
+    return axes
+
+
+def foreign(axes: Sequence[Axis], own: int, places: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Which places belong to another vessel than ``axes[own]``.
+
+    Of younger vessels and of other trees only the balls count that do not touch the own vessel's: where a side branch
+    leaves, the wall between the two is the elder's.
+
+    Args:
+        axes: all vessels of the volume.
+        own: index of the vessel.
+        places: shape (M, 3), RAS mm.
+        depth: how far each place lies beneath the own vessel's wall (negative: beyond it), shape (M,), mm.
+
+    Returns:
+        Shape (M,), boolean.
+    """
+    vessel, chain = axes[own], KDTree(axes[own].points)
+    centres, radii = [], []
+    for index, other in enumerate(axes):
+        counted = other.radii > 0
+        if index > own or other.tree != vessel.tree:
+            distance, nearest = chain.query(other.points)
+            counted &= distance > other.radii + vessel.radii[nearest]
+        if index != own:
+            centres.append(other.points[counted])
+            radii.append(other.radii[counted])
+    if not sum(map(len, centres)) or not len(places):
+        return np.zeros(len(places), bool)
+    distance, nearest = KDTree(np.concatenate(centres)).query(places)
+    return np.concatenate(radii)[nearest] - distance > depth
+
+
+def _radii(points: np.ndarray, label: Volume) -> np.ndarray:
+    """The way from the centreline to the first voxel outside: the median over directions across, since a side branch
+    or a neighbour that touches lies in a few of them only."""
+    tangents = np.gradient(points, axis=0)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    first = np.cross(tangents, np.eye(3)[np.abs(tangents).argmin(1)])
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
+    second = np.cross(tangents, first)
+    angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
+    rays = np.cos(angles)[:, None] * first[:, None] + np.sin(angles)[:, None] * second[:, None]
+    step = 0.25 * float(label.spacing.min())
+    ways = np.arange(step / 2, REACH, step)
+    places = points[:, None, None] + ways[:, None] * rays[:, :, None]
+    inverse = np.linalg.inv(label.affine)
+    voxels = np.moveaxis(places @ inverse[:3, :3].T + inverse[:3, 3], -1, 0)
+    inside = map_coordinates(label.voxels, voxels, order=0, mode="constant") > 0
+    return np.median(np.cumprod(inside, axis=2).sum(2) * step, axis=1)

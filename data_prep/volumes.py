@@ -1,0 +1,181 @@
+"""Reading whole CT volumes and label volumes, NIfTI or DICOM series, with the affine from voxels to RAS mm.
+
+Nothing is assumed about orientation: rows, columns and slices may run anywhere, with any spacing, oblique or sheared.
+As everywhere in this package a fault raises :class:`~data_prep.cases.Rejected`, without names or header elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+
+from data_prep.cases import Rejected
+from data_prep.dicom import decode_pixels
+from data_prep.nifti import MILLIMETRES
+from data_prep.readers import FAULTS, quiet
+
+__all__ = ["Volume", "check_same_grid", "read_ct", "read_labels"]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+AIR = -1000.0
+"""HU of what lies beyond a volume."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels (X, Y, Z) and the affine (4, 4) from voxel indices to RAS mm."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Distance of neighbouring voxels along each axis, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def read_ct(path: Path) -> Volume:
+    """Read a CT volume in HU: a NIfTI file, or a folder with the slices of one DICOM series.
+
+    Raises:
+        Rejected: when it cannot be read, is no volume, or cannot be in HU.
+    """
+    volume = _read(_read_series, "DICOM series", path) if path.is_dir() else _read(_read_nifti, "NIfTI file", path)
+    # Every eighth voxel along each axis: fat and air are in every CT of a chest, and large.
+    some = volume.voxels[::8, ::8, ::8].astype(np.float64)
+    some = some[np.isfinite(some)]
+    if some.size == 0:
+        raise Rejected("not_finite", "the CT volume has no finite voxel")
+    low, high = float(some.min()), float(some.max())
+    if low >= 0 or high - low < 200:
+        text = f"the CT volume has values from {low:g} to {high:g}; in Hounsfield units fat and air are negative"
+        raise Rejected("not_hounsfield", text)
+    return volume
+
+
+def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
+    """Read a label volume (NIfTI) and give its labels new values.
+
+    Args:
+        path: the file.
+        values: new value -> values in the file; 0 in the file stays 0.
+
+    Raises:
+        Rejected: when it cannot be read, or holds something else than 0 and the values listed.
+    """
+    volume = _read(_read_nifti, "label volume's NIfTI file", path)
+    found = volume.voxels
+    if not np.issubdtype(found.dtype, np.integer):
+        if not np.isfinite(found).all() or (found != np.rint(found)).any():
+            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
+        found = found.astype(np.int64)
+    new = {0: 0} | {original: value for value, originals in values.items() for original in originals}
+    highest = max(new)
+    if found.min() < 0 or found.max() > highest:
+        text = f"the label volume holds values from {found.min()} to {found.max()}, expected 0 to {highest}"
+        raise Rejected("bad_label", text)
+    unknown = [value for value in np.flatnonzero(np.bincount(found.reshape(-1))).tolist() if value not in new]
+    if unknown:
+        raise Rejected("bad_label", f"the label volume holds the values {unknown}, which no structure has")
+    table = np.zeros(highest + 1, np.uint8)
+    table[list(new)] = list(new.values())
+    return Volume(table[found], volume.affine)
+
+
+def check_same_grid(image: Volume, label: Volume) -> None:
+    """The label volume's voxels are the image's.
+
+    Raises:
+        Rejected: when the shapes differ, or a corner lies elsewhere by more than a tenth of a voxel.
+    """
+    if image.voxels.shape != label.voxels.shape:
+        text = f"the image has shape {image.voxels.shape}, the label volume {label.voxels.shape}"
+        raise Rejected("shape_mismatch", text)
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
+    corners[:, :3] *= np.array(image.voxels.shape) - 1
+    apart = np.linalg.norm((corners @ (image.affine - label.affine).T)[:, :3], axis=1).max()
+    if apart > 0.1 * image.spacing.min():
+        raise Rejected("grid_mismatch", f"a corner of the label volume lies {apart:.2f} mm from that of the image")
+
+
+def _read(reader: Callable[[Path], Volume], kind: str, path: Path) -> Volume:
+    with quiet():
+        try:
+            volume = reader(path)
+        except FAULTS as error:
+            raise Rejected("unreadable", f"the {kind} cannot be decoded ({type(error).__name__})") from None
+    if volume.voxels.ndim != 3 or min(volume.voxels.shape) < 4:
+        raise Rejected("unreadable", f"the {kind} holds an array of shape {volume.voxels.shape}, not a volume")
+    if not np.isfinite(volume.affine).all() or abs(np.linalg.det(volume.affine)) < 1e-9:
+        raise Rejected("unreadable", f"the {kind} has no geometry: its affine cannot be inverted")
+    return volume
+
+
+def _read_nifti(path: Path) -> Volume:
+    image: Any = nibabel.load(path)
+    stored = image.dataobj
+    # As stored, where that needs no scaling: nibabel would make 64-bit floats of everything else.
+    voxels = stored.get_unscaled()
+    if (stored.slope, stored.inter) != (1, 0):
+        voxels = voxels.astype(np.float32) * np.float32(stored.slope) + np.float32(stored.inter)
+    if voxels.dtype.fields is not None:
+        raise Rejected("colour", "the NIfTI file has colours")
+    if voxels.ndim > 3 and all(n == 1 for n in voxels.shape[3:]):
+        voxels = voxels.reshape(voxels.shape[:3])
+    if voxels.ndim > 3:
+        raise Rejected("multi_frame", f"the NIfTI file holds an array of shape {voxels.shape}, not one volume")
+    unit = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    return Volume(np.asarray(voxels), np.diag([unit, unit, unit, 1.0]) @ image.affine)
+
+
+def _read_series(folder: Path) -> Volume:
+    """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]
+    if not datasets:
+        raise Rejected("unreadable", "the folder holds no DICOM image")
+    if len({str(dataset.SeriesInstanceUID) for dataset in datasets}) > 1:
+        raise Rejected("several_series")
+    first = datasets[0]
+    for dataset in datasets:
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            raise Rejected("multi_frame", "a DICOM file of the series holds several frames")
+        if "RescaleSlope" not in dataset or "RescaleIntercept" not in dataset:
+            raise Rejected("not_hounsfield", "a slice of the DICOM series has no Rescale Slope and Intercept")
+        if dataset.get("Modality", "CT") != "CT" or dataset.get("RescaleType", "HU") not in ("HU", "US"):
+            raise Rejected("not_hounsfield", "the DICOM series is not a CT rescaled to Hounsfield units")
+        same = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+        if any(
+            not np.allclose(np.array(dataset[k].value, float), np.array(first[k].value, float), atol=1e-3) for k in same
+        ):
+            raise Rejected("incomplete_series", "the slices differ in size, spacing or orientation")
+    along_row, along_column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(along_row, along_column)
+    datasets.sort(key=lambda dataset: float(normal @ np.array(dataset.ImagePositionPatient, float)))
+    positions = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
+    steps = np.diff(positions @ normal)
+    if len(steps) == 0 or steps.min() < 1e-3:
+        raise Rejected("incomplete_series", "there is one slice only, or there are several at one position")
+    if np.abs(steps - np.median(steps)).max() > 0.1 * np.median(steps):
+        text = f"the slices' distances go from {steps.min():.3f} to {steps.max():.3f} mm: some are missing"
+        raise Rejected("incomplete_series", text)
+    # Pixels are (row, column); a row's pixels run along the first direction, so columns come first here.
+    stack = np.stack([decode_pixels(dataset).T for dataset in datasets], axis=2)
+    scale = np.array([(float(d.RescaleSlope), float(d.RescaleIntercept)) for d in datasets])
+    if (scale == np.rint(scale)).all():
+        voxels = stack.astype(np.int32) * scale[:, 0].astype(np.int32) + scale[:, 1].astype(np.int32)
+        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)  # half the memory
+    else:
+        voxels = (stack * scale[:, 0] + scale[:, 1]).astype(np.float32)
+    row_spacing, column_spacing = (float(s) for s in first.PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_row * column_spacing, along_column * row_spacing
+    affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    affine[:3, 3] = positions[0]
+    return Volume(voxels, LPS_TO_RAS @ affine)

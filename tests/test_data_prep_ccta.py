@@ -1,0 +1,308 @@
+"""CT volumes to straightened vessels: reading, geometry, whose label it is, and every fault with its reason."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from data_prep.cases import REASONS, Rejected
+from data_prep.ccta import CctaSource
+from data_prep.centrelines import Vessel, arc_length
+from data_prep.scans import find_scans, list_scans
+from data_prep.territories import foreign, trace_axes
+from data_prep.volumes import Volume, read_ct
+from tests.ct_volumes import centreline, draw, write_csv, write_nifti, write_scan, write_series
+
+LABELS = {"lumen": (1,), "calcified_plaque": (2,)}
+LENGTH = float(arc_length(centreline(2000))[-1])
+
+
+def source_of(root: Path, **options) -> CctaSource:
+    return CctaSource(find_scans(root), LABELS, **{"size": (96, 32), "spacing": 0.4} | options)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    return write_scan(tmp_path_factory.mktemp("scan"))
+
+
+def rejection(source: CctaSource, index: int = 0) -> Rejected:
+    with pytest.raises(Rejected) as caught:
+        source.load(source.items[index])
+    assert caught.value.reason in REASONS
+    assert "one" not in caught.value.text  # the scan's name
+    return caught.value
+
+
+def test_a_cut_shows_the_vessel_straight_with_its_physical_size(scan):
+    source = source_of(scan)
+    assert [item.name for item in source.items] == ["one/left"]
+    case = source.load(source.items[0])
+    assert case.image.shape == case.label.shape == (96, 32)
+    assert case.spacing == pytest.approx((LENGTH / 96, 0.4), rel=5e-3)
+    assert case.arc_length == pytest.approx((0, LENGTH), rel=5e-3)
+    assert (case.label == 1).sum() * np.prod(case.spacing) == pytest.approx(2 * 1.6 * LENGTH, rel=0.03)
+    rows = np.flatnonzero((case.label == 2).any(1)) * case.spacing[0]
+    assert rows.min() == pytest.approx(300 / 800 * LENGTH, abs=1) and rows.max() == pytest.approx(
+        420 / 800 * LENGTH, abs=1
+    )
+    hu = -150 + 900 * case.image
+    inside = case.label[:, 14:18] == 1
+    assert np.median(hu[:, 14:18][inside]) == pytest.approx(380, abs=15)
+    assert np.median(hu[:, :8]) == pytest.approx(-90, abs=10)
+
+
+def test_a_volume_and_cuts_at_angles_are_of_one_patient(scan):
+    source = source_of(scan, size=(96, 32, 32))
+    case = source.load(source.items[0])
+    assert case.spacing == pytest.approx((LENGTH / 96, 0.4, 0.4), rel=5e-3)
+    assert (case.label == 1).sum() * np.prod(case.spacing) == pytest.approx(np.pi * 1.6**2 * LENGTH, rel=0.03)
+    cuts = source_of(scan, angles=(0, 90, 180))
+    assert [item.name for item in cuts.items] == ["one/left@0", "one/left@90", "one/left@180"]
+    assert {item.patient for item in cuts.items} == {"one"}
+    first, _, third = (cuts.load(item) for item in cuts.items)
+    np.testing.assert_array_equal(first.label, third.label[:, ::-1])
+    middle = case.label[:, :, 15:17]  # the plane v = 0 lies between two samples
+    assert ((first.label == middle[..., 0]) | (first.label == middle[..., 1])).mean() > 0.97
+
+
+def test_centrelines_are_found_in_the_label_volume_when_there_are_none(scan, tmp_path):
+    for folder in ("volumes", "segmentations"):
+        (tmp_path / folder).symlink_to(scan / folder)
+    source = source_of(tmp_path)
+    case = source.load(source.items[0])
+    length = case.arc_length[1]
+    assert LENGTH - 4 < length < LENGTH + 2
+    assert (case.label == 1).sum() * np.prod(case.spacing) == pytest.approx(2 * 1.6 * length, rel=0.06)
+
+
+def test_coarse_samples_of_a_long_vessel_are_averages(scan):
+    """96 samples are 0.4 mm apart, 16 are 2.3 mm apart: each is the mean over its part, so noise falls."""
+    fine, coarse = (source_of(scan, size=(n, 32)).load(source_of(scan, size=(n, 32)).items[0]) for n in (96, 16))
+    assert coarse.image[:, :8].std() < 0.75 * fine.image[:, :8].std()
+    assert (coarse.label == 1).sum() * np.prod(coarse.spacing) == pytest.approx(2 * 1.6 * LENGTH, rel=0.05)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.2])
+def test_a_dicom_series_lies_where_the_same_nifti_file_does(tmp_path, tilt):
+    hu, _, affine = draw()
+    affine = affine + tilt * np.outer(
+        affine[:, 1], [0, 0, 1, 0]
+    )  # a gantry tilted: slices are not stacked along their normal
+    write_nifti(tmp_path / "a.nii.gz", hu, affine)
+    write_series(tmp_path / "series", hu, affine)
+    series, nifti = read_ct(tmp_path / "series"), read_ct(tmp_path / "a.nii.gz")
+    # The series may run the other way along its slices; the places of the voxels are what counts.
+    flipped = np.linalg.det(series.affine) * np.linalg.det(nifti.affine) < 0
+    voxels = series.voxels[:, :, ::-1] if flipped else series.voxels
+    moved = series.affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, hu.shape[2] - 1], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(voxels, nifti.voxels)
+    np.testing.assert_allclose(moved if flipped else series.affine, nifti.affine, atol=1e-4)
+
+
+def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetres(tmp_path):
+    hu, _, affine = draw()
+    image = nibabel.Nifti1Image((hu + 1024).astype(np.uint16), np.diag([1000, 1000, 1000, 1]) @ affine)
+    image.header.set_slope_inter(1.0, -1024.0)
+    image.header.set_xyzt_units("micron")
+    image.to_filename(tmp_path / "a.nii")
+    volume = read_ct(tmp_path / "a.nii")
+    np.testing.assert_array_equal(volume.voxels, hu)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
+
+
+def test_scans_are_found_by_their_names(tmp_path):
+    for name in (
+        "volumes/7.img.nii.gz", "volumes/7_b/1.dcm", "volumes/.hidden", "segmentations/7.coronary.nii.gz",
+        "segmentations/7_b.nii.gz", "segmentations/9.coronary.nii.gz", "centerlines/7.coronary_left_centerline.vtk",
+        "centerlines/7.coronary_right_centerline.vtk", "centerlines/7_b.vtp", "centerlines/7_b_LAD.csv",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    scans = {scan.name: scan for scan in find_scans(tmp_path)}
+    assert list(scans) == ["7", "7_b", "9"]
+    assert [name for name, _ in scans["7"].centrelines] == ["left", "right"]
+    assert [name for name, _ in scans["7_b"].centrelines] == ["LAD", "vessel"]
+    assert [path.name for path in scans["7_b"].labels] == ["7_b.nii.gz"]
+    assert scans["9"].volumes == () and len(scans["9"].labels) == 1
+
+
+def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
+    table = tmp_path / "list.csv"
+    rows = ["volume,label,centreline,vessel,patient"]
+    for vessel, patient in (("LAD", "p1"), ("again", "p1")):
+        files = ("volumes/one.img.nii.gz", "segmentations/one.coronary.nii.gz")
+        line = "centerlines/one.coronary_left_centerline.csv"
+        rows.append(",".join([*(str(scan / file) for file in (*files, line)), vessel, patient]))
+    table.write_text("\n".join(rows), encoding="utf-8")
+    source = CctaSource(list_scans(table), LABELS, size=(96, 32))
+    assert [(item.source, item.patient, item.name.rsplit("/", 1)[1]) for item in source.items] == [
+        ("list", "p1", "LAD"), ("list", "p1", "again"),
+    ]  # fmt: skip
+    assert source.load(source.items[0]).label.any()
+    table.write_text("volume,mask\na,b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="mask"):
+        list_scans(table)
+
+
+def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
+    """Three vessels in a plane: a trunk, a branch that leaves it at 20 mm, a stranger 5 mm beside it."""
+    trunk = np.stack([np.zeros(81), np.zeros(81), np.arange(81) * 0.5], axis=1)
+    side = trunk[40] + np.outer(np.arange(61) * 0.5, [np.sqrt(0.5), 0, np.sqrt(0.5)])
+    stranger = trunk + np.array([0, 5, 0])
+    affine = np.diag([0.3, 0.3, 0.3, 1.0])
+    affine[:3, 3] = (-6, -6, -3)
+    index = np.stack(np.meshgrid(*map(np.arange, (120, 60, 160)), indexing="ij"), axis=-1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+
+    def tube(points: np.ndarray, radius: float) -> np.ndarray:
+        t = np.clip(((world - points[0]) @ (points[-1] - points[0])) / ((points[-1] - points[0]) ** 2).sum(), 0, 1)
+        return np.linalg.norm(world - points[0] - t[..., None] * (points[-1] - points[0]), axis=-1) < radius
+
+    masks = [tube(trunk, 2.0), tube(side, 1.2), tube(stranger, 1.5)]
+    label = Volume(np.any(masks, axis=0).astype(np.uint8), affine)
+    vessels = [Vessel(trunk, 0.0, 0), Vessel(side, 20.0, 0), Vessel(stranger, 0.0, 1)]
+    axes = trace_axes(vessels, label, 0.0)
+    assert [float(np.median(axis.radii)) for axis in axes] == pytest.approx([2.0, 1.2, 1.5], abs=0.15)
+    # At 45° the branch's axis leaves the trunk after 2 mm / sin 45°.
+    assert axes[1].start == pytest.approx(20 + 2 * np.sqrt(2), abs=0.6)
+
+    places = world[label.voxels > 0]
+    member = np.stack([mask[label.voxels > 0] for mask in masks])
+    for own, points in ((0, trunk), (2, stranger)):
+        radius = float(np.median(axes[own].radii))
+        depth = radius - np.linalg.norm(places[:, :2] - points[0, :2], axis=1)
+        kept = ~foreign(axes, own, places, depth)
+        assert kept[member[own]].mean() > 0.99
+        outside = ~member[own] & (places[:, 2] > 0) & (places[:, 2] < 40)
+        assert kept[outside & (depth < -0.5)].mean() < 0.03
+    assert not foreign(axes[:1], 0, places, np.zeros(len(places))).any()
+
+
+FAULTS = {
+    "missing_image": lambda root: (root / "volumes" / "one.img.nii.gz").unlink(),
+    "missing_mask": lambda root: (root / "segmentations" / "one.coronary.nii.gz").unlink(),
+    "duplicate_name": lambda root: (root / "volumes" / "one.nii").touch(),
+    "unreadable": lambda root: (root / "volumes" / "one.img.nii.gz").write_bytes(b"\x1f\x8b no volume"),
+    "centreline_unreadable": lambda root: line(root).write_text("nothing"),
+    "centreline_short": lambda root: write_csv(line(root), lps()[:30]),
+    "centreline_folded": lambda root: write_csv(line(root), np.random.default_rng(0).permutation(lps())),
+    "centreline_outside": lambda root: write_csv(line(root), lps() * (-1, -1, 1)),
+    "centreline_off_vessel": lambda root: write_csv(line(root), lps() + np.array([5, 5, 0])),
+    "shape_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels[:-1], affine)),
+    "grid_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels, affine + shift(0.2))),
+    "bad_label": lambda root: relabel(root, lambda voxels, affine: (4 * voxels, affine)),
+    "not_hounsfield": lambda root: recolour(root, lambda voxels: voxels + 1024),
+    "not_finite": lambda root: recolour(root, lambda voxels: np.where(voxels > 700, np.nan, voxels).astype("f4")),
+}  # fmt: skip
+
+
+def line(root: Path) -> Path:
+    return root / "centerlines" / "one.coronary_left_centerline.csv"
+
+
+def lps() -> np.ndarray:
+    return centreline() * (-1, -1, 1)
+
+
+def shift(millimetres: float) -> np.ndarray:
+    moved = np.zeros((4, 4))
+    moved[0, 3] = millimetres
+    return moved
+
+
+def relabel(root: Path, change) -> None:
+    _, label, affine = draw()
+    write_nifti(root / "segmentations" / "one.coronary.nii.gz", *change(label, affine))
+
+
+def recolour(root: Path, change) -> None:
+    hu, _, affine = draw()
+    write_nifti(root / "volumes" / "one.img.nii.gz", change(hu), affine)
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_each_fault_has_its_reason(tmp_path, reason):
+    root = write_scan(tmp_path / "set")
+    FAULTS[reason](root)
+    assert rejection(source_of(root)).reason == reason
+
+
+def test_a_mirrored_centreline_is_told_from_one_that_is_elsewhere(tmp_path):
+    source = source_of(write_scan(tmp_path, lps=False))
+    assert "read as RAS it would lie inside" in rejection(source).text
+    right = source_of(tmp_path, convention="RAS")
+    assert right.load(right.items[0]).label.any()
+
+
+def test_windowed_and_shifted_intensities_are_not_hounsfield(tmp_path):
+    for change, text in (
+        (lambda hu: ((hu.clip(-150, 750) + 150) / 900).astype(np.float32), "negative"),
+        (lambda hu: (hu.astype(np.float32) - 90) / 150, "negative"),
+        (lambda hu: np.where(hu < -100, -2000, hu + 1024).astype(np.int16), "median over the lumen"),
+    ):
+        root = write_scan(tmp_path)
+        recolour(root, change)
+        fault = rejection(source_of(root))
+        assert fault.reason == "not_hounsfield" and text in fault.text
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"RescaleSlope": None}, "not_hounsfield"),
+        ({"RescaleType": "OD"}, "not_hounsfield"),
+        ({"Modality": "MR"}, "not_hounsfield"),
+        ({"ImageOrientationPatient": None}, "unreadable"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "incomplete_series"),
+    ],
+)
+def test_faults_of_a_dicom_series_have_their_reason(tmp_path, elements, reason):
+    hu, _, affine = draw()
+    with pytest.raises(Rejected) as caught:
+        read_ct(write_series(tmp_path / "a", hu[..., :12], affine, **elements))
+    assert caught.value.reason == reason
+
+
+def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
+    hu, _, affine = draw()
+    for name, change, reason in (
+        ("gap", lambda folder: (folder / "010.dcm").unlink(), "incomplete_series"),
+        ("stranger", lambda folder: write_series(folder / "sub", hu[..., :1], affine), "several_series"),
+        (
+            "double",
+            lambda folder: (folder / "b.dcm").write_bytes((folder / "005.dcm").read_bytes()),
+            "incomplete_series",
+        ),
+        ("text", lambda folder: (folder / "notes.txt").write_text("no DICOM"), "unreadable"),
+        ("empty", lambda folder: [path.unlink() for path in folder.iterdir()], "unreadable"),
+    ):
+        folder = write_series(tmp_path / name, hu[..., :12], affine)
+        change(folder)
+        if (folder / "sub").is_dir():
+            (folder / "sub" / "000.dcm").rename(folder / "other.dcm")
+        with pytest.raises(Rejected) as caught:
+            read_ct(folder)
+        assert caught.value.reason == reason, name
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"size": (96,)}, "size"), ({"size": (96, 4)}, "size"), ({"spacing": 0}, "spacing"), ({"angles": ()}, "angles"),
+        ({"angles": (0, 0)}, "angles"), ({"window": (750, -150)}, "window"), ({"order": 2}, "order"),
+        ({"convention": "XYZ"}, "coordinates"), ({"shortest": 0}, "shortest"), ({"sigma": -1}, "smoothing"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(scan, options, text):
+    with pytest.raises(ValueError, match=text):
+        source_of(scan, **options)
+
+
+@pytest.mark.parametrize(
+    "structures", [{}, {"lumen": (0,)}, {"lumen": (1,), "calcified_plaque": (1,)}, {"plaque": (1,)}]
+)
+def test_wrong_labels_are_named(scan, structures):
+    with pytest.raises(ValueError, match="labels"):
+        CctaSource(find_scans(scan), structures)
