@@ -1,4 +1,4 @@
-"""The command line: ``python -m data_prep folder …``, ``padchest``, ``phantom``, ``regions``, ``inspect``."""
+"""The command line: ``python -m data_prep folder …``, ``padchest``, ``ccta``, ``phantom``, ``regions``, ``inspect``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from tqdm import tqdm
 
 from data_prep.cases import NOTES
+from data_prep.ccta import SHORTEST, CctaSource
 from data_prep.collect import Summary, prepare
 from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
@@ -22,8 +24,10 @@ from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import CoronarySource, PhantomSource
 from data_prep.phantom_chest import ChestPhantom
 from data_prep.phantom_coronary import CoronaryPhantom
+from data_prep.phantom_volumes import HeartPhantom, write_heart
 from data_prep.pictures import draw_variables
 from data_prep.regions import derive_regions, region_definition
+from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table
 from segcft_ext.datalist import SPLITS, read_datalist
@@ -199,6 +203,105 @@ def padchest(
     print(f"names behind the ids (keep to yourself): {names}")
 
 
+def ccta(
+    *places: str,
+    out: str,
+    labels: Any = "lumen=1,calcified_plaque=2,noncalcified_plaque=3",
+    dims: int = 2,
+    size: Any = None,
+    angles: Any = "0",
+    across: float = 0.25,
+    window: Any = "-150,750",
+    order: int = 1,
+    smoothing: float = 1.0,
+    shortest: float = SHORTEST,
+    coordinates: str = "LPS",
+    regions: Any = None,
+    boundaries: Any = None,
+    seed: int = 0,
+    fractions: Any = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    strict: Any = False,
+    name: str | None = None,
+    salt: str | None = None,
+    mapping: str | None = None,
+) -> None:
+    """Straighten the vessels of coronary CT angiographies along their centrelines.
+
+    Each PLACE is a folder laid out like the public ImageCAS-X (volumes/, segmentations/, centerlines/), or a CSV list
+    with the columns volume, label and, if known, centreline, vessel, patient. Volumes are NIfTI files or folders with a
+    DICOM series; label volumes NIfTI files on the same grid; centrelines VTK polydata (.vtk, .vtp) or CSV with the
+    columns x, y, z. Where a volume has no centreline it is found in its label volume.
+
+    Examples:
+
+        python -m data_prep ccta imagecas-x --labels lumen=1-14 --out vessels
+
+        python -m data_prep ccta list.csv --dims 3 --coordinates RAS --out vessels
+
+    Args:
+        places: one or several folders or lists.
+        out: folder to write to; what an earlier run left there is replaced.
+        labels: the values of each structure in the label volumes. Values that are to be passed over stand under
+            background ("background=20-23,lumen=1"); any other one rejects the volume.
+        dims: 2 for longitudinal cuts, 3 for straightened volumes.
+        size: samples along the vessel and across it; 256x64 by default.
+        angles: of the cuts in degrees, "0,90"; each cut of each vessel is a case. 0 points to superior at the ostium.
+        across: distance of the samples across the vessel, mm.
+        window: HU that the stored intensities span.
+        order: of the interpolation, 1 (linear) or 3 (cubic).
+        smoothing: of the centrelines, mm.
+        shortest: length below which a vessel is rejected, mm.
+        coordinates: of the centrelines, LPS (as VTK, ITK, DICOM and 3D Slicer have them) or RAS (as NIfTI has them).
+        regions: names of the regions in which structures are measured, "proximal,mid,distal" by default; "none"
+            measures whole vessels.
+        boundaries: of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
+        seed: of the splits.
+        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: processes; the result is the same for any number.
+        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        strict: stop at the first rejected case, with its reason.
+        name: what the data are called in reports; by default the name of the folder OUT.
+        salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
+        mapping: file for the salt and the names behind the ids, by default OUT.mapping.json beside the folder OUT.
+    """
+    if not places:
+        raise ValueError("no folder or list given; see python -m data_prep ccta --help")
+    paths = [Path(place) for place in places]
+    low, high = _numbers("window", window, 2)
+    source = CctaSource(
+        [scan for path in paths for scan in (find_scans(path) if path.is_dir() else list_scans(path))],
+        _label_values(labels),
+        size=_vessel_size(size, _whole("dims", dims)),
+        spacing=_numbers("across", across, 1)[0],
+        angles=_numbers("angles", angles),
+        window=(low, high),
+        regions=_vessel_regions(regions, boundaries),
+        order=_whole("order", order),
+        sigma=_numbers("smoothing", smoothing, 1)[0],
+        shortest=_numbers("shortest", shortest, 1)[0],
+        convention=str(coordinates).upper(),
+        workers=_whole("workers", workers),
+    )
+    target = Path(out)
+    names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
+    summary = prepare(
+        source,
+        target,
+        name=name,
+        seed=_whole("seed", seed),
+        fractions=_parse(fractions),
+        workers=_whole("workers", workers),
+        scheduler=scheduler,
+        strict=_flag("strict", strict),
+        salt=salt,
+        mapping=names,
+    )
+    _report(summary)
+    print(f"names behind the ids (keep to yourself): {names}")
+
+
 def phantom(
     *,
     out: str,
@@ -224,7 +327,8 @@ def phantom(
 
     Args:
         out: folder to write to; what an earlier run left there is replaced.
-        kind: what to draw, "chest" or "coronary" (straightened arteries).
+        kind: what to draw, "chest", "coronary" (straightened arteries), or "coronary_volumes" (whole CT volumes with
+            label volumes and centrelines, which are for data_prep ccta; of the options count, seed and out are used).
         count: number of cases.
         size: in pixels; 64 of a square chest, 256x64 along and across a vessel.
         dims: of the vessels; 2 is a longitudinal cut, 3 a volume.
@@ -245,12 +349,16 @@ def phantom(
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
     elif kind == "coronary":
-        whole = str(regions).strip().lower() == "none" and regions is not None
-        parts = None if whole else region_definition(_names(regions or []), _fractions(boundaries))
+        parts = _vessel_regions(regions, boundaries)
         vessels = CoronaryPhantom(_vessel_size(size, _whole("dims", dims)), parts, descendants=False)
         source = CoronarySource(vessels, count, seed)
+    elif kind == "coronary_volumes":
+        for i in tqdm(range(count), desc="rendering", unit="volume"):
+            write_heart(HeartPhantom(), seed * 100_000 + i, f"heart-{i:04d}", Path(out))
+        print(f"{count} volumes in {out}: python -m data_prep ccta {out} --out …")
+        return
     else:
-        raise ValueError(f"kind: found {kind!r}, expected 'chest' or 'coronary'")
+        raise ValueError(f"kind: found {kind!r}, expected 'chest', 'coronary' or 'coronary_volumes'")
     summary = prepare(
         source,
         Path(out),
@@ -326,6 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "folder": folder,
         "inspect": inspect,
         "padchest": padchest,
+        "ccta": ccta,
         "phantom": phantom,
         "regions": regions,
     }
@@ -404,6 +513,38 @@ def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
     if len(numbers) != dims:
         raise ValueError(f"size: found {given!r}, expected samples along and across, such as 256x64")
     return tuple(numbers)
+
+
+def _vessel_regions(names: Any, boundaries: Any) -> dict[str, Any] | None:
+    """The regions of vessels, thirds by default; None for "none"."""
+    if names is not None and str(names).strip().lower() == "none":
+        return None
+    return region_definition(_names(names or []), _fractions(boundaries))
+
+
+def _numbers(option: str, given: Any, count: int | None = None) -> tuple[float, ...]:
+    """Numbers from "0,90", a list or a number alone."""
+    try:
+        found = tuple(float(part) for part in (_names(given) if isinstance(given, (str, list, tuple)) else [given]))
+    except ValueError:
+        found = ()
+    if not found or count not in (None, len(found)):
+        raise ValueError(f"{option}: found {given!r}, expected {count or 'one or several'} number(s)")
+    return found
+
+
+def _label_values(given: Any) -> dict[str, list[int]]:
+    """Values by structure from "lumen=1-14,calcified_plaque=20" or from JSON."""
+    given = _parse(given)
+    if isinstance(given, str):
+        pairs = [part.partition("=")[::2] for part in given.split(",")]
+        given = {}
+        for structure, text in pairs:
+            first, _, last = text.partition("-")
+            numbers = range(_whole("labels", first), _whole("labels", last or first) + 1)
+            given.setdefault(structure.strip(), []).extend(numbers)
+    listed = {name: values if isinstance(values, list) else [values] for name, values in given.items()}
+    return {name: [_whole("labels", value) for value in values] for name, values in listed.items()}
 
 
 def _flag(option: str, given: Any) -> bool:

@@ -23,15 +23,15 @@ from data_prep.centrelines import (
     split_vessels,
 )  # fmt: skip
 from data_prep.coronary_vessel import LABELS
+from data_prep.ct import WINDOW
 from data_prep.journal import stamp
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
 from data_prep.territories import Axis, foreign, trace_axes
 from data_prep.volumes import AIR, Volume, check_same_grid, read_ct, read_labels
 
-__all__ = ["SHORTEST", "WINDOW", "CctaSource"]
+__all__ = ["SHORTEST", "CctaSource"]
 
-WINDOW = (-150.0, 750.0)
 SHORTEST = 20.0
 LUMEN_HU = (50.0, 1000.0)
 """Between these lies the median over any lumen that is filled with contrast medium."""

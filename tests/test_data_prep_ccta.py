@@ -6,12 +6,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.cases import REASONS, Rejected
 from data_prep.ccta import CctaSource
 from data_prep.centrelines import Vessel, arc_length
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import foreign, trace_axes
 from data_prep.volumes import Volume, read_ct
+from segcft_ext.datalist import read_datalist
 from tests.ct_volumes import centreline, draw, write_csv, write_nifti, write_scan, write_series
 
 LABELS = {"lumen": (1,), "calcified_plaque": (2,)}
@@ -306,3 +308,26 @@ def test_wrong_options_are_named(scan, options, text):
 def test_wrong_labels_are_named(scan, structures):
     with pytest.raises(ValueError, match="labels"):
         CctaSource(find_scans(scan), structures)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims):
+    root = tmp_path / "set"
+    for n in range(6):
+        write_scan(root, f"scan{n}")
+        hu, _, affine = draw()
+        write_nifti(root / "volumes" / f"scan{n}.img.nii.gz", hu + np.int16(n), affine)  # none is like another
+    (root / "segmentations" / "stray.nii.gz").touch()
+    arguments = ["ccta", str(root), "--labels", "lumen=1,background=2", "--dims", str(dims), "--size", "96x24"]
+    main([*arguments, "--across", "0.4", "--salt", "x", "--workers", "2", "--out", str(tmp_path / "out")])
+    assert "7 cases found, 6 accepted, 1 rejected" in capsys.readouterr().out
+    datalist = read_datalist(tmp_path / "out" / "datalist.json")
+    kind, unit = ("area", "mm2") if dims == 2 else ("volume", "mm3")
+    assert datalist.variable_names == [f"lumen_{kind}_{name}" for name in ("proximal", "mid", "distal")]
+    assert {variable.unit for variable in datalist.variables} == {unit}
+    assert dict(datalist.labels) == {"background": 0, "lumen": 1}
+    entry = datalist.entries["training"][0]
+    assert len(entry["spacing"]) == dims and entry["arc_length"] == pytest.approx([0, LENGTH], abs=0.2)
+    section = 3.2 if dims == 2 else np.pi * 1.6**2
+    assert sum(entry["variables"].values()) == pytest.approx(section * LENGTH, rel=0.04)
+    assert "scan" not in (tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")
