@@ -38,7 +38,7 @@ def rejection(source: CctaSource, index: int = 0) -> Rejected:
 
 
 def test_a_cut_shows_the_vessel_straight_with_its_physical_size(scan):
-    source = source_of(scan)
+    source = pickle.loads(pickle.dumps(source_of(scan)))  # as processes get it
     assert [item.name for item in source.items] == ["one/left"]
     case = source.load(source.items[0])
     assert case.image.shape == case.label.shape == (96, 32)
@@ -319,7 +319,7 @@ def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims)
         write_nifti(root / "volumes" / f"scan{n}.img.nii.gz", hu + np.int16(n), affine)  # none is like another
     (root / "segmentations" / "stray.nii.gz").touch()
     arguments = ["ccta", str(root), "--labels", "lumen=1,background=2", "--dims", str(dims), "--size", "96x24"]
-    main([*arguments, "--across", "0.4", "--salt", "x", "--workers", "2", "--out", str(tmp_path / "out")])
+    main([*arguments, "--across", "0.4", "--salt", "x", "--out", str(tmp_path / "out")])
     assert "7 cases found, 6 accepted, 1 rejected" in capsys.readouterr().out
     datalist = read_datalist(tmp_path / "out" / "datalist.json")
     kind, unit = ("area", "mm2") if dims == 2 else ("volume", "mm3")
