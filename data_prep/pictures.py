@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from skimage.measure import find_contours
@@ -25,6 +26,9 @@ __all__ = [
     "spread_cases",
     "variables_figure",
 ]
+
+AS_WRITTEN: Any = {"text.parse_math": False}
+"""Names are the user's: a dollar sign in them starts no formula."""
 
 MAX_CASES = 40
 COLUMNS = 8
@@ -43,6 +47,7 @@ def draw_variables(datalist: Datalist, path: Path) -> None:
     _save(variables_figure(datalist), path, dpi=100)
 
 
+@rc_context(AS_WRITTEN)
 def sheet_figure(
     datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
 ) -> Figure:
@@ -86,6 +91,7 @@ def middle(array: np.ndarray) -> np.ndarray:
     return array if array.ndim == 2 else array[..., array.shape[2] // 2]
 
 
+@rc_context(AS_WRITTEN)
 def variables_figure(datalist: Datalist) -> Figure:
     """The distribution of every variable, by split on the left and by source on the right."""
     entries = [{**entry, "split": split} for split in SPLITS for entry in datalist.entries[split]]
@@ -100,6 +106,7 @@ def variables_figure(datalist: Datalist) -> Figure:
     return figure
 
 
+@rc_context(AS_WRITTEN)
 def correlation_figure(values: pd.DataFrame) -> Figure:
     """Pearson's correlation of every pair of columns, over the rows that have both."""
     matrix = values.corr().to_numpy()

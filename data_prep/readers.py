@@ -61,6 +61,8 @@ def read_picture(path: Path | zipfile.Path) -> Picture:
     Raises:
         Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise Rejected("unreadable", "this is no file, or a link to none")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
