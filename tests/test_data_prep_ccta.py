@@ -1,5 +1,6 @@
 """CT volumes to straightened vessels: reading, geometry, whose label it is, and every fault with its reason."""
 
+import pickle
 from pathlib import Path
 
 import nibabel
