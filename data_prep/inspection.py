@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from data_prep.cases import NOTES, REASONS
 from data_prep.label_faults import FAULTS, MAX_Z, Fault, find_faults
-from data_prep.pictures import correlation_figure, sheet_figure, spread_cases, variables_figure
+from data_prep.pictures import correlation_figure, is_lying, sheet_figure, spread_cases, variables_figure
 from segcft_ext.datalist import SPLITS, Datalist, Variable, read_datalist
 from segcft_ext.figures import to_png
 from segcft_ext.html import figure, folded, listing, table, write_page
@@ -96,10 +96,13 @@ def _header(datalist: Datalist) -> str:
     known = f"known for {len(spacings)} of {len(entries)} cases"
     if len(spacings):
         known += f", {spacings.min():.3g} to {spacings.max():.3g} mm"
+    stored = f"{datalist.intensity_range[0]:g} to {datalist.intensity_range[1]:g}"
+    if datalist.window is not None:
+        stored += f", which stand for {datalist.window[0]:g} to {datalist.window[1]:g} {datalist.intensity_unit}"
     return listing(
         {
             "image size": " × ".join(map(str, datalist.size)),
-            "intensities": f"{datalist.intensity_range[0]:g} to {datalist.intensity_range[1]:g}",
+            "intensities": stored,
             "pixel spacing": known,
             "structures": ", ".join(f"{name} ({datalist.labels[name]})" for name in datalist.structures),
             "true counterfactuals": "known" if datalist.truth else "unknown",
@@ -162,8 +165,11 @@ def _sheet(datalist: Datalist) -> str:
     shown = spread_cases(datalist, SHEET_CASES)
     total = sum(len(datalist.entries[split]) for split in SPLITS)
     titles = [f"{entry['source']} {entry['id'][:8]} {split}" for split, entry in shown]
-    of_volumes = " Volumes are shown by their middle slice." if len(datalist.size) == 3 else ""
-    caption = f"{len(shown)} of {total} cases, spread evenly over the sources.{of_volumes}"
+    caption = f"{len(shown)} of {total} cases, spread evenly over the sources."
+    if len(datalist.size) == 3:
+        caption += " Volumes are shown by their middle slice."
+    if is_lying(datalist.size):
+        caption += " Pictures lie on their side, the top on the left."
     return _figure(sheet_figure(datalist, [entry for _, entry in shown], titles, COLUMNS), caption)
 
 

@@ -100,7 +100,7 @@ def _unusual_structures(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
     loose, small = np.array(shapes.loose), np.stack(shapes.small)
     for column, name in enumerate(datalist.structures):
         present = np.isfinite(loose[:, column])
-        if present.mean() >= NEARLY_ALL:
+        if present.mean() > NEARLY_ALL:
             faults += [Fault("absent", *shapes.cases[i], 0, f"no {name}") for i in np.flatnonzero(~present)]
         pieces = present & (loose[:, column] > LOOSE)
         # A structure that often has several pieces, as plaques have, is not faulty for that.

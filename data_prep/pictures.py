@@ -21,6 +21,7 @@ __all__ = [
     "correlation_figure",
     "draw_contact_sheet",
     "draw_variables",
+    "is_lying",
     "middle",
     "sheet_figure",
     "spread_cases",
@@ -51,12 +52,9 @@ def draw_variables(datalist: Datalist, path: Path) -> None:
 def sheet_figure(
     datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
 ) -> Figure:
-    """Cases side by side, each with one contour for each structure and a line of text above.
-
-    A picture much higher than wide, such as a straightened vessel, lies on its side, its top on the left.
-    """
+    """Cases side by side, each with one contour for each structure and a line of text above."""
     height, width = datalist.size[:2]
-    lying = height > 2 * width
+    lying = is_lying(datalist.size)
     if lying:
         height, width = width, height
         columns = max(1, round(columns * (height / width) ** 0.5))
@@ -84,6 +82,12 @@ def sheet_figure(
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
     figure.legend(loc="upper left", ncols=len(lines), fontsize=8, frameon=False)
     return figure
+
+
+def is_lying(size: Sequence[int]) -> bool:
+    """Whether pictures are so much higher than wide, as a straightened vessel is, that they are drawn lying on their
+    side, the top on the left."""
+    return size[0] > 2 * size[1]
 
 
 def middle(array: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_volumes_of_any_structures_are_shown_by_their_middle(tmp_path):
     datalist = write_datalist(tmp_path / "datalist.json", content)
     assert write_inspection(datalist.path, tmp_path / "page.html") == []
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "middle slice" in page and "24 × 8 × 8" in page and "0.4 to 0.5 mm" in page
+    assert "middle slice" in page and "on their side" in page and "24 × 8 × 8" in page and "0.4 to 0.5 mm" in page
 
 
 def test_a_missing_datalist_ends_with_one_line(tmp_path):
