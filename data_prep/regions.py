@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from monai.utils.module import optional_import
-from PIL import Image
 from tqdm import tqdm
 
+from data_prep.storage import read_array
 from segcft_ext.datalist import SPLITS, Datalist, read_datalist, write_datalist
-from segcft_ext.measurements import Area, Measurement, instantiate_measurement, measure_label_map
+from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure_label_map
 
 __all__ = ["derive_regions", "region_definition"]
 
@@ -58,8 +57,9 @@ def derive_regions(
 ) -> Datalist:
     """Write a datalist in which each area of a structure is replaced by its areas in the regions.
 
-    Everything else stays: other variables and their values, splits, ids, use, noise. The renderer of true
-    counterfactuals stays if it takes ``regions``; another one cannot know what a regional variable means.
+    Where it is divided already, it is divided anew. Everything else stays: other variables and their values, splits,
+    ids, use, noise. The renderer of true counterfactuals stays if it takes ``regions``; another one cannot know what a
+    regional variable means.
 
     Args:
         datalist: the datalist to start from.
@@ -68,8 +68,8 @@ def derive_regions(
         structures: those whose areas are divided; all by default.
 
     Raises:
-        ValueError: when ``out`` lies beside the datalist, a structure is unknown or has no area, or an area is one of a
-            region already.
+        ValueError: when ``out`` lies beside the datalist, a structure is unknown or has no area, or one that is not
+            divided anew has other regions.
         DatalistError: when the datalist cannot be read or the regions contradict its format.
     """
     source, target = read_datalist(datalist), Path(out).absolute()
@@ -78,12 +78,17 @@ def derive_regions(
     content = json.loads(source.path.read_text(encoding="utf-8"))
     divided = _areas(source, structures)
     variables: list[dict[str, Any]] = []
+    measurements: dict[str, Measurement] = {}
     for variable in content["variables"]:
-        structure = divided.get(variable["name"])
-        variables += [variable] if structure is None else _regional(variable, structure, regions)
-    measurements = {
-        v["name"]: instantiate_measurement(v["measurement"]) for v in variables if v.get("region") in regions["names"]
-    }
+        name = variable["name"]
+        if name not in divided:
+            variables.append(variable)
+            continue
+        whole = {**variable, "name": name.removesuffix(f"_{variable.get('region')}")}
+        parts = _regional(whole, divided[name], regions)
+        if parts[0]["name"] not in measurements:  # of what is divided anew, the first part stands for all
+            variables += parts
+            measurements |= {part["name"]: instantiate_measurement(part["measurement"]) for part in parts}
     target.parent.mkdir(parents=True, exist_ok=True)
     content |= {"regions": dict(regions), "variables": variables, "truth": _truth(source, regions)}
     entries = [entry for split in SPLITS for entry in content[split]]
@@ -109,9 +114,9 @@ def _areas(datalist: Datalist, structures: Sequence[str] | None) -> dict[str, st
             continue
         structure = next(s for s, value in datalist.labels.items() if value == measurement.label)
         if structure not in wanted:
+            if isinstance(measurement, RegionArea):
+                raise ValueError(f"{datalist.path}: {name} is of other regions: {measurement!r}; divide all structures")
             continue
-        if type(measurement) is not Area:
-            raise ValueError(f"{datalist.path}: {name} is a variable of a region already: {measurement!r}")
         found[name] = structure
     lacking = [name for name in wanted if name not in found.values()]
     if lacking and (structures or not found):
@@ -128,7 +133,8 @@ def _regional(variable: Mapping[str, Any], structure: str, regions: Mapping[str,
             "structure": structure,
             "region": name,
             "measurement": {
-                **whole,
+                "label": whole["label"],
+                "unit": whole.get("unit", "percent"),
                 "_target_": "segcft_ext.measurements.RegionArea",
                 "axis": regions["axis"],
                 "low": low,
@@ -151,8 +157,7 @@ def _truth(datalist: Datalist, regions: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def _measure(measurements: Mapping[str, Measurement], datalist: Datalist, entry: Mapping[str, Any]) -> dict[str, float]:
-    path = datalist.path.parent / entry["label"]
-    label = np.asarray(Image.open(path) if path.suffix == ".png" else nibabel.Nifti1Image.from_filename(path).dataobj)
+    label = read_array(datalist.path.parent / entry["label"])
     spacing = torch.tensor([entry["spacing"]], dtype=torch.float32) if entry.get("spacing") else None
     values = measure_label_map(
         measurements, torch.from_numpy(label.astype(np.int64))[None, None], datalist.num_classes, spacing=spacing

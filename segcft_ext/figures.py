@@ -202,34 +202,36 @@ def effectiveness_scatter(
 
 
 def change_maps(maps: Mapping[str, Mapping[str, np.ndarray]], lines: Sequence[float] = ()) -> Figure:
-    """Mean absolute change of the image, a row for each method and a column for each intervention, on one scale.
+    """Mean absolute change of the image, a row for each intervention and a column for each method, on one scale.
 
     Args:
         maps: (H, W) by method and intervened variable.
-        lines: heights at which to draw a line across, as fractions of the image.
+        lines: borders of regions along the first axis, as fractions of the image.
     """
     interventions = list(next(iter(maps.values())))
     shape = next(iter(next(iter(maps.values())).values())).shape
+    lying = _lying(shape)
+    width, height = _cell(shape)
     limit = max(float(np.quantile(image, 0.998)) for each in maps.values() for image in each.values()) or 1.0
     with matplotlib.rc_context(STYLE):
-        width = 1.3 / max(1.0, math.sqrt(shape[0] / shape[1]))
-        height = width * shape[0] / shape[1]
-        figure = _figure((width + 0.1) * len(interventions) + 1.2, (height + 0.1) * len(maps) + 1.2)
-        axes = figure.subplots(len(maps), len(interventions), squeeze=False)
-        for row, (method, each) in enumerate(maps.items()):
-            for column, do in enumerate(interventions):
+        figure = _figure((width + 0.08) * len(maps) + 2.6, (height + 0.08) * len(interventions) + 0.5)
+        axes = figure.subplots(len(interventions), len(maps), squeeze=False)
+        for column, (method, each) in enumerate(maps.items()):
+            for row, do in enumerate(interventions):
                 axis: Axes = axes[row, column]
-                shown = axis.imshow(each[do], cmap="magma", vmin=0, vmax=limit, interpolation="bicubic")
+                image = each[do].T if lying else each[do]
+                shown = axis.imshow(image, cmap="magma", vmin=0, vmax=limit, interpolation="bicubic")
                 for line in lines:
-                    axis.axhline(line * shape[0] - 0.5, color="white", linewidth=0.6, linestyle=":")
+                    draw = axis.axvline if lying else axis.axhline
+                    draw(line * shape[0] - 0.5, color="white", linewidth=0.6, linestyle=":")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
                 if row == 0:
-                    axis.set_title(f"do({_words(do)})", rotation=40, ha="left", va="bottom", fontsize=7)
+                    axis.set_title(method, fontweight="bold")
                 if column == 0:
-                    axis.set_ylabel(method, fontweight="bold")
+                    axis.set_ylabel(f"do({_words(do)})", rotation=0, ha="right", va="center")
         bar = figure.colorbar(shown, ax=axes, pad=0.02, fraction=0.04)
-        bar.set_label("mean absolute change (images in [–1, 1])")
+        bar.set_label("mean absolute change")
         bar.outline.set_visible(False)
     return figure
 
@@ -313,6 +315,7 @@ def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 class _Sheet:
     """Pictures in rows and columns on one axis whose unit is the inch; rows come in blocks with a heading.
 
+    Pictures much taller than wide, such as straightened vessels, are laid down, their first row at the left.
     One axis for everything: hundreds of axes with an automatic layout take seconds to draw.
 
     Args:
@@ -324,7 +327,7 @@ class _Sheet:
         legend: leave room for one.
     """
 
-    CELL, GAP, LEFT, BAR = 1.3, 0.05, 0.3, 0.75
+    GAP, LEFT, BAR = 0.05, 0.3, 0.75
 
     def __init__(
         self,
@@ -335,9 +338,8 @@ class _Sheet:
         title: str = "",
         legend: bool = False,
     ) -> None:
-        # a tall picture, such as a straightened vessel, is drawn narrower
-        self.cell = max(0.8, self.CELL / max(1.0, math.sqrt(shape[0] / shape[1])))
-        self.height = self.cell * shape[0] / shape[1]
+        self.lying = _lying(shape)
+        self.cell, self.height = _cell(shape)
         step = self.height + self.GAP
         self.rows = list(rows)
         self.top = [0.32 if title else 0.06]
@@ -362,7 +364,7 @@ class _Sheet:
         """An image in [-1, 1], or a signed difference with the limit of its colour scale."""
         x, y = self._place(block, row, column)
         self.axis.imshow(
-            image,
+            image.T if self.lying else image,
             cmap="gray" if limit is None else DIFFERENCE,
             vmin=-(limit or 1),
             vmax=limit or 1,
@@ -378,6 +380,7 @@ class _Sheet:
     ) -> None:
         """Outlines of the structures of a label map."""
         x, y = self._place(block, row, column)
+        mask = mask.T if self.lying else mask
         xs = x + (np.arange(mask.shape[1]) + 0.5) * self.cell / mask.shape[1]
         ys = y + (np.arange(mask.shape[0]) + 0.5) * self.height / mask.shape[0]
         for number, value in enumerate(labels.values()):
@@ -415,6 +418,16 @@ class _Sheet:
         lines = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=_words(name)) for n, name in enumerate(labels)]
         lines.append(Line2D([], [], color="0.4", linestyle=":", label="before the intervention"))
         self.figure.legend(handles=lines, loc="lower center", ncols=len(lines))
+
+
+def _lying(shape: tuple[int, ...]) -> bool:
+    """Whether pictures (H, W) of this shape are laid down: tall and narrow ones leave no room for their titles."""
+    return shape[0] >= 2 * shape[1]
+
+
+def _cell(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Width and height of a picture in inches."""
+    return (2.4, 2.4 * shape[1] / shape[0]) if _lying(shape) else (1.3, 1.3 * shape[0] / shape[1])
 
 
 def _limit(differences: Sequence[np.ndarray]) -> float:

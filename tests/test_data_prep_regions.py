@@ -71,6 +71,16 @@ def test_volumes_in_millimetres(tmp_path):
         }
 
 
+def test_what_is_divided_is_divided_anew(tmp_path):
+    whole = disc_datalist(tmp_path / "discs")
+    halves = region_definition(boundaries=[0, 0.3, 1])
+    derive_regions(whole.path, tmp_path / "zones" / "datalist.json", ZONES)
+    again = derive_regions(tmp_path / "zones" / "datalist.json", tmp_path / "halves" / "datalist.json", halves)
+    direct = derive_regions(whole.path, tmp_path / "direct" / "datalist.json", halves)
+    assert again.variables == direct.variables and again.regions == direct.regions
+    assert [e["variables"] for e in again.entries["test"]] == [e["variables"] for e in direct.entries["test"]]
+
+
 def test_the_command_writes_a_datalist_and_the_distributions(tmp_path, capsys):
     whole = disc_datalist(tmp_path / "discs")
     out = tmp_path / "halves" / "datalist.json"
@@ -92,7 +102,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="axis is 3, expected one of 0 … 1"):
         derive_regions(whole.path, out, {**ZONES, "axis": 3})
     derive_regions(whole.path, out, ZONES)
-    with pytest.raises(ValueError, match="left_area_upper is a variable of a region already"):
-        derive_regions(out, tmp_path / "again" / "datalist.json", ZONES)
+    with pytest.raises(ValueError, match=r"right_area_upper is of other regions: RegionArea.*divide all structures"):
+        derive_regions(out, tmp_path / "again" / "datalist.json", ZONES, ["left"])
     with pytest.raises(SystemExit, match="boundaries: found 'half', expected numbers"):
         main(["regions", str(whole.path), "--out", str(out), "--boundaries", "0,half,1"])

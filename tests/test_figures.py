@@ -43,7 +43,9 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     lines = {m: {"heart_area": (s, 0.0)} for m, s in (("identity", 0.0), ("Seg-CFT", 0.9))}
 
     images = [panel(i).image for i in range(3)]
+    tall = {"Seg-CFT": {"lumen_area_mid": np.eye(64)[:, ::4], "lumen_area_distal": np.zeros((64, 16))}}
     drawings = {
+        "maps": figures.change_maps(tall, [0.5]),
         "grid": figures.counterfactual_grid(panel(0), {"a": [panel(1)], "b": [panel(2)]}, LABELS),
         "reconstructions": figures.reconstruction_grid(images[:2], images[1:], "epoch 3"),
         "samples": figures.sample_grid(images, [f"sample {i}" for i in range(3)], columns=2),
@@ -55,6 +57,18 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     }
     for name, figure in drawings.items():
         assert figures.save_figure(figure, tmp_path / "figures" / f"{name}.png").stat().st_size > 3000
+
+
+def test_a_vessel_is_laid_down_with_its_first_row_at_the_left() -> None:
+    image = -np.ones((120, 24))
+    image[:30] = 1
+    mask = np.zeros((120, 24), int)
+    figure = figures.counterfactual_grid(Panel(image, mask), {"a": [Panel(image, mask)]}, LABELS)
+    width, height = figure.get_size_inches()
+    assert width > 5 and height < 3
+    # the middle line of the first picture, 160 pixels for each inch
+    line = drawn(figure)[int(160 * 0.64), int(160 * 0.35) : int(160 * 2.65)].mean(1)
+    assert line[: len(line) // 6].min() > 200 and line[len(line) // 2 :].max() < 60
 
 
 def test_equal_pictures_are_equal_files() -> None:

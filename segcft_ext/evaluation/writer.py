@@ -114,7 +114,7 @@ class EvaluationWriter:
                 change_maps(maps, regions.boundaries[1:-1] if regions is not None and fixed else ()),
                 "change-maps",
                 "maps",
-                "Mean absolute change of the image by method (rows) and intervention (columns), over all test cases "
+                "Mean absolute change of the image by intervention (rows) and method (columns), over all test cases "
                 "and targets" + ("; the lines part the regions." if fixed else "."),
             )
 
