@@ -196,6 +196,11 @@ def test_tables_files_and_report(judged: tuple[JudgeEvaluator, Path], tmp_path: 
     for key in wanted:
         assert [name for name, _ in tables[key].rows] == [ZERO, "exact", "spilling", FLOOR]
     assert all(cell.best for cell in dict(tables["positional_leakage"].rows)["exact"])
+    appear, vanish = (dict(tables[f"presence_{group}"].rows) for group in ("absent_present", "present_absent"))
+    missed, left = (tables[f"presence_{group}"].columns[1] for group in ("absent_present", "present_absent"))
+    assert missed.endswith("missed, share") and left.endswith("seen, share")
+    assert [rows[ZERO][1].value for rows in (appear, vanish)] == [1, 1]
+    assert [rows["exact"][1].value for rows in (appear, vanish)] == [0, 0]
     shown = {entry["kind"]: entry for entry in json.loads((folder / "figures" / "figures.json").read_text())}
     assert "the lines part the regions" in shown["maps"]["caption"] and "set to zero" in shown["sweep"]["caption"]
     text = write_report(tmp_path / "report.html", folder).read_text()

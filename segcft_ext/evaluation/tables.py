@@ -200,29 +200,36 @@ def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         "present_present": "Present, and to change",
     }
     headings = {h: do for h, do in interventions(figures).items() if do in evaluation.get("floor_presence", {})}
-    columns = {
-        f"{heading}: {name}": (do, figure)
-        for heading, do in headings.items()
-        for figure, name in (("mae", f"error, {evaluation['data']['units'][do]}"), ("seen", "seen, share"))
-    }
 
     def one(group: str, present: bool) -> Table:
-        floor = "present" if present else "absent"
+        floor, wrong = ("present", "missed") if present else ("absent", "seen")
+
+        def value(entry: Mapping[str, Any], figure: str) -> Cell:
+            if figure == "mae":
+                return cell(entry, "mae", "mae_ci95")
+            seen = cell(entry, "seen", "seen_ci95")
+            if not present or seen.interval is None:
+                return seen
+            return Cell(1 - seen.value, (1 - seen.interval[1], 1 - seen.interval[0]))
+
         return table(
             figures,
             f"presence_{group}",
             titles[group],
             "Interventions on a structure by its presence before and after: mean absolute error in the variable's "
-            f"unit, and the share of counterfactuals in which the judge sees it, which ought to be {int(present)}. "
-            f"The floor is the judge on real images in which it is {floor}.",
-            columns,
-            lambda entry, column: cell(entry["presence"][column[0]][group], column[1], f"{column[1]}_ci95"),
-            lambda column: cell(evaluation["floor_presence"][column[0]][floor], column[1], f"{column[1]}_ci95"),
-            loss=lambda value: value,
+            f"unit, and the share of counterfactuals in which the judge has {wrong} it. Lower is better. The floor is "
+            f"the judge on real images in which it is {floor}.",
+            {
+                f"{heading}: {name}": (do, figure)
+                for heading, do in headings.items()
+                for figure, name in (("mae", f"error, {evaluation['data']['units'][do]}"), ("seen", f"{wrong}, share"))
+            },
+            lambda entry, column: value(entry["presence"][column[0]][group], column[1]),
+            lambda column: value(evaluation["floor_presence"][column[0]][floor], column[1]),
             digits=2,
         )
 
-    return [one(group, after) for group, (_, after) in GROUPS.items()] if columns else []
+    return [one(group, after) for group, (_, after) in GROUPS.items()] if headings else []
 
 
 def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
