@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from bundle_docs import run_in_process
+from bundle_docs import kept_logging, run_in_process
+from monai.bundle import ConfigWorkflow
+from PIL import Image
 from small_vessels import small_vessels
 
 from segcft_ext.checkpoints import load_model, save_model
@@ -95,3 +98,31 @@ def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
     evaluation = json.loads((ran / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["judge"]) == set(datalist.structures)
     assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
+
+
+def test_counterfactuals_of_a_picture(ran: Path, datalist: Datalist, tmp_path: Path) -> None:
+    """Doing what is so gives the picture back, in its own window: the intensities are those of the training."""
+    if datalist.spatial_dims == 3:
+        pytest.skip("pictures are 2-D")
+    case = datalist.entries["test"][0]
+    image = datalist.path.parent / case["image"]
+    configs = BUNDLES / "seg_cft_finetuning" / "configs"
+    with kept_logging():
+        workflow = ConfigWorkflow(
+            config_file=[str(configs / name) for name in ("inference.json", "coronary_inference.json")],
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(configs.parent),
+            device="cpu",
+            image=str(image),
+            dscm=str(ran / "seg_cft" / "model.pt"),
+            output_dir=str(tmp_path),
+            variables=case["variables"],
+            intervention={"lumen_area": case["variables"]["lumen_area"]},
+        )
+        workflow.initialize()
+        workflow.run()
+    true = np.asarray(Image.open(image)).astype(float) / 65535
+    for name in ("counterfactual_01.png", "counterfactual_01_original.png"):
+        made = np.asarray(Image.open(tmp_path / case["id"] / name)).astype(float)
+        np.testing.assert_allclose(made / (255 if made.max() < 256 else 65535), true, atol=0.01)
