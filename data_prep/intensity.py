@@ -23,14 +23,35 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
     Raises:
         Rejected: when pixels are not finite, or the percentiles coincide and there is nothing to map.
     """
-    pixels = image.astype(np.float64)
-    if not np.isfinite(pixels).all():
-        raise Rejected("not_finite", f"{int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite")
-    low, high = np.percentile(pixels, PERCENTILES)
+    if image.dtype in (np.uint8, np.uint16):
+        low, high = _percentiles_of_counts(_count(image))
+        mapped = np.subtract(image, low, dtype=np.float32)
+    else:
+        mapped = image.astype(np.float64)
+        if not np.isfinite(mapped).all():
+            raise Rejected("not_finite", f"{int((~np.isfinite(mapped)).sum())} pixels are NaN or infinite")
+        low, high = map(float, np.percentile(mapped, PERCENTILES))
+        mapped -= low
     if not high > low:
         text = f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of the image are both {low:g}"
         raise Rejected("constant_image", text)
-    return np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)
+    mapped /= high - low
+    return np.clip(mapped, 0, 1, out=mapped).astype(np.float32, copy=False)
+
+
+def _count(image: np.ndarray) -> np.ndarray:
+    """Number of pixels of each value; in parts, since numpy makes 8 bytes of every pixel on the way."""
+    values = np.iinfo(image.dtype).max + 1
+    parts = range(0, len(image), 128)
+    return np.sum([np.bincount(image[i : i + 128].ravel(), minlength=values) for i in parts], axis=0)
+
+
+def _percentiles_of_counts(counts: np.ndarray) -> list[float]:
+    """What :func:`numpy.percentile` gives, from the number of pixels of each value; faster than any sorting."""
+    below = np.cumsum(counts)
+    ranks = np.array(PERCENTILES) / 100 * (below[-1] - 1)
+    first, second = (np.searchsorted(below, np.floor(ranks) + step, side="right") for step in (0, 1))
+    return [float(value) for value in first + (ranks % 1) * (np.minimum(second, counts.size - 1) - first)]
 
 
 def to_uint16(image: np.ndarray) -> np.ndarray:

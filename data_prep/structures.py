@@ -74,16 +74,18 @@ def threshold_mask(mask: np.ndarray) -> np.ndarray:
     Raises:
         Rejected: for any other image, such as a label map with several structures: which value is meant is unknown.
     """
-    values = np.unique(mask)
-    if not np.isfinite(values).all() or values[0] < 0:
+    low, high = mask.min(), mask.max()
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
         raise Rejected("mask_not_binary", "the mask has negative or non-finite values")
-    high = float(values[-1])
-    full = float(np.iinfo(mask.dtype).max) if np.issubdtype(mask.dtype, np.integer) else 1.0
-    if values.size > 2 and high not in (full, 255.0):
-        raise Rejected("mask_not_binary", f"the mask has {values.size} values up to {high:g}, neither binary nor soft")
-    if values.size <= 2 and high > 0 and values[0] not in (0, high):
-        raise Rejected("mask_not_binary", f"the mask has the values {values[0]:g} and {high:g}, and no zero")
-    return mask > high / 2
+    whole = np.issubdtype(mask.dtype, np.integer)
+    top = mask == high
+    binary = low == high or np.count_nonzero(top) + np.count_nonzero(mask == low) == mask.size
+    if not binary and high not in (np.iinfo(mask.dtype).max if whole else 1.0, 255):
+        count = np.unique(mask).size
+        raise Rejected("mask_not_binary", f"the mask has {count} values up to {high:g}, neither binary nor soft")
+    if binary and high > 0 and low not in (0, high):
+        raise Rejected("mask_not_binary", f"the mask has the values {low:g} and {high:g}, and no zero")
+    return top if binary and high > 0 else mask > (int(high) // 2 if whole else high / 2)
 
 
 def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -99,7 +101,7 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
         if mask.all():
             raise Rejected("mask_not_binary", f"{name} covers the whole image")
     for (first, a), (second, b) in combinations(masks.items(), 2):
-        overlap = (a & b).sum() / min(a.sum(), b.sum())
+        overlap = np.count_nonzero(a & b) / min(np.count_nonzero(a), np.count_nonzero(b))
         if overlap > MAX_OVERLAP:
             text = f"{first} and {second} overlap by {100 * overlap:.0f} % of the smaller one"
             raise Rejected("structures_overlap", f"{text} (at most {100 * MAX_OVERLAP:.0f} %)")

@@ -93,6 +93,14 @@ def test_intensity_is_linear_between_its_percentiles_and_free_of_gain_and_offset
     np.testing.assert_allclose(to_unit_range(1000 + 70 * image), mapped, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_whole_numbers_are_mapped_like_others(dtype):
+    random = np.random.default_rng(0)
+    for high in (2, 9, np.iinfo(dtype).max + 1):
+        image = random.integers(0, high, (31, 17)).astype(dtype)
+        np.testing.assert_allclose(to_unit_range(image), to_unit_range(image.astype(float)), atol=1e-6)
+
+
 def test_stored_intensity_is_linear_in_16_bit():
     np.testing.assert_array_equal(to_uint16(np.array([-1, 0, 0.5, 1, 2])), [0, 0, 32768, 65535, 65535])
 
