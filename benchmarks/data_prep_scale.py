@@ -3,9 +3,9 @@
     python benchmarks/data_prep_scale.py OUT --count 5000
 
 Generates 16-bit PNG images with three masks each in OUT (5 MB for each case of 2048 x 2048), decodes them in one
-process without doing anything else, then prepares them with each number of processes. Seconds are given by the clock and of the
-processor, since a machine may have other work to do; starting up, as measured with a few cases, is taken off. Memory
-is the proportional set size (PSS) of all processes together.
+process without doing anything else, then prepares them with each number of processes. Seconds are given by the clock
+and of the processor, since a machine may have other work to do; starting up, as measured with a few cases, is taken
+off. Memory is the proportional set size (PSS) of all processes together.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 
 import numpy as np
@@ -202,14 +203,22 @@ def test_what_changed_since_is_done_again(chests, tmp_path, interrupted):
         assert np.asarray(Image.open(entry["image"])).shape == (24, 24)
 
 
-def test_strict_stops_at_a_rejected_case_and_goes_on_once_it_is_repaired(chests, tmp_path, no_pictures):
-    main(arguments(chests, tmp_path / "out"))
-    with pytest.raises(SystemExit, match=r"strict: case [0-9a-f]{16} of clinic is rejected as missing_mask: .*heart"):
-        main(arguments(chests, tmp_path / "out", "--strict"))
-    assert not (tmp_path / "out" / "datalist.json").exists()
-    assert 0 < finished(tmp_path / "out") < CASES
+def test_strict_stops_at_a_rejected_case_and_goes_on_once_it_is_repaired(chests, tmp_path, no_pictures, capsys):
+    shutil.copytree(chests, tmp_path / "mine")
+    command = arguments(tmp_path / "mine", tmp_path / "out", "--strict")
+    for _ in range(2):
+        with pytest.raises(
+            SystemExit, match=r"strict: case [0-9a-f]{16} of clinic is rejected as missing_mask: .*heart"
+        ):
+            main(command)
+    done = finished(tmp_path / "out")
+    assert 0 < done < CASES and not (tmp_path / "out" / "datalist.json").exists()
+    for number in (3, 5):
+        write_case(tmp_path / "mine" / "clinic", f"case{number}", seed=number)
+    main(command)
+    assert f"{done - 1} cases were finished before" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="strict: found 'yes', expected --strict alone"):
-        main(arguments(chests, tmp_path / "out", "--strict", "yes"))
+        main([*command, "yes"])
 
 
 @pytest.mark.parametrize("blocked", ["out", "out/images", "names"])
