@@ -35,6 +35,8 @@ REASONS = {
     "spacing_unknown": "areas in mm2 are asked for, the pixel spacing is unknown",
     "empty_structure": "a structure has no pixel",
     "structures_overlap": "two structures cover each other",
+    "exchanged_masks": "the heart does not lie between the lungs",
+    "inverted_greyscale": "the lungs are brighter than the heart: white and black are exchanged",
     "swapped_sides": "left and right structures are swapped",
     "duplicate_name": "two files of the source have the same name",
     "duplicate_row": "the table's rows and the cases do not match one to one",

@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.chest_checks import check_chest
 from data_prep.executors import WorkersLost, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
@@ -261,6 +262,7 @@ class _Worker:
         try:
             case = self.source.load(item)
             check_label_map(case.label, self.source.labels, self.source.may_lack)
+            check_chest(case.image, case.label, self.source.labels)
             if self.unit.startswith("mm") and case.spacing is None:
                 raise Rejected("spacing_unknown")
         except Rejected as fault:

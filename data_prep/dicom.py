@@ -17,6 +17,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, 
 
 from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing, single_channel
+from data_prep.isolated import IsolatedDecoder
 
 try:
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
@@ -25,15 +26,6 @@ except ImportError:  # pydicom 2 chooses its decoder alone
 
     get_decoder = None  # type: ignore[assignment]
 
-try:
-    import gdcm
-except ImportError:
-    pass
-else:  # it would print to the console, past Python, what it finds in a file
-    gdcm.Trace.DebugOff()
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-
 __all__ = ["decode_pixels", "is_dicom", "read_dicom"]
 
 _DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
@@ -41,6 +33,8 @@ _DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
 
 RLE is pydicom's own and not pylibjpeg's, whose panic on a damaged file is no Exception and would end the run.
 """
+
+_gdcm = IsolatedDecoder()
 
 _JPEG = "1.2.840.10008.1.2.4."
 """How the UIDs of JPEG and its relatives begin."""
@@ -91,8 +85,21 @@ def decode_pixels(dataset: Dataset) -> np.ndarray:
         if declared not in (None, (dataset.Rows, dataset.Columns)):
             raise Rejected("unreadable", "the compressed data declare another size than the DICOM file")
         if get_decoder is not None:
-            dataset.pixel_array_options(decoding_plugin=_choose_decoder(syntax, int(dataset.BitsStored)))
+            plugin = _choose_decoder(syntax, int(dataset.BitsStored))
+            if plugin == "gdcm":
+                return _gdcm.decode(_pixels_alone(dataset))
+            dataset.pixel_array_options(decoding_plugin=plugin)
     return dataset.pixel_array
+
+
+def _pixels_alone(dataset: Dataset) -> bytes:
+    """A DICOM file of the pixels and what describes them (group 0028)."""
+    alone = dataset.group_dataset(0x0028)
+    alone.add(dataset["PixelData"])
+    alone.file_meta, alone.preamble = dataset.file_meta, b"\0" * 128
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, alone, implicit_vr=False, little_endian=True)
+    return stream.getvalue()
 
 
 def _choose_decoder(syntax: UID, bits: int) -> str:

@@ -9,10 +9,12 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLosslessSV1,
     RLELossless,
 )
 from test_data_prep_readers import PIXELS, reason_of
 
+from data_prep import dicom, isolated
 from data_prep.readers import read_picture
 
 
@@ -123,6 +125,19 @@ def test_a_huge_declared_size_is_refused_before_it_is_decoded(tmp_path, monkeypa
         dataset.Rows = 41
         dataset.save_as(tmp_path / "a")
         assert reason_of(tmp_path / "a") == "unreadable"
+
+
+def test_a_decoder_that_dies_costs_one_file(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a", PIXELS, JPEGLosslessSV1)
+    np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
+    decoder = dicom._gdcm
+    decoder._process.kill()
+    assert decoder._process.wait()  # dies between two files
+    np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
+    monkeypatch.setattr(isolated, "SECONDS", 0)  # … or while at work
+    assert reason_of(path) == "unreadable"
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
 
 
 def test_a_dicom_file_without_a_picture_is_rejected(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.cases import Rejected
+from data_prep.chest_checks import check_chest
 from data_prep.folder import FolderSource
 from data_prep.masks import MaskFolders
 from data_prep.structures import CHEST, check_label_map
@@ -32,3 +34,17 @@ def test_real_radiographs_are_found_and_measured_as_published():
         shares.append([(case.label == value).mean() for value in (1, 2, 3)])
     # Mean area of left lung, right lung and heart as a share of the image, over all JSRT cases, plus or minus 1 SD.
     np.testing.assert_allclose(np.mean(shares, axis=0), (0.137, 0.169, 0.091), atol=0.02)
+
+
+def test_of_real_radiographs_none_is_taken_for_inverted_and_the_one_with_exchanged_masks_is_found():
+    source = FolderSource([CXR / "wingspan"], "png", MaskFolders({name: f"mask/{name}" for name in CHEST}), (64, 64))
+    found = []
+    for item in source.items[::3]:
+        case = source.load(item)
+        try:
+            check_chest(case.image, case.label, source.labels)
+            with pytest.raises(Rejected, match="inverted_greyscale"):
+                check_chest(1 - case.image, case.label, source.labels)
+        except Rejected as fault:
+            found.append(fault.reason)
+    assert set(found) <= {"exchanged_masks"} and len(found) <= 1

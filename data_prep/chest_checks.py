@@ -1,0 +1,41 @@
+"""What is known of every frontal chest radiograph, and so contradicts it: for left lung, right lung and heart.
+
+Set on 404 public radiographs (JSRT, Wingspan) at 64 x 64. In 403 both lungs are darker than the heart, by at least 0.12
+of the image's range, and the heart lies between the lungs' centres by at least a twelfth of the width. In the last one
+the files of left lung and heart are exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from data_prep.cases import Rejected
+from data_prep.structures import CHEST
+
+__all__ = ["check_chest"]
+
+
+def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int]) -> None:
+    """The heart lies between the lungs and is brighter than one of them; other structures are not looked at.
+
+    Args:
+        image: shape (H, W), in any unit.
+        label: label map of shape (H, W), with all structures present.
+        labels: value of each structure.
+
+    Raises:
+        Rejected: ``exchanged_masks``, or ``inverted_greyscale`` when both lungs are brighter than the heart. A single
+            bright lung is a disease.
+    """
+    if not set(CHEST) <= set(labels):
+        return
+    masks = {name: label == labels[name] for name in CHEST}
+    columns = {name: float(np.nonzero(mask)[1].mean()) for name, mask in masks.items()}
+    if not columns["right_lung"] < columns["heart"] < columns["left_lung"]:
+        found = ", ".join(f"{name} {column:.1f}" for name, column in columns.items())
+        raise Rejected("exchanged_masks", f"the heart does not lie between the lungs (mean columns: {found})")
+    grey = {name: float(image[mask].mean()) for name, mask in masks.items()}
+    if min(grey["left_lung"], grey["right_lung"]) > grey["heart"]:
+        raise Rejected("inverted_greyscale", "both lungs are brighter than the heart")
