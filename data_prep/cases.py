@@ -51,7 +51,7 @@ REASONS = {
     "incomplete_series": "the slices of the DICOM series do not make a volume",
     "several_series": "the folder holds several DICOM series",
     "grid_mismatch": "image and label volume do not lie on the same grid",
-    "bad_label": "the label volume holds something else than labels",
+    "bad_label": "the label volume holds numbers that are not whole",
 }
 
 

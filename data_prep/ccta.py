@@ -177,14 +177,16 @@ class CctaSource(Source):
 
     def _open(self, scan: int) -> _Opened:
         """The volumes of a scan; those of the last one are kept, since the vessels of a volume follow each other."""
-        if self._last is None or self._last[0] != scan:
+        last = self._last  # threads of a cluster's worker share the source
+        if last is None or last[0] != scan:
             try:
-                self._last = scan, self._read(scan)
+                last = scan, self._read(scan)
             except Rejected as fault:
-                self._last = scan, fault
-        if isinstance(self._last[1], Rejected):
-            raise self._last[1]
-        return self._last[1]
+                last = scan, fault
+            self._last = last
+        if isinstance(last[1], Rejected):
+            raise Rejected(last[1].reason, last[1].text)
+        return last[1]
 
     def _read(self, scan: int) -> _Opened:
         _check_files(self._scans[scan])

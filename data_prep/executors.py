@@ -24,10 +24,14 @@ from data_prep.cases import Item
 __all__ = ["IN_FLIGHT", "Work", "WorkersLost", "run_cases"]
 
 Work = Callable[[Item, str], str]
-Submit = Callable[[Item, str], "Future[str]"]
+Batch = list[tuple[Item, str]]
+Submit = Callable[[Batch], "Future[list[str]]"]
 
 IN_FLIGHT = 1000
-"""Cases handed out at a time: more than a cluster has cores, and so few that they weigh nothing."""
+"""Batches handed out at a time: more than a cluster has cores, and so few that they weigh nothing."""
+
+LARGEST_BATCH = 64
+"""Cases of one patient that follow each other go to one process: it need not read again what they share."""
 
 
 class WorkersLost(RuntimeError):
@@ -54,18 +58,32 @@ def run_cases(
         for item, identifier in cases:
             yield work(item, identifier)
         return
-    finished: SimpleQueue[Future[str]] = SimpleQueue()
+    finished: SimpleQueue[Future[list[str]]] = SimpleQueue()
     under_way = 0
     executor: AbstractContextManager[Submit] = _cluster(work, scheduler) if scheduler else _processes(work, workers)
     with executor as submit:
-        for item, identifier in cases:
+        for batch in _batches(cases):
             if under_way == IN_FLIGHT:
-                yield finished.get().result()
+                yield from finished.get().result()
                 under_way -= 1
-            submit(item, identifier).add_done_callback(finished.put)
+            submit(batch).add_done_callback(finished.put)
             under_way += 1
         for _ in range(under_way):
-            yield finished.get().result()
+            yield from finished.get().result()
+
+
+def _batches(cases: Iterable[tuple[Item, str]]) -> Iterator[Batch]:
+    batch: Batch = []
+    for item, identifier in cases:
+        if batch:
+            last = batch[-1][0]
+            same = item.patient is not None and (item.source, item.patient) == (last.source, last.patient)
+            if not same or len(batch) == LARGEST_BATCH:
+                yield batch
+                batch = []
+        batch.append((item, identifier))
+    if batch:
+        yield batch
 
 
 @contextmanager
@@ -76,7 +94,7 @@ def _processes(work: Work, workers: int) -> Iterator[Submit]:
         context.set_forkserver_preload(["data_prep.collect"])
     pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(work,))
     try:
-        yield lambda item, identifier: pool.submit(_work_in_process, item, identifier)
+        yield lambda batch: pool.submit(_work_in_process, batch)
     except BrokenProcessPool as error:
         raise WorkersLost("a process died, as when memory runs out") from error
     finally:
@@ -93,7 +111,7 @@ def _cluster(work: Work, address: str) -> Iterator[Submit]:
         there = client.scatter(work, broadcast=True, hash=False)
         executor = client.get_executor(pure=False)
         try:
-            yield lambda item, identifier: executor.submit(_work_there, there, item, identifier)
+            yield lambda batch: executor.submit(_work_there, there, batch)
         except (CancelledError, KilledWorker) as error:
             raise WorkersLost(f"the cluster's workers died ({error})") from error
         finally:
@@ -118,10 +136,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work_in_process(item: Item, identifier: str) -> str:
+def _work_in_process(batch: Batch) -> list[str]:
     assert _work is not None
-    return _work(item, identifier)
+    return _work_there(_work, batch)
 
 
-def _work_there(work: Work, item: Item, identifier: str) -> str:
-    return work(item, identifier)
+def _work_there(work: Work, batch: Batch) -> list[str]:
+    return [work(item, identifier) for item, identifier in batch]

@@ -79,10 +79,10 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
     highest = max(new)
     if found.min() < 0 or found.max() > highest:
         text = f"the label volume holds values from {found.min()} to {found.max()}, expected 0 to {highest}"
-        raise Rejected("bad_label", text)
+        raise Rejected("unknown_label", text)
     unknown = [value for value in np.flatnonzero(np.bincount(found.reshape(-1))).tolist() if value not in new]
     if unknown:
-        raise Rejected("bad_label", f"the label volume holds the values {unknown}, which no structure has")
+        raise Rejected("unknown_label", f"the label volume holds the values {unknown}, which no structure has")
     table = np.zeros(highest + 1, np.uint8)
     table[list(new)] = list(new.values())
     return Volume(table[found], volume.affine)

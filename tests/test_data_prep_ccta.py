@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.cases import REASONS, Rejected
+from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource
 from data_prep.centrelines import Vessel, arc_length
+from data_prep.executors import _batches
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import foreign, trace_axes
 from data_prep.volumes import Volume, read_ct
@@ -195,7 +196,8 @@ FAULTS = {
     "centreline_off_vessel": lambda root: write_csv(line(root), lps() + np.array([5, 5, 0])),
     "shape_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels[:-1], affine)),
     "grid_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels, affine + shift(0.2))),
-    "bad_label": lambda root: relabel(root, lambda voxels, affine: (4 * voxels, affine)),
+    "unknown_label": lambda root: relabel(root, lambda voxels, affine: (4 * voxels, affine)),
+    "bad_label": lambda root: relabel(root, lambda voxels, affine: (voxels * np.float32(0.5), affine)),
     "not_hounsfield": lambda root: recolour(root, lambda voxels: voxels + 1024),
     "not_finite": lambda root: recolour(root, lambda voxels: np.where(voxels > 700, np.nan, voxels).astype("f4")),
 }  # fmt: skip
@@ -332,3 +334,21 @@ def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims)
     section = 3.2 if dims == 2 else np.pi * 1.6**2
     assert sum(entry["variables"].values()) == pytest.approx(section * LENGTH, rel=0.04)
     assert "scan" not in (tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")
+
+
+def test_a_volume_is_read_once_for_all_of_its_cases(tmp_path, monkeypatch):
+    for name in ("scan1", "scan2"):
+        write_scan(tmp_path, name)
+    (tmp_path / "volumes" / "scan2.img.nii.gz").write_bytes(b"damaged")
+    source = source_of(tmp_path, angles=(0, 45, 90))
+    read: list[Path] = []
+    monkeypatch.setattr("data_prep.ccta.read_ct", lambda path: (read.append(path), read_ct(path))[1])
+    for item in source.items[:3]:
+        source.load(item)
+    assert [rejection(source, i).reason for i in (3, 4, 5)] == ["unreadable"] * 3
+    assert [path.name for path in read] == ["scan1.img.nii.gz", "scan2.img.nii.gz"]
+    # With several processes each patient's cases go to one of them.
+    batches = list(_batches((item, str(item.index)) for item in source.items))
+    assert [[item.patient for item, _ in batch] for batch in batches] == [["scan1"] * 3, ["scan2"] * 3]
+    alone = [(Item("clinic", f"{i}", i), str(i)) for i in range(3)]
+    assert [len(batch) for batch in _batches(alone)] == [1, 1, 1]
