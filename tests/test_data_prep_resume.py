@@ -105,7 +105,7 @@ def test_processes_end_with_the_one_that_started_them(chests, tmp_path, no_pictu
     process.kill()
     process.join()
     assert len(started) >= 2
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60  # on a busy machine; they end at once
     while any(os.path.exists(f"/proc/{pid}") for pid in started):
         assert time.monotonic() < until
         time.sleep(0.02)
