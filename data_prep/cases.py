@@ -35,6 +35,7 @@ REASONS = {
     "spacing_unknown": "areas in mm2 are asked for, the pixel spacing is unknown",
     "empty_structure": "a structure has no pixel",
     "structures_overlap": "two structures cover each other",
+    "fragmented_structure": "a lung or the heart lies in pieces",
     "exchanged_masks": "the heart does not lie between the lungs",
     "inverted_greyscale": "the lungs are brighter than the heart: white and black are exchanged",
     "swapped_sides": "left and right structures are swapped",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import ndimage
 
 from data_prep.cases import Rejected
 from data_prep.structures import CHEST
@@ -17,8 +18,14 @@ from data_prep.structures import CHEST
 __all__ = ["check_chest"]
 
 
+LARGEST_PIECE = 0.7
+"""Smallest share of a lung or heart that is in one piece; 0.92 is the least in the public radiographs."""
+
+
 def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int]) -> None:
-    """The heart lies between the lungs and is brighter than one of them; other structures are not looked at.
+    """Lungs and heart are of one piece each, the heart lies between the lungs and is brighter than one of them.
+
+    Other structures are not looked at.
 
     Args:
         image: shape (H, W), in any unit.
@@ -26,12 +33,17 @@ def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int])
         labels: value of each structure.
 
     Raises:
-        Rejected: ``exchanged_masks``, or ``inverted_greyscale`` when both lungs are brighter than the heart. A single
-            bright lung is a disease.
+        Rejected: ``fragmented_structure``, ``exchanged_masks``, or ``inverted_greyscale`` when both lungs are brighter
+            than the heart. A single bright lung is a disease.
     """
     if not set(CHEST) <= set(labels):
         return
     masks = {name: label == labels[name] for name in CHEST}
+    for name, mask in masks.items():
+        pieces = np.bincount(ndimage.label(mask, np.ones((3, 3)))[0][mask])
+        if pieces.max() < LARGEST_PIECE * pieces.sum():
+            text = f"{name} lies in pieces, the largest being {100 * pieces.max() / pieces.sum():.0f} % of it"
+            raise Rejected("fragmented_structure", text)
     columns = {name: float(np.nonzero(mask)[1].mean()) for name, mask in masks.items()}
     if not columns["right_lung"] < columns["heart"] < columns["left_lung"]:
         found = ", ".join(f"{name} {column:.1f}" for name, column in columns.items())

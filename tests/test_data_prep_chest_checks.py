@@ -40,3 +40,15 @@ def test_other_structures_are_not_looked_at(chest):
     label = combine_masks({"heart": masks["heart"]})
     check_chest(-image, label, label_values(["heart"]))
     check_chest(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), int), {"background": 0, "lumen": 1})
+
+
+def test_a_lung_in_pieces_is_found_and_a_speck_is_not(chest):
+    image, masks = chest
+    labels = label_values(CHEST)
+    speck = masks["right_lung"].copy()
+    speck[0, 0] = True
+    check_chest(image, combine_masks({**masks, "right_lung": speck}), labels)
+    cut = masks["right_lung"].copy()
+    cut[20:24] = False
+    with pytest.raises(Rejected, match="fragmented_structure"):
+        check_chest(image, combine_masks({**masks, "right_lung": cut}), labels)
