@@ -58,15 +58,15 @@ class CFTTerms:
         locality: change of the image where no changed variable lives.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
-        preservation: change of the guide's masks of the variables that the action leaves as they are, relative to their
-            size; zero for a regressor, which has no masks.
+        preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
+            scaled units; zero for a regressor, which has no masks.
     """
 
     effectiveness: Tensor
     locality: Tensor
+    preservation: Tensor
     smoothness: Tensor
     folding: Tensor
-    preservation: Tensor
 
 
 class CFTObjective(nn.Module):
@@ -83,6 +83,8 @@ class CFTObjective(nn.Module):
         others: weight w_j of the variables that the action leaves as they are, against 1 for those that it changes:
             more of it trades effectiveness for less drift.
         locality: weight of the change outside the changed structures.
+        preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
+            keeps its area, but not its place.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         folding_margin: Jacobian determinant at which the barrier begins.
@@ -94,11 +96,11 @@ class CFTObjective(nn.Module):
         huber: float = 0.01,
         anchored: bool = True,
         others: float = 1.0,
-        locality: float = 0.6,
-        smoothness: float = 0.02,
-        folding: float = 100.0,
+        locality: float = 1.8,
+        preservation: float = 0.25,
+        smoothness: float = 0.06,
+        folding: float = 300.0,
         folding_margin: float = 0.2,
-        preservation: float = 0.3,
         dilation: float = 5.0,
     ) -> None:
         super().__init__()
@@ -106,10 +108,10 @@ class CFTObjective(nn.Module):
         self.anchored = anchored
         self.others = others
         self.locality = locality
+        self.preservation = preservation
         self.smoothness = smoothness
         self.folding = folding
         self.folding_margin = folding_margin
-        self.preservation = preservation
         self.dilation = dilation
 
     def forward(
@@ -142,7 +144,8 @@ class CFTObjective(nn.Module):
         changed = wanted != factual
         weight = torch.where(changed, 1.0, self.others)
         distance = F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
-        effectiveness = (weight * distance).mean()
+        # A sum over the variables, so that the action's own weighs the same however many others are measured.
+        effectiveness = (weight * distance).sum(1).mean()
 
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
@@ -154,19 +157,21 @@ class CFTObjective(nn.Module):
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
-        before, after = factual_prediction.support.flatten(2), prediction.support.flatten(2)
-        moved = (after - before).abs().mean(2) / before.mean((0, 2)).clamp(min=1e-3)
-        preservation = torch.where(changed, 0.0, moved).mean()
-        return CFTTerms(effectiveness, locality, smoothness, folding, preservation)
+        before, after = (p.support.flatten(2) for p in (factual_prediction, prediction))
+        # Of a pixel, in the unit of the variable.
+        size = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)
+        exchanged = (after - before).abs().sum(2) * size * scale
+        preservation = torch.where(changed, 0.0, exchanged).sum(1).mean()
+        return CFTTerms(effectiveness, locality, preservation, smoothness, folding)
 
     def total(self, terms: CFTTerms) -> Tensor:
         """The weighted sum of the terms."""
         return (
             terms.effectiveness
             + self.locality * terms.locality
+            + self.preservation * terms.preservation
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
-            + self.preservation * terms.preservation
         )
 
     def _dilate(self, mask: Tensor) -> Tensor:
