@@ -1,5 +1,7 @@
 """Guides let gradients through and keep their own weights; the objective asks for what it should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -150,3 +152,16 @@ def test_the_penalty_is_the_damped_lagrangian() -> None:
     penalty.backward()
     assert penalty.item() == pytest.approx((2 + 10 * 0.5) * 0.5)
     assert negative_elbo.grad is not None and negative_elbo.grad.item() == pytest.approx(7.0)
+
+
+def test_a_mask_that_moves_costs_even_when_its_area_does_not_change() -> None:
+    image, values, asked, factual = scene()
+    aside = factual.support.clone()
+    aside[:, 1] = factual.support[:, 1].roll(-4, dims=-1)  # b is pushed aside, as large as it was
+    prediction = GuidePrediction(torch.tensor([[13.0, 10.0]]), aside)
+    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1])
+    # 4 of 24 columns are lost and 4 gained, of an area of 10, in scaled units of 2 / 40.
+    assert found.effectiveness == 0
+    assert found.preservation == pytest.approx(10 * 8 / 24 * 2 / 40)
+    still = CFTObjective()(image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1])
+    assert still.preservation == 0
