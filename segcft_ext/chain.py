@@ -42,34 +42,35 @@ JUDGE_SEED_OFFSET = 1000
 
 Settings = Mapping[str, Mapping[str, Any]]
 
-SEGMENTORS = ("lung_heart_segmentor", "plaque_lumen_segmentor")
 POSITIONAL = "Pos-"
 
 
 @dataclass(frozen=True)
-class Demo:
-    """What the demo of one kind of phantom does: a quarter of an hour on two cores.
+class Kind:
+    """A kind of data: what it needs of the bundles, and what its demo does in a quarter of an hour on two cores.
 
     Attributes:
         segmentor: the guide's bundle.
-        size: of the phantoms, in pixels.
+        overlay: config of the other bundles that is laid over those of their trainings, or "".
+        demo_size: of the demo's phantoms, in pixels.
+        demo_settings: in place of those of the stages' bundles.
         positional: whether the phantoms' variables are measured in regions.
-        settings: in place of those of the stages' bundles.
     """
 
     segmentor: str
-    size: str
+    overlay: str
+    demo_size: str
+    demo_settings: Settings
     positional: bool
-    settings: Settings
 
 
 DEMO_CASES = 320
-DEMOS = {
-    "chest": Demo(
+KINDS = {
+    "chest": Kind(
         segmentor="lung_heart_segmentor",
-        size="64",
-        positional=False,
-        settings={
+        overlay="",
+        demo_size="64",
+        demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
             "dscm_pretraining": {"max_epochs": 30},
@@ -78,20 +79,22 @@ DEMOS = {
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 2},
         },
+        positional=False,
     ),
-    "coronary": Demo(
+    "coronary": Kind(
         segmentor="plaque_lumen_segmentor",
-        size="128,32",
-        positional=True,
-        settings={
+        overlay="coronary.json",
+        demo_size="128,32",
+        demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
-            "dscm_pretraining": {"max_epochs": 30},
+            "dscm_pretraining": {"max_epochs": 20},
             "reg_cft": {"max_epochs": 40},
             "seg_cft": {"max_epochs": 40},
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1},
         },
+        positional=True,
     ),
 }
 
@@ -141,7 +144,7 @@ def run(
         device,
         _settings(set),
         folder,
-        segmentor=_segmentor_for(data, folder),
+        kind=_kind_of(data, folder),
         positional=data.regions is not None,
     )
     _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
@@ -177,9 +180,9 @@ def demo(
         set: further settings of stages, see the command run.
         bundles: see the command run.
     """
-    if kind not in DEMOS:
-        raise ValueError(f"kind: found {kind!r}, expected one of {list(DEMOS)}")
-    shown, output = DEMOS[kind], Path(output_dir).absolute()
+    if kind not in KINDS:
+        raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
+    shown, output = KINDS[kind], Path(output_dir).absolute()
     phantoms = Stage(
         name="data_prep",
         program=("-m", "data_prep", "phantom"),
@@ -189,14 +192,16 @@ def demo(
         settings={
             "kind": kind,
             "count": count,
-            "size": _size(size or shown.size),
+            "size": _size(size or shown.demo_size),
             "seed": seed,
             "name": f"{kind} phantoms",
         },
         version=segcft_ext.__version__,
     )
     given = _settings(set)
-    settings = {key: {**shown.settings.get(key, {}), **given.get(key, {})} for key in [*shown.settings, *given]}
+    settings = {
+        key: {**shown.demo_settings.get(key, {}), **given.get(key, {})} for key in [*shown.demo_settings, *given]
+    }
     chain = Chain(
         phantoms.folder / "datalist.json",
         output,
@@ -204,7 +209,7 @@ def demo(
         device,
         settings,
         _bundles(bundles),
-        segmentor=shown.segmentor,
+        kind=shown,
         positional=shown.positional,
     )
     _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
@@ -238,7 +243,7 @@ class Chain:
         device: for all stages, or None.
         settings: for each stage, or family of stages (seg_cft), what replaces its bundle's settings.
         bundles: folder of the bundles.
-        segmentor: the bundle of the guide.
+        kind: of the data.
         positional: whether variables are measured in regions, so that Seg-CFT is Pos-Seg-CFT.
     """
 
@@ -248,7 +253,7 @@ class Chain:
     device: str | None
     settings: Settings
     bundles: Path
-    segmentor: str
+    kind: Kind
     positional: bool
 
     @property
@@ -262,7 +267,7 @@ class Chain:
         Raises:
             ValueError: when there are settings for a stage that there is not.
         """
-        segmentor = self.stage(self.segmentor, self.segmentor)
+        segmentor = self.stage(self.kind.segmentor, self.kind.segmentor)
         dscm = self.stage("dscm_pretraining", "dscm_pretraining")
         regressor = self.stage("regressor", "seg_cft_finetuning", config="train_regressor.json")
         judge = self.stage("judge", "segmentor_evaluation", own={"seed": self.seed + JUDGE_SEED_OFFSET})
@@ -311,6 +316,9 @@ class Chain:
     ) -> Stage:
         """One command of a bundle."""
         root = self.bundles / bundle
+        configs = [root / "configs" / config]
+        if self.kind.overlay and config.startswith("train") and bundle != self.kind.segmentor:
+            configs.append(root / "configs" / self.kind.overlay)
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device
@@ -320,7 +328,11 @@ class Chain:
             folder=self.output / name,
             products=products,
             places={"bundle_root": root},
-            inputs={"config_file": root / "configs" / config, "datalist": self.datalist, **(inputs or {})},
+            inputs={
+                "config_file": configs if len(configs) > 1 else configs[0],
+                "datalist": self.datalist,
+                **(inputs or {}),
+            },
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
             resumable=products == ("model.pt",),
@@ -357,14 +369,14 @@ def _bundles(given: str | None) -> Path:
     return folder
 
 
-def _segmentor_for(datalist: Datalist, bundles: Path) -> str:
-    """The bundle whose segmentor has the labels of the datalist."""
+def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
+    """The kind of data whose segmentor has the labels of the datalist."""
     known = {}
-    for name in SEGMENTORS:
-        config = json.loads((bundles / name / "configs" / "train.json").read_text(encoding="utf-8"))
-        known[name] = config["network_def"]["labels"]
-        if known[name] == dict(datalist.labels):
-            return name
+    for kind in KINDS.values():
+        config = json.loads((bundles / kind.segmentor / "configs" / "train.json").read_text(encoding="utf-8"))
+        known[kind.segmentor] = config["network_def"]["labels"]
+        if known[kind.segmentor] == dict(datalist.labels):
+            return kind
     raise ValueError(f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of a segmentor: {known}")
 
 

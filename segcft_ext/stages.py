@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = ["Digests", "Stage"]
 
 RECORD = "stage.json"
 TRAINING = "training.pt"
+Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
 
 
@@ -35,7 +36,8 @@ class Stage:
         program: the command between the interpreter and the options, e.g. ``("-m", "monai.bundle", "run")``.
         folder: where it writes; given to it as the option ``folder_option``, if it has one.
         products: files in the folder that a finished stage has left.
-        inputs: options that are files, or mappings from names to files; their content counts, not their place.
+        inputs: options that are files, lists of files or mappings from names to files; their content counts, not their
+            place.
         reads: further files that it reads, and whose content counts.
         settings: options that are plain values.
         places: options that are paths whose content does not count.
@@ -47,7 +49,7 @@ class Stage:
     program: tuple[str, ...]
     folder: Path
     products: tuple[str, ...]
-    inputs: Mapping[str, Path | Mapping[str, Path]] = field(default_factory=dict)
+    inputs: Mapping[str, Files] = field(default_factory=dict)
     reads: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Path] = field(default_factory=dict)
@@ -166,12 +168,14 @@ class Digests:
         return self._known[key]
 
 
-def _each(value: Path | Mapping[str, Path]) -> Mapping[str, Path]:
-    return {"": value} if isinstance(value, Path) else value
+def _each(value: Files) -> Mapping[str, Path]:
+    if isinstance(value, Path):
+        return {"": value}
+    return value if isinstance(value, Mapping) else {str(place): file for place, file in enumerate(value)}
 
 
 def _as_text(value: Any) -> str:
     """An option's value as the command line of MONAI reads it: Python's True and False, JSON for what has parts."""
     if isinstance(value, Mapping):
         return json.dumps({key: str(part) if isinstance(part, Path) else part for key, part in value.items()})
-    return json.dumps(value) if isinstance(value, list) else str(value)
+    return json.dumps(value, default=str) if isinstance(value, list) else str(value)

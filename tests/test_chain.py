@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from discs import disc_datalist
 
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Digests, Stage
@@ -246,7 +245,7 @@ class TestChain:
             None,
             {},
             Path("bundles"),
-            segmentor="lung_heart_segmentor",
+            kind=chain.KINDS["chest"],
             positional=False,
         )
 
@@ -267,12 +266,22 @@ class TestChain:
         assert stages["seg_cft_hvae"].settings["deformation"] is False
 
     def test_variables_of_regions_make_it_positional(self, chain):
-        chain = replace(chain, segmentor="plaque_lumen_segmentor", positional=True)
+        kinds = pytest.importorskip("segcft_ext.chain").KINDS
+        chain = replace(chain, kind=kinds["coronary"], positional=True)
         stages = {stage.name: stage for stage in chain.stages(["Reg-CFT", "Seg-CFT"], ["deformation"])}
         assert list(stages["evaluation"].inputs["methods"]) == ["Reg-CFT", "Pos-Seg-CFT"]
         assert stages["seg_cft_deformation"].follows(stages["plaque_lumen_segmentor"])
+        overlaid = [name for name, stage in stages.items() if isinstance(stage.inputs.get("config_file"), list)]
+        assert overlaid == ["dscm_pretraining", "judge", "regressor", "reg_cft_deformation", "seg_cft_deformation"]
+        typed = stages["judge"].arguments()
+        assert [Path(path).name for path in json.loads(typed[typed.index("--config_file") + 1])] == [
+            "train.json",
+            "coronary.json",
+        ]
 
     def test_the_labels_choose_the_segmentor(self, tmp_path):
+        from discs import disc_datalist  # here, because the driver of another test imports this module as a script
+
         chain = pytest.importorskip("segcft_ext.chain")
         bundles = Path(__file__).parents[1] / "bundles"
         discs = disc_datalist(tmp_path, training=4, test=1)
@@ -281,9 +290,9 @@ class TestChain:
             "plaque_lumen_segmentor": ["lumen", "calcified_plaque", "noncalcified_plaque"],
         }.items():
             labels = {name: value for value, name in enumerate(["background", *structures])}
-            assert chain._segmentor_for(replace(discs, labels=labels), bundles) == bundle
+            assert chain._kind_of(replace(discs, labels=labels), bundles).segmentor == bundle
         with pytest.raises(ValueError, match=r"labels: found .*liver.*, expected those of a segmentor: .*left_lung"):
-            chain._segmentor_for(replace(discs, labels={"background": 0, "liver": 1}), bundles)
+            chain._kind_of(replace(discs, labels={"background": 0, "liver": 1}), bundles)
 
     def test_settings_reach_a_stage_or_its_family(self, chain):
         chain = replace(chain, settings={"seg_cft": {"max_epochs": 2}, "seg_cft_hvae": {"batch_size": 4}})

@@ -163,5 +163,7 @@ def test_a_mask_that_moves_costs_even_when_its_area_does_not_change() -> None:
     # 4 of 24 columns are lost and 4 gained, of an area of 10, in scaled units of 2 / 40.
     assert found.effectiveness == 0
     assert found.preservation == pytest.approx(10 * 8 / 24 * 2 / 40)
-    still = CFTObjective()(image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1])
+    still = CFTObjective()(
+        image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1]
+    )
     assert still.preservation == 0
