@@ -120,6 +120,15 @@ class SelfDescribing(nn.Module):
             )
         self.data = plain(state["data"])
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # MONAI's tools load loosely: of a file without the network's keys they would take nothing and go on untrained.
+        if prefix + DESCRIPTION not in state_dict:
+            raise CheckpointError(
+                f"{self.origin}: not a model of this project: key {prefix + DESCRIPTION!r} is missing, "
+                f"the checkpoint holds {sorted(state_dict)[:4]}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to a file that is either the old one or the new one, whatever happens in between."""

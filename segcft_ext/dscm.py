@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segcft_ext.checkpoints import SelfDescribing, load_model
+from segcft_ext.checkpoints import DESCRIPTION, SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
@@ -108,11 +108,9 @@ class DSCM(SelfDescribing):
         """This model with a fresh deformation head, whose fields are zero: it makes the same counterfactuals."""
         extended = DSCM(**{**self.definition, "deformation": deformation})
         extended.data = self.data
-        missing, unexpected = extended.load_state_dict(
-            {key: value for key, value in self.state_dict().items() if not key.startswith(("deformation.", "_extra"))},
-            strict=False,
-        )
-        wrong = [key for key in missing if not key.startswith(("deformation.", "_extra"))] + unexpected
+        kept = {key: value for key, value in self.state_dict().items() if not key.startswith("deformation.")}
+        missing, unexpected = extended.load_state_dict({**kept, DESCRIPTION: extended.get_extra_state()}, strict=False)
+        wrong = [key for key in missing if not key.startswith("deformation.")] + unexpected
         assert not wrong, wrong
         return extended
 

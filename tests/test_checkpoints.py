@@ -132,6 +132,15 @@ def test_another_definition_is_refused_even_when_loaded_loosely(datalist):
         wider.load_state_dict(state, strict=False)
 
 
+def test_training_state_is_refused_even_when_loaded_loosely(datalist):
+    """MONAI Label offers every file of ``models/``, and loads what is chosen with ``strict=False``."""
+    network = segmentor(datalist)
+    with pytest.raises(
+        CheckpointError, match=r"'_extra_state' is missing, the checkpoint holds \['network', 'optimizer'"
+    ):
+        network.load_state_dict({"network": network.state_dict(), "optimizer": {}}, strict=False)
+
+
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [

@@ -39,3 +39,11 @@ def test_unknown_architecture_suggests_a_known_one():
 def test_background_is_needed():
     with pytest.raises(ValueError, match="'background' to be 0"):
         Segmentor({"lung": 1}, "UNet", channels=(4, 8), strides=(2,))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+def test_can_be_exported_as_torchscript():
+    """What ``monai.bundle ckpt_export`` does."""
+    network = Segmentor({"background": 0, "heart": 1}, "BasicUNet", features=(4, 4, 4, 4, 4, 4)).eval()
+    image = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(torch.jit.script(network)(image), network(image))

@@ -32,6 +32,8 @@ class Segmentor(SelfDescribing):
         torch.Size([1, 2, 64, 64])
     """
 
+    __jit_unused_properties__ = ("structures",)  # TorchScript compiles the properties too, unless they are named here
+
     def __init__(
         self, labels: Mapping[str, int], architecture: str = "BasicUNet", spatial_dims: int = 2, **arguments: Any
     ) -> None:
