@@ -1,8 +1,8 @@
 """Checkpoints that describe themselves.
 
 A model's checkpoint is the bare ``state_dict`` of the network, as MONAI's tools load it. What is needed to rebuild the
-network, and to refuse it where it does not fit, rides along as the network's extra state: plain Python values only, so
-that ``torch.load(weights_only=True)`` reads everything.
+network, and to refuse it where it does not fit, rides along as the network's extra state: JSON in a tensor
+(:mod:`segcft_ext.extra_state`), so that ``torch.load(weights_only=True)`` and every tool for state dicts reads it.
 
 .. code-block:: python
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from segcft_ext.datalist import Datalist
+from segcft_ext.extra_state import EXTRA_STATE, pack, unpack
 
 __all__ = [
     "CheckpointError",
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-DESCRIPTION = "_extra_state"  # the key under which a state_dict holds the extra state of the network itself
 MODELS = {  # the only classes that a checkpoint can name, and their modules
     "DSCM": "segcft_ext.dscm",
     "Regressor": "segcft_ext.networks.regressor",
@@ -95,13 +95,15 @@ class SelfDescribing(nn.Module):
             }
         )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "class": type(self).__name__,
-            "definition": self.definition,
-            "data": self.data,
-        }
+    def get_extra_state(self) -> Tensor:
+        return pack(
+            {
+                "format_version": FORMAT_VERSION,
+                "class": type(self).__name__,
+                "definition": self.definition,
+                "data": self.data,
+            }
+        )
 
     def set_extra_state(self, state: Any) -> None:
         """Take over the description of a checkpoint.
@@ -109,7 +111,7 @@ class SelfDescribing(nn.Module):
         Raises:
             CheckpointError: when the checkpoint belongs to another class or another definition.
         """
-        _check_description(state, self.origin)
+        state = _description(state, self.origin)
         _check_equal(self.origin, "class", state["class"], type(self).__name__)
         for key in sorted({*state["definition"], *self.definition}):
             _check_equal(
@@ -122,9 +124,9 @@ class SelfDescribing(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # MONAI's tools load loosely: of a file without the network's keys they would take nothing and go on untrained.
-        if prefix + DESCRIPTION not in state_dict:
+        if prefix + EXTRA_STATE not in state_dict:
             raise CheckpointError(
-                f"{self.origin}: not a model of this project: key {prefix + DESCRIPTION!r} is missing, "
+                f"{self.origin}: not a model of this project: key {prefix + EXTRA_STATE!r} is missing, "
                 f"the checkpoint holds {sorted(state_dict)[:4]}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -147,8 +149,7 @@ def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the bare ``state_dict`` of a network, on the CPU, atomically."""
-    state = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in model.state_dict().items()}
-    save_atomically(state, path)
+    save_atomically({key: value.cpu() for key, value in model.state_dict().items()}, path)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -184,7 +185,7 @@ def load_model(path: str | os.PathLike[str], expected: Any = (SelfDescribing,)) 
             or its weights do not fit its own definition.
     """
     state = load_checkpoint(path)
-    description = _description(state, path)
+    description = _describing(state, path)
     classes = expected if isinstance(expected, tuple) else (expected,)
     found = getattr(importlib.import_module(MODELS[description["class"]]), description["class"])
     if not issubclass(found, classes):
@@ -210,7 +211,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: when the file is missing or no model of this project.
     """
-    return _description(load_checkpoint(path), path)
+    return _describing(load_checkpoint(path), path)
 
 
 def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
@@ -290,20 +291,26 @@ def _variable(datalist: Datalist, name: str) -> dict[str, Any]:
     )
 
 
-def _description(state: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    if not isinstance(state, Mapping) or DESCRIPTION not in state:
+def _describing(state: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The description in the state of a network."""
+    if not isinstance(state, Mapping) or EXTRA_STATE not in state:
         keys = sorted(map(str, state))[:4] if isinstance(state, Mapping) else type(state).__name__
-        raise CheckpointError(f"{path}: not a model of this project: key {DESCRIPTION!r} is missing, it holds {keys}")
-    _check_description(state[DESCRIPTION], path)
-    return state[DESCRIPTION]
+        raise CheckpointError(f"{path}: not a model of this project: key {EXTRA_STATE!r} is missing, it holds {keys}")
+    return _description(state[EXTRA_STATE], path)
 
 
-def _check_description(state: Any, origin: str | os.PathLike[str]) -> None:
+def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
+    """A description, unpacked and checked."""
+    try:
+        state = unpack(packed)
+    except ValueError as error:
+        raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds no JSON: {error}") from error
     if not isinstance(state, Mapping) or not {"format_version", "class", "definition", "data"} <= set(state):
-        raise CheckpointError(f"{origin}: not a model of this project: {DESCRIPTION} holds {state!r:.80}")
+        raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds {state!r:.80}")
     _check_equal(origin, "format_version", state["format_version"], FORMAT_VERSION)
     if state["class"] not in MODELS:
         raise CheckpointError(f"{origin}: class: the checkpoint holds {state['class']!r}, known are {sorted(MODELS)}")
+    return dict(state)
 
 
 def _check_equal(

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segcft_ext.checkpoints import DESCRIPTION, SelfDescribing, load_model
+from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
+from segcft_ext.extra_state import EXTRA_STATE
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
@@ -109,7 +110,7 @@ class DSCM(SelfDescribing):
         extended = DSCM(**{**self.definition, "deformation": deformation})
         extended.data = self.data
         kept = {key: value for key, value in self.state_dict().items() if not key.startswith("deformation.")}
-        missing, unexpected = extended.load_state_dict({**kept, DESCRIPTION: extended.get_extra_state()}, strict=False)
+        missing, unexpected = extended.load_state_dict({**kept, EXTRA_STATE: extended.get_extra_state()}, strict=False)
         wrong = [key for key in missing if not key.startswith("deformation.")] + unexpected
         assert not wrong, wrong
         return extended

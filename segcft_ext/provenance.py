@@ -13,18 +13,17 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from torch import Tensor
-
 from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.extra_state import EXTRA_STATE
 
 __all__ = ["fingerprint", "upstream"]
 
 
 def fingerprint(model: SelfDescribing) -> str:
-    """SHA-256 of all weights and buffers, by name; the same wherever the file lies and whatever it is called."""
+    """SHA-256 of all weights and buffers, by name; the same wherever the file lies and whatever it says of itself."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
+        if not name.endswith(EXTRA_STATE):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

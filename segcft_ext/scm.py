@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from segcft_ext.extra_state import pack, unpack
 from segcft_ext.graph import topological_order
 from segcft_ext.mechanisms import (
     BernoulliMechanism,
@@ -185,10 +186,11 @@ class SCM(nn.Module):
             results[k] = torch.where(replaced, new, results[k])
         return torch.stack(results, dim=1)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"parents": self.parents}
+    def get_extra_state(self) -> Tensor:
+        return pack({"parents": self.parents})
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
+        state = unpack(state)
         if state["parents"] != self.parents:
             raise ValueError(f"parents: the checkpoint holds {state['parents']}, expected {self.parents}")
 

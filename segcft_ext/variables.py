@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segcft_ext.extra_state import pack, unpack
+
 __all__ = ["KINDS", "Variables"]
 
 KINDS = ("continuous", "binary", "categorical")
@@ -197,10 +199,11 @@ class Variables(nn.Module):
                 channels.append(column.masked_fill(missing[:, k, None], 0))
         return torch.cat(channels, dim=1)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"names": self.names, "units": self.units, "categories": self.categories}
+    def get_extra_state(self) -> Tensor:
+        return pack({"names": self.names, "units": self.units, "categories": self.categories})
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
+        state = unpack(state)
         if list(state["names"]) != self.names:
             raise ValueError(f"variables: the checkpoint holds {list(state['names'])}, expected {self.names}")
         self.units = list(state["units"])

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from monai.networks.utils import copy_model_state
 from small_chests import LABELS, small_chests
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from segcft_ext.checkpoints import (
     CheckpointError,
@@ -21,10 +23,19 @@ from segcft_ext.checkpoints import (
     trained_image_size,
 )
 from segcft_ext.datalist import read_datalist
+from segcft_ext.dscm import DSCM
+from segcft_ext.extra_state import pack, unpack
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.provenance import fingerprint
 
 AREAS = [{"name": f"{name}_area", "kind": "continuous"} for name in ("left_lung", "right_lung", "heart")]
+CONTENTS = [  # none of them a model of this project
+    nn.Linear(2, 2).state_dict(),
+    [1, 2],
+    {"_extra_state": pack({"class": "Linear"})},
+    {"_extra_state": torch.zeros(8, dtype=torch.uint8)},
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,18 @@ def regressor(datalist):
     return network
 
 
-@pytest.mark.parametrize("build", [segmentor, regressor])
+def dscm(datalist):
+    hvae = {"channels": [4, 4], "strides": [2], "blocks": [1, 1], "latent_channels": 2}
+    network = DSCM(AREAS, {"heart_area": ["left_lung_area"]}, hvae)
+    network.describe(datalist)
+    network.variables.fit(**datalist.training_values(network.variables.names))
+    return network
+
+
+BUILDS = [segmentor, regressor, dscm]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_rebuilds_the_same_network(build, datalist, tmp_path):
     network = build(datalist).eval()
     save_model(network, tmp_path / "model.pt")
@@ -69,6 +91,49 @@ def test_is_a_bare_state_dict_that_mentions_its_data(datalist, tmp_path):
     assert trained_image_size(tmp_path / "none.pt") is None
 
 
+@pytest.mark.parametrize("build", BUILDS)
+def test_holds_tensors_only_and_travels_with_the_tools_that_copy_them(build, datalist):
+    """MONAI's tools ask every value for its shape and take what has the shape of the network's own."""
+    trained = build(datalist)
+    network = type(trained)(**trained.definition)
+    taken = copy_model_state(network, trained.state_dict())[1]
+    assert sorted(taken) == sorted(trained.state_dict())
+    assert network.data == trained.data
+    check_compatible(network, datalist)
+    averaged = AveragedModel(network)
+    averaged.update_parameters(network)
+    averaged.update_parameters(network)
+    assert averaged.module.data == trained.data
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_reads_the_first_checkpoints_whose_extra_states_are_plain_values(build, datalist, tmp_path):
+    network = build(datalist)
+    state = {k: unpack(v) if k.endswith("_extra_state") else v for k, v in network.state_dict().items()}
+    save_atomically(state, tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.pt")
+    assert loaded.data == network.data == read_description(tmp_path / "model.pt")["data"]
+    assert fingerprint(loaded) == fingerprint(network)
+
+
+def test_description_is_no_part_of_the_fingerprint(datalist):
+    network = segmentor(datalist)
+    before = fingerprint(network)
+    network.describe(datalist, use="judge")
+    assert fingerprint(network) == before
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    assert fingerprint(network) != before
+
+
+@pytest.mark.parametrize("letters", [0, 10, 20000])
+def test_packed_values_are_what_they_were(letters):
+    state = {"unit": "mm²" * letters, "range": [0.1, None, True]}
+    packed = pack(state)
+    assert packed.dtype == torch.uint8 and len(packed) % 16384 == 0
+    assert unpack(packed) == unpack(state) == state
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
         load_model(tmp_path / "none.pt")
@@ -87,7 +152,7 @@ def test_pickled_code_is_not_run(tmp_path):
         load_model(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("content", [nn.Linear(2, 2).state_dict(), [1, 2], {"_extra_state": {"class": "Linear"}}])
+@pytest.mark.parametrize("content", CONTENTS)
 def test_checkpoint_of_something_else(content, tmp_path):
     save_atomically(content, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"model\.pt: not a model of this project"):
@@ -102,7 +167,7 @@ def test_wrong_class_is_named(datalist, tmp_path):
 
 def test_only_own_classes_are_built(datalist, tmp_path):
     state = segmentor(datalist).state_dict()
-    state["_extra_state"] = {**state["_extra_state"], "class": "Popen"}
+    state["_extra_state"] = pack({**unpack(state["_extra_state"]), "class": "Popen"})
     save_atomically(state, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"holds 'Popen', known are \['DSCM', 'Regressor', 'Segmentor'\]"):
         load_model(tmp_path / "model.pt")
@@ -110,7 +175,7 @@ def test_only_own_classes_are_built(datalist, tmp_path):
 
 def test_newer_format_is_refused(datalist, tmp_path):
     state = segmentor(datalist).state_dict()
-    state["_extra_state"] = {**state["_extra_state"], "format_version": 2}
+    state["_extra_state"] = pack({**unpack(state["_extra_state"]), "format_version": 2})
     save_atomically(state, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="format_version: the checkpoint holds 2, asked for: 1"):
         load_model(tmp_path / "model.pt")
