@@ -27,7 +27,6 @@ TINY = ["--network_def#channels", "[4,4,4]", "--network_def#strides", "[2,2]", "
 SMALL = {
     "train.json": [*TINY, "--max_epochs", "1", "--val_interval", "1", "--batch_size", "2"],
     "evaluate.json": ["--interventions_per_case", "1", "--figure_cases", "1"],
-    "inference.json": TINY,
 }
 
 
@@ -110,10 +109,8 @@ def test_properties_of_evaluate(ran: tuple[Path, Datalist], methods: dict[str, s
 
 def test_properties_of_inference(ran: tuple[Path, Datalist]) -> None:
     folder, datalist = ran
-    network = load_model(folder / "models" / "model.pt", Segmentor)
-    config = {"_target_": "segcft_ext.networks.segmentor.Segmentor", **network.definition}
     images = str(datalist.path.parent / "images")
-    assert open_workflow("inference.json", folder, dataset_dir=images, network_def=config).check_properties() == []
+    assert open_workflow("inference.json", folder, dataset_dir=images).check_properties() == []
 
 
 def open_workflow(config: str, folder: Path, **settings: object) -> ConfigWorkflow:
@@ -157,8 +154,11 @@ def test_the_judge_segments_as_the_guide_does() -> None:
         return json.loads((BUNDLES / bundle / "configs" / name).read_text(encoding="utf-8"))
 
     judge, guide = (read(bundle, "inference.json") for bundle in ("segmentor_evaluation", "lung_heart_segmentor"))
-    network, guide_network = judge.pop("network_def"), guide.pop("network_def")
+    network, guide_network = judge.pop("untrained"), guide.pop("network_def")
+    del judge["network_def"], judge["imports"], guide["imports"]
     training = read("segmentor_evaluation", "train.json")
     assert network == training["network_def"] | {"labels": training["default_labels"], "spatial_dims": 2}
     assert network["architecture"] != guide_network["architecture"]
     assert judge == json.loads(json.dumps(guide).replace("@segmentor", "@judge").replace('"segmentor"', '"judge"'))
+    vessels = read("plaque_lumen_segmentor", "inference.json")
+    assert read("segmentor_evaluation", "coronary_inference.json").items() <= vessels.items()

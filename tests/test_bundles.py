@@ -2,15 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jsonschema
+import monai.bundle
 import pytest
 import torch
 from bundle_docs import kept_logging
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
+
+from segcft_ext.checkpoints import save_model
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -62,6 +66,22 @@ def test_network_does_what_the_metadata_say(bundle):
     assert isinstance(found, torch.Tensor)
     assert found.shape == (1, pred["num_channels"], *pred["spatial_shape"])
     assert str(found.dtype) == f"torch.{pred['dtype']}"
+
+
+def test_monai_loads_it_from_its_folder(bundle, tmp_path):
+    """The weights of ``models/model.pt`` and what it says of itself, by MONAI's defaults."""
+    shutil.copytree(bundle / "configs", tmp_path / bundle.name / "configs")
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser["bundle_root"] = str(tmp_path)
+    network = parser.get_parsed_content("network_def")
+    network.data = {"name": "phantoms", "image_size": [64, 64]}
+    save_model(network, tmp_path / bundle.name / "models" / "model.pt")
+    with kept_logging():
+        loaded = monai.bundle.load(bundle.name, bundle_dir=tmp_path, source="github", device="cpu")
+    assert loaded.data == network.data
+    state = loaded.state_dict()
+    torch.testing.assert_close(state, network.state_dict(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_initializes_without_data_and_checkpoints(bundle, tmp_path, monkeypatch):

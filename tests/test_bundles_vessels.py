@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bundle_docs import kept_logging, run_in_process
 from monai.bundle import ConfigWorkflow
+from monai.transforms import LoadImage
 from PIL import Image
 from small_vessels import small_vessels
 
@@ -98,6 +99,27 @@ def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
     evaluation = json.loads((ran / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["judge"]) == set(datalist.structures)
     assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
+
+
+def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist, tmp_path: Path) -> None:
+    case = datalist.items("test")[0]
+    configs = BUNDLES / "segmentor_evaluation" / "configs"
+    with kept_logging():
+        workflow = ConfigWorkflow(
+            config_file=[str(configs / name) for name in ("inference.json", "coronary_inference.json")],
+            logging_file=False,
+            workflow_type="infer",
+            bundle_root=str(configs.parent),
+            device="cpu",
+            dataset_dir=str(Path(case["image"]).parent),
+            judge=str(ran / "judge" / "model.pt"),
+            output_dir=str(tmp_path),
+        )
+        workflow.initialize()
+        workflow.run()
+    (written,) = tmp_path.glob(f"{case['id']}_seg.*")
+    label = LoadImage(reader=datalist.reader(), image_only=True)(written)
+    assert label.shape == datalist.size and set(label.unique().tolist()) <= set(datalist.labels.values())
 
 
 def test_counterfactuals_of_a_picture(ran: Path, datalist: Datalist, tmp_path: Path) -> None:

@@ -1,3 +1,7 @@
+import os
+import select
+import signal
+
 import numpy as np
 import pydicom
 import pytest
@@ -127,15 +131,25 @@ def test_a_huge_declared_size_is_refused_before_it_is_decoded(tmp_path, monkeypa
         assert reason_of(tmp_path / "a") == "unreadable"
 
 
-def test_a_decoder_that_dies_costs_one_file(tmp_path, monkeypatch):
+@pytest.mark.skipif(not hasattr(os, "WUNTRACED"), reason="needs processes that can be stopped")
+@pytest.mark.parametrize("dies", [False, True], ids=["hangs", "dies"])
+def test_a_decoder_that_does_not_answer_costs_one_file(tmp_path, monkeypatch, dies):
     path = write_dicom(tmp_path / "a", PIXELS, JPEGLosslessSV1)
     np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
     decoder = dicom._gdcm
     decoder._process.kill()
     assert decoder._process.wait()  # dies between two files
     np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
-    monkeypatch.setattr(isolated, "SECONDS", 0)  # … or while at work
+    process = decoder._process
+    os.kill(process.pid, signal.SIGSTOP)  # … or while at work, where it cannot have answered already
+    os.waitpid(process.pid, os.WUNTRACED)
+    if dies:
+        wait = select.select
+        monkeypatch.setattr(isolated.select, "select", lambda *given: (process.kill(), wait(*given))[1])
+    else:
+        monkeypatch.setattr(isolated, "SECONDS", 0)
     assert reason_of(path) == "unreadable"
+    assert process.returncode == -signal.SIGKILL
     monkeypatch.undo()
     np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
 
