@@ -19,6 +19,8 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from segcft_ext.networks.coordinates import with_coordinates
+
 __all__ = ["DeformationHead", "Edit", "jacobian_determinant"]
 
 INTEGRATION_STEPS = 6
@@ -84,7 +86,8 @@ class DeformationHead(nn.Module):
         self.parent_channels = parent_channels
         self.grid_stage = grid_stage
         self.margin = margin
-        widths = [in_channels, *channels]
+        seen = in_channels + spatial_dims  # the image and where its pixels are
+        widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
         self.up = nn.ModuleList(
@@ -100,7 +103,7 @@ class DeformationHead(nn.Module):
         self.paint: nn.ModuleList | None = None
         heads = [self.velocity_head, self.gate_head]
         if residual:
-            finer = [*channels[: grid_stage - 1][::-1], in_channels]
+            finer = [*channels[: grid_stage - 1][::-1], seen]
             inputs = [hidden_channels, *finer[:-1]]
             self.paint = nn.ModuleList(
                 conv(a + b, b if i < len(finer) - 1 else hidden_channels // 2, 3, padding=1)
@@ -120,9 +123,10 @@ class DeformationHead(nn.Module):
     def features(self, image: Tensor) -> list[Tensor]:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial).
 
-        First (B, F, \\*grid); then, for the residual, what is finer, up to the image itself.
+        First (B, F, \\*grid); then, for the residual, what is finer, up to the image itself with its coordinates.
         """
-        hidden, skips = image, []
+        image = with_coordinates(image)
+        hidden, skips = image, list[Tensor]()
         for down, mix in zip(self.down, self.mix, strict=True):
             hidden = F.gelu(down(hidden))
             hidden = hidden + F.gelu(mix(hidden))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
+from segcft_ext.networks.coordinates import with_coordinates
 from segcft_ext.variables import Variables
 
 __all__ = ["Regressor", "ScaledHuberLoss"]
@@ -21,7 +22,7 @@ class Regressor(SelfDescribing):
     """A small convolutional network that predicts continuous variables of an image in their physical units.
 
     Each stage halves the resolution; the last features are averaged over the image, which suits variables that are sums
-    over it, like areas. The network works on scaled variables; their range, fitted to the training split, is in the
+    over it, like areas; coordinates beside the image let it tell one region from another. The network works on scaled variables; their range, fitted to the training split, is in the
     checkpoint (:attr:`variables`).
 
     Args:
@@ -46,7 +47,7 @@ class Regressor(SelfDescribing):
                     f"Regressor: {variable['name']!r} is {variable['kind']}, expected a continuous variable"
                 )
         self.variables = Variables(variables)
-        widths = [1, *channels]
+        widths = [1 + spatial_dims, *channels]
         self.features = nn.Sequential(
             *(
                 nn.Sequential(
@@ -74,7 +75,7 @@ class Regressor(SelfDescribing):
 
     def scaled(self, image: Tensor) -> Tensor:
         """The prediction in scaled units, [-1, 1] over the range of the training split: shape (B, K)."""
-        return self.head(torch.flatten(self.features(image), 2).mean(2))
+        return self.head(torch.flatten(self.features(with_coordinates(image)), 2).mean(2))
 
     def forward(self, image: Tensor) -> Tensor:
         """The variables of images in [-1, 1] of shape (B, 1, \\*spatial): shape (B, K), in physical units."""
