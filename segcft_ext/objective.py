@@ -54,7 +54,8 @@ class CFTTerms:
     """Terms of the objective, scalars.
 
     Attributes:
-        effectiveness: distance between the guide's variables and their targets, in scaled units.
+        effectiveness: distance between the guide's variables that the action changes and their targets, in scaled units.
+        others: the same of the variables that it leaves as they are.
         locality: change of the image where no changed variable lives.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
@@ -63,6 +64,7 @@ class CFTTerms:
     """
 
     effectiveness: Tensor
+    others: Tensor
     locality: Tensor
     preservation: Tensor
     smoothness: Tensor
@@ -80,8 +82,8 @@ class CFTObjective(nn.Module):
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
-        others: weight w_j of the variables that the action leaves as they are, against 1 for those that it changes:
-            more of it trades effectiveness for less drift.
+        others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
+            it trades effectiveness for less drift.
         locality: weight of the change outside the changed structures.
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
@@ -89,19 +91,23 @@ class CFTObjective(nn.Module):
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
+        warm_up: share of the training over which the weights of ``others``, ``locality`` and ``preservation`` rise from
+            zero. An edit is found before it is confined: a network that does not know yet where a variable lives moves
+            everything at once, and would learn to move nothing.
     """
 
     def __init__(
         self,
         huber: float = 0.01,
         anchored: bool = True,
-        others: float = 1.0,
+        others: float = 2.0,
         locality: float = 1.8,
-        preservation: float = 0.25,
+        preservation: float = 0.5,
         smoothness: float = 0.06,
         folding: float = 300.0,
         folding_margin: float = 0.2,
         dilation: float = 5.0,
+        warm_up: float = 0.5,
     ) -> None:
         super().__init__()
         self.huber = huber
@@ -113,6 +119,7 @@ class CFTObjective(nn.Module):
         self.folding = folding
         self.folding_margin = folding_margin
         self.dilation = dilation
+        self.warm_up = warm_up
 
     def forward(
         self,
@@ -142,10 +149,9 @@ class CFTObjective(nn.Module):
         scale = 2 / (variables.high - variables.low)[columns]
         error = (prediction.values - target) * scale
         changed = wanted != factual
-        weight = torch.where(changed, 1.0, self.others)
         distance = F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
-        # A sum over the variables, so that the action's own weighs the same however many others are measured.
-        effectiveness = (weight * distance).sum(1).mean()
+        # Means of their own, so that the balance does not depend on how many variables are measured.
+        effectiveness, others = _mean_where(changed, distance), _mean_where(~changed, distance)
 
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
@@ -161,15 +167,20 @@ class CFTObjective(nn.Module):
         # Of a pixel, in the unit of the variable.
         size = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)
         exchanged = (after - before).abs().sum(2) * size * scale
-        preservation = torch.where(changed, 0.0, exchanged).sum(1).mean()
-        return CFTTerms(effectiveness, locality, preservation, smoothness, folding)
+        preservation = _mean_where(~changed, exchanged)
+        return CFTTerms(effectiveness, others, locality, preservation, smoothness, folding)
 
-    def total(self, terms: CFTTerms) -> Tensor:
-        """The weighted sum of the terms."""
+    def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
+        """The weighted sum of the terms.
+
+        Args:
+            terms: from :meth:`forward`.
+            progress: share of the training that is over.
+        """
+        confining = self.others * terms.others + self.locality * terms.locality + self.preservation * terms.preservation
         return (
             terms.effectiveness
-            + self.locality * terms.locality
-            + self.preservation * terms.preservation
+            + min(1.0, progress / self.warm_up if self.warm_up else 1.0) * confining
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
         )
@@ -178,6 +189,11 @@ class CFTObjective(nn.Module):
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))
         pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
         return pool(mask, 2 * radius + 1, stride=1, padding=radius)
+
+
+def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
+    """Mean over the cases of the mean over the variables of the mask, both (B, J); zero where there are none."""
+    return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 class Lagrangian(nn.Module):

@@ -104,9 +104,18 @@ def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> 
 
 
 def test_an_edit_that_moves_another_variable_is_punished() -> None:
-    moved = terms(CFTObjective(others=1.0), [13.0, 12.0]).effectiveness
-    assert moved > 0
-    assert terms(CFTObjective(others=3.0), [13.0, 12.0]).effectiveness == pytest.approx(3 * moved.item())
+    objective = CFTObjective(others=2.0, huber=1e-6)
+    moved = terms(objective, [13.0, 12.0])
+    assert moved.effectiveness == 0
+    assert moved.others == pytest.approx(2 * 2 / 40, rel=1e-3)  # of b, whose range is 40
+    assert objective.total(moved) == pytest.approx(2 * moved.others.item())
+
+
+def test_an_edit_is_found_before_it_is_confined() -> None:
+    objective = CFTObjective(warm_up=0.5)
+    found = terms(objective, [12.0, 12.0])
+    weights = [(objective.total(found, progress) - found.effectiveness).item() for progress in (0, 0.25, 0.5, 1)]
+    assert weights == pytest.approx([0, weights[-1] / 2, weights[-1], weights[-1]]) and weights[-1] > 0
 
 
 def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None:

@@ -29,8 +29,8 @@ class CFTTrainer(GuardedTrainer):
     with a bound measured on one epoch of the training data as trained. Without a guide there is nothing to train:
     No-CFT is the pretrained DSCM as it is.
 
-    Output of a step: ``loss``, ``effectiveness``, ``locality``, ``smoothness``, ``folding``, ``gradient_norm`` and,
-    where the HVAE is trained, ``negative_elbo``, ``bound`` and ``lambda``.
+    Output of a step: ``loss``, the terms of the objective, ``gradient_norm`` and, where the HVAE is trained,
+    ``negative_elbo``, ``bound`` and ``lambda``.
 
     Args:
         guide: the guide, or None.
@@ -102,12 +102,8 @@ class CFTTrainer(GuardedTrainer):
         )
         output = {
             COUNTERFACTUAL: counterfactual.image.detach(),
-            CommonKeys.LOSS: self.objective.total(terms),
-            "effectiveness": terms.effectiveness,
-            "locality": terms.locality,
-            "smoothness": terms.smoothness,
-            "folding": terms.folding,
-            "preservation": terms.preservation,
+            CommonKeys.LOSS: self.objective.total(terms, self._progress()),
+            **vars(terms),
         }
         if self.critic is not None:
             output["realism"] = self.critic.realism(counterfactual.image)
@@ -116,6 +112,9 @@ class CFTTrainer(GuardedTrainer):
             output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
         return output
+
+    def _progress(self) -> float:
+        return (self.state.iteration - 1) / max(1, (self.state.max_epochs or 1) * (self.state.epoch_length or 1))
 
     @torch.no_grad()
     def _measure_bound(self) -> None:

@@ -22,8 +22,8 @@ class Regressor(SelfDescribing):
     """A small convolutional network that predicts continuous variables of an image in their physical units.
 
     Each stage halves the resolution; the last features are averaged over the image, which suits variables that are sums
-    over it, like areas; coordinates beside the image let it tell one region from another. The network works on scaled variables; their range, fitted to the training split, is in the
-    checkpoint (:attr:`variables`).
+    over it, like areas; coordinates beside the image let it tell one region from another. The network works on scaled
+    variables; their range, fitted to the training split, is in the checkpoint (:attr:`variables`).
 
     Args:
         variables: ``{"name", "kind"}`` of each variable; all of them continuous.
