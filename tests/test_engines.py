@@ -157,7 +157,9 @@ class Training:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    """The weights and buffers, without the descriptions."""
+    state = module.state_dict()
+    return {name: value.clone() for name, value in state.items() if not name.endswith("_extra_state")}
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
