@@ -54,7 +54,8 @@ class CFTTerms:
     """Terms of the objective, scalars.
 
     Attributes:
-        effectiveness: distance between the guide's variables that the action changes and their targets, in scaled units.
+        effectiveness: distance between the guide's variables that the action changes and their targets, in scaled
+            units.
         others: the same of the variables that it leaves as they are.
         locality: change of the image where no changed variable lives.
         smoothness: bending energy of the velocity; zero without a deformation head.
