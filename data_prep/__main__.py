@@ -30,7 +30,8 @@ from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 
 DEFAULT_STRUCTURES = ",".join(CHEST)
 

@@ -36,7 +36,8 @@ from data_prep.pictures import draw_contact_sheet, draw_variables
 from data_prep.splits import split_cases
 from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_variables
-from segcft_ext.datalist import FORMAT_VERSION, SPLITS, Datalist, write_datalist
+from segcft_ext.datalist import Datalist, write_datalist
+from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS
 from segcft_ext.measurements import instantiate_measurement, measure_label_map
 
 __all__ = ["UNITS", "Summary", "prepare"]

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from data_prep.cases import NOTES, REASONS
 from data_prep.label_faults import FAULTS, MAX_Z, Fault, find_faults
 from data_prep.pictures import correlation_figure, is_lying, sheet_figure, spread_cases, variables_figure
-from segcft_ext.datalist import SPLITS, Datalist, Variable, read_datalist
+from segcft_ext.datalist import Datalist, read_datalist
+from segcft_ext.datalist_format import SPLITS, Variable
 from segcft_ext.figures import to_png
 from segcft_ext.html import figure, folded, listing, table, write_page
 

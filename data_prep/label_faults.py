@@ -17,7 +17,8 @@ from data_prep.cases import Rejected
 from data_prep.pictures import middle
 from data_prep.storage import read_array
 from data_prep.structures import check_label_map
-from segcft_ext.datalist import SPLITS, Datalist
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import SPLITS
 
 __all__ = ["FAULTS", "Fault", "find_faults", "robust_z"]
 

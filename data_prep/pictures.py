@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from skimage.measure import find_contours
 
 from data_prep.storage import read_array
-from segcft_ext.datalist import SPLITS, Datalist, Variable
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import SPLITS, Variable
 
 __all__ = [
     "correlation_figure",

@@ -19,7 +19,8 @@ from monai.utils.module import optional_import
 from tqdm import tqdm
 
 from data_prep.storage import read_array
-from segcft_ext.datalist import SPLITS, Datalist, read_datalist, write_datalist
+from segcft_ext.datalist import Datalist, read_datalist, write_datalist
+from segcft_ext.datalist_format import SPLITS
 from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure_label_map
 
 __all__ = ["derive_regions", "region_definition"]

@@ -60,7 +60,7 @@ def ran(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("segcft_ext.figures.DPI", 20)  # drawn, but not for looking at
+            patch.setattr("segcft_ext.figures.pictures.DPI", 20)  # drawn, but not for looking at
             run_in_process(["run", *words])
 
     run("segmentor_evaluation", "train.json", "judge", **JUDGE)

@@ -12,7 +12,8 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.pictures import draw_contact_sheet, draw_variables
 from data_prep.splits import FRACTIONS
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 from segcft_ext.measurements import measure_label_map
 
 

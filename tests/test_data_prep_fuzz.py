@@ -22,7 +22,8 @@ from data_prep.cases import REASONS
 from data_prep.collect import prepare
 from data_prep.folder import FolderSource
 from data_prep.masks import MaskFolders
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 
 COUNT = int(os.environ.get("SEGCFT_MUTANTS", 1000))
 SEED = int(os.environ.get("SEGCFT_FUZZ_SEED", 0))

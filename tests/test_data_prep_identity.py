@@ -19,7 +19,8 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from data_prep.__main__ import main
 from data_prep.cases import NOTES, REASONS
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 
 NAME = "Quasimodo"
 BIRTH = "19470229"

@@ -20,7 +20,8 @@ from data_prep.chexmask import crop_borders, index_masks, read_masks
 from data_prep.geometry import fit_label
 from data_prep.padchest import PadChestSource
 from data_prep.structures import combine_masks
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 
 CHEXMASK = Path(
     os.environ.get("SEGCFT_CHEXMASK") or Path(__file__).parents[2] / "shared" / "data" / "chexmask" / "Padchest.csv"

@@ -7,7 +7,8 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.collect import prepare
 from data_prep.phantom import PhantomSource
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 
 TRUTH = {"_target_": "somewhere.Renderer", "size": 16}
 

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from segcft_ext.datalist import DatalistError, Regions, read_datalist, write_datalist
+from segcft_ext.datalist import read_datalist, write_datalist
+from segcft_ext.datalist_format import DatalistError, Regions
 from segcft_ext.measurements import Area
 
 REGIONS = {"axis": 0, "of": "structure", "names": ["upper", "lower"], "boundaries": [0, 0.5, 1]}

@@ -16,7 +16,8 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
 
 from segcft_ext.checkpoints import CheckpointError, save_model
-from segcft_ext.datalist import Datalist, DatalistError
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import DatalistError
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables
 from segcft_ext.evaluation.evaluator import JudgeEvaluator

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data_prep.phantom_chest import ChestPhantom
-from segcft_ext.datalist import Datalist, DatalistError
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import DatalistError
 from segcft_ext.evaluation.truth import Truth
 
 PHANTOM = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": 48}

@@ -17,7 +17,8 @@ from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.regions import region_definition
 from data_prep.storage import read_array
 from data_prep.structures import measured_variables
-from segcft_ext.datalist import SPLITS, read_datalist
+from segcft_ext.datalist import read_datalist
+from segcft_ext.datalist_format import SPLITS
 from segcft_ext.evaluation.truth import Truth
 from segcft_ext.measurements import instantiate_measurement, measure_label_map
 

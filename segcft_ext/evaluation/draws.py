@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from segcft_ext.datalist import Datalist, DatalistError
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import DatalistError
 
 __all__ = ["draw_targets", "intervened_variables", "reference_cases"]
 

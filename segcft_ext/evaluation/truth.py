@@ -25,7 +25,8 @@ from monai.utils.module import optional_import
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from segcft_ext.datalist import Datalist, DatalistError
+from segcft_ext.datalist import Datalist
+from segcft_ext.datalist_format import DatalistError
 
 __all__ = ["Truth", "image_quality"]
 

@@ -1,0 +1,90 @@
+"""Grids of pictures: counterfactuals, reconstructions, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from segcft_ext.figures.sheet import Sheet
+from segcft_ext.figures.style import STYLE
+
+__all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a grid: an image, what a segmentor sees in it, and two lines of text above."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    title: str = ""
+    subtitle: str = ""
+
+
+def counterfactual_grid(
+    factual: Panel, blocks: Mapping[str, Sequence[Panel]], labels: Mapping[str, int], title: str = ""
+) -> Figure:
+    """Counterfactuals of one image: image, signed difference and contours below each other, side by side for a sweep.
+
+    Args:
+        factual: the image before the intervention, with its label map; the first column.
+        blocks: rows of counterfactuals by name (a method, or a target), all equally long.
+        labels: the structures whose contours are drawn, by name.
+        title: above everything.
+    """
+    limit = _limit([panel.image - factual.image for panels in blocks.values() for panel in panels])
+    count = 1 + max(len(panels) for panels in blocks.values())
+    with matplotlib.rc_context(STYLE):
+        sheet = Sheet(count, [3] * len(blocks), factual.image.shape, header=0.34, title=title, legend=True)
+        for block, (name, panels) in enumerate(blocks.items()):
+            sheet.label(block, name)
+            for column, panel in enumerate([factual, *panels]):
+                sheet.heading(block, column, "\n".join(filter(None, (panel.title, panel.subtitle))))
+                sheet.image(block, 0, column, panel.image)
+                sheet.image(block, 2, column, panel.image)
+                sheet.contours(block, 2, column, panel.mask, labels, "-")
+                if column == 0:
+                    sheet.note(block, 1, column, "counterfactual\n– factual")
+                else:
+                    sheet.image(block, 1, column, panel.image - factual.image, limit)
+                    sheet.contours(block, 2, column, factual.mask, labels, ":")
+        sheet.colour_bar(limit)
+        sheet.legend(labels)
+    return sheet.figure
+
+
+def reconstruction_grid(images: Sequence[np.ndarray], reconstructions: Sequence[np.ndarray], title: str = "") -> Figure:
+    """Images, their reconstructions and the signed differences, one column for each pair."""
+    differences = [b - a for a, b in zip(images, reconstructions)]
+    limit = _limit(differences)
+    with matplotlib.rc_context(STYLE):
+        sheet = Sheet(len(images), [1, 1, 1], images[0].shape, header=0.04, title=title)
+        for row, name in enumerate(("image", "reconstruction", "difference")):
+            sheet.label(row, name)
+        for column, rows in enumerate(zip(images, reconstructions, differences)):
+            for row, image in enumerate(rows):
+                sheet.image(row, 0, column, image, limit if row == 2 else None)
+        sheet.colour_bar(limit)
+    return sheet.figure
+
+
+def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Figure:
+    """Pictures side by side, e.g. samples of a model, each with an optional line of text above."""
+    columns = min(columns, len(images))
+    with matplotlib.rc_context(STYLE):
+        sheet = Sheet(columns, [1] * -(-len(images) // columns), images[0].shape, 0.2 if titles else 0.04, title)
+        for index, image in enumerate(images):
+            row, column = divmod(index, columns)
+            sheet.image(row, 0, column, image)
+            if index < len(titles):
+                sheet.heading(row, column, titles[index])
+    return sheet.figure
+
+
+def _limit(differences: Sequence[np.ndarray]) -> float:
+    """Of the colour scale: nearly the largest difference, so that a single pixel does not wash out the rest."""
+    return max(0.05, float(np.quantile(np.abs(differences), 0.998)))

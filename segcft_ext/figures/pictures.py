@@ -1,0 +1,44 @@
+"""From an image to a picture, and from a figure to a file."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = ["picture", "save_figure", "to_png"]
+
+DPI = 160
+
+
+def picture(image: Tensor | np.ndarray) -> np.ndarray:
+    """An image (1, *spatial) or (*spatial) as (H, W); of a volume the middle slice through its shortest axis.
+
+    That is a longitudinal cut of a straightened vessel, and the first axis of a cube.
+    """
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim < 3:
+        return array
+    axis = int(np.argmin(array.shape))
+    return array.take(array.shape[axis] // 2, axis)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG, without matplotlib's version or a date in it: equal pictures are equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as a PNG file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_png(figure))
+    return path
