@@ -7,10 +7,12 @@
 #             --datalist /data/prepared/datalist.json --output_dir /data/segmentor
 # With CUDA, add --gpus all. The default image runs on the CPU; to spare it the CUDA libraries that pip brings along with
 # torch on Linux, give the index of PyTorch's CPU wheels (its installation page names it) as --build-arg TORCH_INDEX=….
+# Compressed DICOM, Excel and Parquet need --build-arg EXTRAS=[formats], a Dask cluster EXTRAS=[formats,dask].
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
 ARG TORCH_INDEX=""
+ARG EXTRAS=""
 
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -28,7 +30,7 @@ COPY bundles bundles
 # A torch of the pinned version that is in the base image, or comes from the given index, satisfies the constraint.
 RUN torch=$(grep -m 1 '^torch==' constraints.txt) \
     && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c constraints.txt "$torch" \
-    && pip install -c constraints.txt -e .
+    && pip install -c constraints.txt -e ".${EXTRAS}"
 
 RUN useradd --create-home --uid 1000 --non-unique segcft && mkdir /data && chown 1000 /data
 USER 1000

@@ -44,9 +44,24 @@ def test_bundles_know_the_options_of_the_readme(command):
     assert set(options) <= set(json.loads(config.read_text(encoding="utf-8")))
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        anchors = [heading.lower().replace(" ", "-") for heading in headings]
+        if not target.exists() or (anchor and anchor not in anchors):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_page_of_data_preparation_is_linked():
+    linked = (ROOT / "docs" / "data_prep.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs" / "data_prep").glob("*.md")]
+    assert pages and [page for page in pages if f"](data_prep/{page})" not in linked] == []
 
 
 def test_constraints_pin_every_dependency():
