@@ -1,12 +1,15 @@
 """Runs that are stopped: killed, out of disk space, or by --strict."""
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from data_prep import executors
 from data_prep.__main__ import main
 from data_prep.collect import prepare
 from data_prep.folder import FolderSource
-from data_prep.journal import open_journal
+from data_prep.journal import Journal, open_journal
 from data_prep.masks import MaskFolders
 from segcft_ext.datalist import read_datalist
 
@@ -55,13 +58,29 @@ def finished(out):
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def start(*args):
+def start(*args, target=main):
     """A real process, forked by a server that has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.collect"])
-    process = context.Process(target=main, args=(list(args),))
+    process = context.Process(target=target, args=(list(args),))
     process.start()
     return process
+
+
+def killed_after(records, seconds, arguments):
+    """A run that is killed some time after it has noted so many cases, however busy the machine is."""
+    append = Journal.append
+    noted = itertools.count(1)
+
+    def count(journal, line):
+        kept = append(journal, line)
+        if next(noted) == records:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        return kept
+
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    Journal.append = count  # in this process alone
+    main(arguments)
 
 
 def wait_for(condition, process):
@@ -73,20 +92,15 @@ def wait_for(condition, process):
 
 def test_a_run_that_is_killed_again_and_again_ends_like_an_uninterrupted_one(chests, tmp_path):
     out, draw = tmp_path / "killed", random.Random(0)
-    killed = 0
-    for share in (0.05, 0.3, 0.6, 0.9):
-        process = start(*arguments(chests, out))
-        wait_for(lambda share=share: finished(out) > share * CASES, process)
-        time.sleep(draw.uniform(0, 0.004))
-        process.kill()
+    for records in (3, 10, 12, 8):
+        process = start(*arguments(chests, out), target=partial(killed_after, records, draw.uniform(1e-6, 0.004)))
         process.join()
-        killed += process.exitcode == -9
-        assert not (out / "datalist.json").exists() or process.exitcode == 0
-    process = start(*arguments(chests, out))  # and once while it draws
+        assert process.exitcode == -signal.SIGKILL
+        assert not (out / "datalist.json").exists()
+    process = start(*arguments(chests, out))  # and perhaps once while it draws
     wait_for((out / "datalist.json").exists, process)
     process.kill()
     process.join()
-    assert killed + (process.exitcode == -9) >= 3
     (out / "images" / "0123456789abcdef.01234567.tmp").write_bytes(b"half a pict")
     main(arguments(chests, out))
 
