@@ -24,7 +24,9 @@ stage() {
     local bundle=$root/bundles/$1 config=$2 data=$3 target=$out/$4
     shift 4
     [ -f "$target/complete" ] && return
-    python -m monai.bundle run --config_file "$bundle/configs/$config.json" --bundle_root "$bundle" \
+    local configs="'$bundle/configs/$config.json'"
+    [ -f "$bundle/configs/coronary.json" ] && configs+=",'$bundle/configs/coronary.json'"
+    python -m monai.bundle run --config_file "[$configs]" --bundle_root "$bundle" \
         --datalist "$out/data/$data/datalist.json" --output_dir "$target" --resume True "$@"
     touch "$target/complete"
 }
@@ -33,7 +35,8 @@ stage() {
 data() {
     local target=$out/data/$1
     shift
-    [ -f "$target/datalist.json" ] || python -m data_prep phantom --kind coronary --count "$count" --size "$size" \
+    [ -f "$target/datalist.json" ] && return
+    python -m data_prep phantom --kind coronary --count "$count" --size "$size" \
         --name "coronary phantoms" --out "$target" "$@"
 }
 
