@@ -52,13 +52,15 @@ class Kind:
     Attributes:
         segmentor: the guide's bundle.
         overlay: config of the other bundles that is laid over those of their trainings, or "".
+        settings: in place of those of the stages' bundles.
         demo_size: of the demo's phantoms, in pixels.
-        demo_settings: in place of those of the stages' bundles.
+        demo_settings: in place of these, in the demo.
         positional: whether the phantoms' variables are measured in regions.
     """
 
     segmentor: str
     overlay: str
+    settings: Settings
     demo_size: str
     demo_settings: Settings
     positional: bool
@@ -69,6 +71,7 @@ KINDS = {
     "chest": Kind(
         segmentor="lung_heart_segmentor",
         overlay="",
+        settings={},
         demo_size="64",
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
@@ -84,13 +87,18 @@ KINDS = {
     "coronary": Kind(
         segmentor="plaque_lumen_segmentor",
         overlay="coronary.json",
+        # Nine variables take longer to be told apart than three.
+        settings={
+            "reg_cft": {"max_epochs": 80, "learning_rate": 0.004},
+            "seg_cft": {"max_epochs": 80, "learning_rate": 0.004},
+        },
         demo_size="128,32",
         demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
             "dscm_pretraining": {"max_epochs": 20},
-            "reg_cft": {"max_epochs": 40},
-            "seg_cft": {"max_epochs": 40},
+            "reg_cft": {"max_epochs": 50},
+            "seg_cft": {"max_epochs": 50},
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1},
         },
@@ -137,14 +145,15 @@ def run(
     """
     output = Path(output_dir).absolute()
     data, folder = read_datalist(datalist), _bundles(bundles)
+    kind = _kind_of(data, folder)
     chain = Chain(
         data.path,
         output,
         seed,
         device,
-        _settings(set),
+        _merged(kind.settings, _settings(set)),
         folder,
-        kind=_kind_of(data, folder),
+        kind=kind,
         positional=data.regions is not None,
     )
     _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
@@ -198,16 +207,12 @@ def demo(
         },
         version=segcft_ext.__version__,
     )
-    given = _settings(set)
-    settings = {
-        key: {**shown.demo_settings.get(key, {}), **given.get(key, {})} for key in [*shown.demo_settings, *given]
-    }
     chain = Chain(
         phantoms.folder / "datalist.json",
         output,
         seed,
         device,
-        settings,
+        _merged(shown.settings, shown.demo_settings, _settings(set)),
         _bundles(bundles),
         kind=shown,
         positional=shown.positional,
@@ -410,6 +415,15 @@ def _settings(given: Any) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings.setdefault(stage, {})[key] = value
     return settings
+
+
+def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
+    """Settings for each stage; those of a later layer win."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for stage, settings in layer.items():
+            merged.setdefault(stage, {}).update(settings)
+    return merged
 
 
 def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:

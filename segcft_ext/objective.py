@@ -15,6 +15,8 @@ from segcft_ext.variables import Variables
 
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
+WARM_UP_FROM = 0.05
+
 
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """One intervention for each case of a batch: a variable at random, its target from the training marginal.
@@ -92,9 +94,9 @@ class CFTObjective(nn.Module):
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
-        warm_up: share of the training over which the weights of ``others``, ``locality`` and ``preservation`` rise from
-            zero. An edit is found before it is confined: a network that does not know yet where a variable lives moves
-            everything at once, and would learn to move nothing.
+        warm_up: share of the training over which the weights of ``others``, ``locality`` and ``preservation`` rise
+            from a twentieth. An edit is found before it is confined: a network that does not know yet where a variable
+            lives moves everything at once, and would learn to move nothing.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class CFTObjective(nn.Module):
         confining = self.others * terms.others + self.locality * terms.locality + self.preservation * terms.preservation
         return (
             terms.effectiveness
-            + min(1.0, progress / self.warm_up if self.warm_up else 1.0) * confining
+            + min(1.0, max(WARM_UP_FROM, progress / self.warm_up if self.warm_up else 1.0)) * confining
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
         )

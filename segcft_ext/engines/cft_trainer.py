@@ -11,14 +11,11 @@ from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from segcft_ext.critic import Critic
 from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes
 from segcft_ext.guides import Guide
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
 
 __all__ = ["CFTTrainer"]
-
-COUNTERFACTUAL = "counterfactual"
 
 
 class CFTTrainer(GuardedTrainer):
@@ -38,7 +35,6 @@ class CFTTrainer(GuardedTrainer):
         lagrangian: the constraint on the negative ELBO.
         intervene_on: variables that are intervened on; all that the guide predicts by default.
         temperature: of the latents' posterior.
-        critic: judges whether counterfactuals look like real images, and learns along; None for no such term.
         **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
 
     Raises:
@@ -52,7 +48,6 @@ class CFTTrainer(GuardedTrainer):
         lagrangian: Lagrangian,
         intervene_on: Sequence[str] | None = None,
         temperature: float = 0.0,
-        critic: Critic | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -61,7 +56,6 @@ class CFTTrainer(GuardedTrainer):
         self.objective = objective
         self.lagrangian = lagrangian
         self.temperature = temperature
-        self.critic = critic
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
         self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
@@ -73,7 +67,6 @@ class CFTTrainer(GuardedTrainer):
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, *batch)
-        counterfactual = terms.pop(COUNTERFACTUAL)
         output = {name: value.item() for name, value in terms.items()}
         if self.constrained:
             output["bound"] = self.lagrangian.bound.item()
@@ -81,8 +74,6 @@ class CFTTrainer(GuardedTrainer):
         output["gradient_norm"] = self.guarded_step(terms[CommonKeys.LOSS])
         if self.constrained and math.isfinite(output["gradient_norm"]):  # a NaN would stay in lambda for good
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
-        if self.critic is not None:
-            output["critic"] = self.critic.learn(batch[0], counterfactual)
         return [output]
 
     def _terms(
@@ -101,13 +92,9 @@ class CFTTrainer(GuardedTrainer):
             image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
         )
         output = {
-            COUNTERFACTUAL: counterfactual.image.detach(),
             CommonKeys.LOSS: self.objective.total(terms, self._progress()),
             **vars(terms),
         }
-        if self.critic is not None:
-            output["realism"] = self.critic.realism(counterfactual.image)
-            output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.critic.weight * output["realism"]
         if self.constrained:
             output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
