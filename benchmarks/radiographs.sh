@@ -40,7 +40,7 @@ for guide in segmentor regressor; do
             --deformation True --seed $seed
     done
     stage seg_cft_finetuning train ${name}_hvae --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt" \
-        --max_epochs 110 --objective#others 4 --objective#locality 3
+        --max_epochs 110 --objective#others 4 --objective#locality 0.4
 done
 
 python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \

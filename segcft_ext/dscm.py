@@ -53,12 +53,14 @@ class Counterfactual:
         values: all variables after the action, in physical units, shape (B, K).
         displacement: phi - id in pixels, shape (B, D, *spatial), or None without a deformation head.
         velocity: its generator in pixels of the head's grid, or None.
+        residual: what the head painted before the deformation, shape of the image, or None.
     """
 
     image: Tensor
     values: Tensor
     displacement: Tensor | None = None
     velocity: Tensor | None = None
+    residual: Tensor | None = None
 
     @property
     def jacobian_determinant(self) -> Tensor | None:
@@ -155,7 +157,8 @@ class DSCM(SelfDescribing):
         edit = self.deformation(abduction.features, factual, parents)
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
-        return Counterfactual(self.deformation.warp(image, displacement), values, displacement, edit.velocity)
+        warped = self.deformation.warp(image, displacement)
+        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual)
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0

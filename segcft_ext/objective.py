@@ -16,6 +16,7 @@ from segcft_ext.variables import Variables
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
 WARM_UP_FROM = 0.05
+SMALLEST_SIZE = 0.005
 
 
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,8 @@ class CFTTerms:
         effectiveness: distance between the guide's variables that the action changes and their targets, in scaled
             units.
         others: the same of the variables that it leaves as they are.
-        locality: change of the image where no changed variable lives.
+        locality: change of the image where no changed variable lives, over the size of the structures that do change.
+        paint: mean absolute residual; zero without one.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
         preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
@@ -70,6 +72,7 @@ class CFTTerms:
     others: Tensor
     locality: Tensor
     preservation: Tensor
+    paint: Tensor
     smoothness: Tensor
     folding: Tensor
 
@@ -87,9 +90,12 @@ class CFTObjective(nn.Module):
         anchored: shift targets by the guide's error on the factual image.
         others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
             it trades effectiveness for less drift.
-        locality: weight of the change outside the changed structures.
+        locality: weight of the change outside the changed structures. It is taken relative to their size (at least half
+            a percent of the image), since a haze that is nothing beside a lung is much beside a plaque.
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
+        paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
+            that appear or vanish, not for a haze over a whole vessel.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         folding_margin: Jacobian determinant at which the barrier begins.
@@ -104,8 +110,9 @@ class CFTObjective(nn.Module):
         huber: float = 0.01,
         anchored: bool = True,
         others: float = 2.0,
-        locality: float = 1.8,
+        locality: float = 0.22,
         preservation: float = 0.5,
+        paint: float = 8.0,
         smoothness: float = 0.06,
         folding: float = 300.0,
         folding_margin: float = 0.2,
@@ -118,6 +125,7 @@ class CFTObjective(nn.Module):
         self.others = others
         self.locality = locality
         self.preservation = preservation
+        self.paint = paint
         self.smoothness = smoothness
         self.folding = folding
         self.folding_margin = folding_margin
@@ -159,19 +167,22 @@ class CFTObjective(nn.Module):
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
         outside = 1 - self._dilate(inside.amax(1, keepdim=True))
-        locality = (outside * (counterfactual.image - image).abs()).mean()
+        size = factual_prediction.support.flatten(2).mean((0, 2))
+        sizes = (changed * size).sum(1).clamp(min=SMALLEST_SIZE)
+        locality = ((outside * (counterfactual.image - image).abs()).flatten(1).mean(1) / sizes).mean()
 
-        smoothness = folding = image.new_zeros(())
+        paint = smoothness = folding = image.new_zeros(())
+        if counterfactual.residual is not None:
+            paint = counterfactual.residual.abs().mean()
         determinant = counterfactual.jacobian_determinant
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
         before, after = (p.support.flatten(2) for p in (factual_prediction, prediction))
-        # Of a pixel, in the unit of the variable.
-        size = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)
-        exchanged = (after - before).abs().sum(2) * size * scale
+        unit = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)  # of a pixel
+        exchanged = (after - before).abs().sum(2) * unit * scale
         preservation = _mean_where(~changed, exchanged)
-        return CFTTerms(effectiveness, others, locality, preservation, smoothness, folding)
+        return CFTTerms(effectiveness, others, locality, preservation, paint, smoothness, folding)
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
         """The weighted sum of the terms.
@@ -184,6 +195,7 @@ class CFTObjective(nn.Module):
         return (
             terms.effectiveness
             + min(1.0, max(WARM_UP_FROM, progress / self.warm_up if self.warm_up else 1.0)) * confining
+            + self.paint * terms.paint
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
         )
