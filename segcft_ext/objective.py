@@ -16,7 +16,7 @@ from segcft_ext.variables import Variables
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
 WARM_UP_FROM = 0.05
-SMALLEST_SIZE = 0.005
+SMALLEST_SIZE = 0.05
 
 
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +90,8 @@ class CFTObjective(nn.Module):
         anchored: shift targets by the guide's error on the factual image.
         others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
             it trades effectiveness for less drift.
-        locality: weight of the change outside the changed structures. It is taken relative to their size (at least half
-            a percent of the image), since a haze that is nothing beside a lung is much beside a plaque.
+        locality: weight of the change outside the changed structures. It is taken relative to their size (at least a
+            twentieth of the image), since a haze that is little beside a lung is much beside a small structure.
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
         paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
