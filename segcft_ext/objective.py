@@ -16,7 +16,7 @@ from segcft_ext.variables import Variables
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
 WARM_UP_FROM = 0.05
-SMALLEST_SIZE = 0.05
+SMALLEST_SIZE = 0.1
 
 
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class CFTObjective(nn.Module):
         others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
             it trades effectiveness for less drift.
         locality: weight of the change outside the changed structures. It is taken relative to their size (at least a
-            twentieth of the image), since a haze that is little beside a lung is much beside a small structure.
+            tenth of the image: much more of it taught the head of a vessel to do nothing).
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
         paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
@@ -117,7 +117,7 @@ class CFTObjective(nn.Module):
         folding: float = 300.0,
         folding_margin: float = 0.2,
         dilation: float = 5.0,
-        warm_up: float = 0.5,
+        warm_up: float = 0.6,
     ) -> None:
         super().__init__()
         self.huber = huber
