@@ -48,7 +48,8 @@ compare() {
     stage dscm_pretraining train "$data" "$name/dscm" --max_epochs 30 "$@"
     for guide in segmentor "$data/regressor"; do
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
-            --guide "$out/$guide/model.pt" --deformation True --max_epochs 80 --learning_rate 0.004
+            --guide "$out/$guide/model.pt" --deformation True --max_epochs 80 --learning_rate 0.004 \
+            --objective#locality 0.05 --objective#paint 2
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
