@@ -42,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in dscm.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         for parameter in dscm.deformation.velocity_head.parameters():  # type: ignore[union-attr]
+            parameter.mul_(6)
             parameter[0::2] = 0  # it moves things sidewards only, so that the axes can be told apart
     save_model(dscm, folder / "dscm.pt")
     segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
