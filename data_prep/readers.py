@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,29 @@ def read_picture(path: Path | zipfile.Path) -> Picture:
     return picture
 
 
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_quiet_state = ExitStack()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no warning and no log of a decoder through."""
-    disabled = logging.root.manager.disable
-    logging.disable()
-    try:
-        with warnings.catch_warnings():
+    """Let no warning and no log of a decoder through; both are the process's, so the last thread to leave restores them."""
+    global _quiet_threads
+    with _quiet_lock:
+        if not _quiet_threads:
+            _quiet_state.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            yield
+            _quiet_state.callback(logging.disable, logging.root.manager.disable)
+            logging.disable()
+        _quiet_threads += 1
+    try:
+        yield
     finally:
-        logging.disable(disabled)
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if not _quiet_threads:
+                _quiet_state.close()
 
 
 def _read(data: bytes) -> Picture:

@@ -1,4 +1,7 @@
 import gzip
+import logging
+import threading
+import warnings
 import zipfile
 
 import nibabel
@@ -9,7 +12,7 @@ from dicom_files import write_dicom
 from PIL import Image
 
 from data_prep.cases import Rejected
-from data_prep.readers import read_picture, strip_suffix
+from data_prep.readers import quiet, read_picture, strip_suffix
 
 PIXELS = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 100
 
@@ -173,3 +176,22 @@ def test_damaged_files_are_rejected_and_their_names_are_not_told(tmp_path):
 )
 def test_only_known_suffixes_are_taken_off(name, stem):
     assert strip_suffix(name) == stem
+
+
+def test_threads_that_read_side_by_side_leave_logging_and_warnings_as_they_were() -> None:
+    disabled, filters = logging.root.manager.disable, list(warnings.filters)
+    inside, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with quiet():
+            inside.set()
+            go.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(10)
+    with quiet():  # entered while the first is inside, and left after it
+        go.set()
+        thread.join()
+        assert logging.root.manager.disable == logging.CRITICAL
+    assert logging.root.manager.disable == disabled and warnings.filters == filters
