@@ -89,7 +89,10 @@ _quiet_state = ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no warning and no log of a decoder through; both are the process's, so the last thread to leave restores them."""
+    """Let no warning and no log of a decoder through.
+
+    Both are the whole process's, so the last thread to leave restores them.
+    """
     global _quiet_threads
     with _quiet_lock:
         if not _quiet_threads:
