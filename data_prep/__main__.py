@@ -12,7 +12,7 @@ from typing import Any
 import fire
 from tqdm import tqdm
 
-from data_prep.cases import NOTES
+from data_prep.cases import NOTES, Source
 from data_prep.ccta import SHORTEST, CctaSource
 from data_prep.collect import Summary, prepare
 from data_prep.executors import WorkersLost
@@ -114,11 +114,10 @@ def folder(
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
     source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)
-    target = Path(out)
-    names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
-    summary = prepare(
+    names = _prepare_patients(
         source,
-        target,
+        Path(out),
+        mapping,
         name=name,
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
@@ -127,9 +126,7 @@ def folder(
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
-        mapping=names,
     )
-    _report(summary)
     if rows is not None and rows.unused:
         print(f"{rows.unused} rows of the table belong to no file")
     if isinstance(masks_from, MaskTable) and masks_from.unused:
@@ -185,11 +182,10 @@ def padchest(
     source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], _image_size(size))
     for what, count in source.counts.items():
         print(f"{what}: {count}")
-    target = Path(out)
-    names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
-    summary = prepare(
+    names = _prepare_patients(
         source,
-        target,
+        Path(out),
+        mapping,
         name=name,
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
@@ -197,10 +193,8 @@ def padchest(
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
-        mapping=names,
     )
-    write_filters(source.counts, target / "filters.csv")
-    _report(summary)
+    write_filters(source.counts, Path(out) / "filters.csv")
     print(f"names behind the ids (keep to yourself): {names}")
 
 
@@ -285,11 +279,10 @@ def ccta(
         convention=str(coordinates).upper(),
         workers=_whole("workers", workers),
     )
-    target = Path(out)
-    names = Path(mapping) if mapping else target.with_name(f"{target.resolve().name}.mapping.json")
-    summary = prepare(
+    names = _prepare_patients(
         source,
-        target,
+        Path(out),
+        mapping,
         name=name,
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
@@ -297,9 +290,7 @@ def ccta(
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
-        mapping=names,
     )
-    _report(summary)
     print(f"names behind the ids (keep to yourself): {names}")
 
 
@@ -559,6 +550,16 @@ def _image_size(given: Any) -> tuple[int, int]:
     if len(numbers) not in (1, 2) or min(numbers) < 8:
         raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96,64)")
     return numbers[0], numbers[-1]
+
+
+def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> Path:
+    """Prepare a source whose names identify patients, and report; returns the file with the names behind the ids.
+
+    ``options`` are those of :func:`data_prep.collect.prepare`.
+    """
+    names = Path(mapping) if mapping else out.with_name(f"{out.resolve().name}.mapping.json")
+    _report(prepare(source, out, mapping=names, **options))
+    return names
 
 
 def _report(summary: Summary) -> None:

@@ -105,7 +105,7 @@ def _pixels_alone(dataset: Dataset) -> bytes:
 def _choose_decoder(syntax: UID, bits: int) -> str:
     try:
         available = get_decoder(syntax).available_plugins
-    except NotImplementedError:
+    except NotImplementedError:  # a syntax that pydicom does not know: rejected below, with its name
         available = ()
     if syntax == JPEGExtended12Bit and bits > 8:
         available = tuple(plugin for plugin in available if plugin not in ("pillow", "gdcm"))

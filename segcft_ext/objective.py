@@ -167,9 +167,13 @@ class CFTObjective(nn.Module):
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
         outside = 1 - self._dilate(inside.amax(1, keepdim=True))
-        size = factual_prediction.support.flatten(2).mean((0, 2))
-        sizes = (changed * size).sum(1).clamp(min=SMALLEST_SIZE)
+        before, after = (p.support.flatten(2) for p in (factual_prediction, prediction))
+        sizes = (changed * before.mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
         locality = ((outside * (counterfactual.image - image).abs()).flatten(1).mean(1) / sizes).mean()
+
+        unit = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)  # of a pixel
+        exchanged = (after - before).abs().sum(2) * unit * scale
+        preservation = _mean_where(~changed, exchanged)
 
         paint = smoothness = folding = image.new_zeros(())
         if counterfactual.residual is not None:
@@ -178,10 +182,6 @@ class CFTObjective(nn.Module):
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
-        before, after = (p.support.flatten(2) for p in (factual_prediction, prediction))
-        unit = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)  # of a pixel
-        exchanged = (after - before).abs().sum(2) * unit * scale
-        preservation = _mean_where(~changed, exchanged)
         return CFTTerms(effectiveness, others, locality, preservation, paint, smoothness, folding)
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
