@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,9 +102,9 @@ def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
     assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
 
 
-def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist, tmp_path: Path) -> None:
-    case = datalist.items("test")[0]
-    configs = BUNDLES / "segmentor_evaluation" / "configs"
+def infer(bundle: str, **options: Any) -> None:
+    """Run the inference of a bundle, with the overlay for vessels."""
+    configs = BUNDLES / bundle / "configs"
     with kept_logging():
         workflow = ConfigWorkflow(
             config_file=[str(configs / name) for name in ("inference.json", "coronary_inference.json")],
@@ -111,12 +112,20 @@ def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist
             workflow_type="infer",
             bundle_root=str(configs.parent),
             device="cpu",
-            dataset_dir=str(Path(case["image"]).parent),
-            judge=str(ran / "judge" / "model.pt"),
-            output_dir=str(tmp_path),
+            **options,
         )
         workflow.initialize()
         workflow.run()
+
+
+def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist, tmp_path: Path) -> None:
+    case = datalist.items("test")[0]
+    infer(
+        "segmentor_evaluation",
+        dataset_dir=str(Path(case["image"]).parent),
+        judge=str(ran / "judge" / "model.pt"),
+        output_dir=str(tmp_path),
+    )
     (written,) = tmp_path.glob(f"{case['id']}_seg.*")
     label = LoadImage(reader=datalist.reader(), image_only=True)(written)
     assert label.shape == datalist.size and set(label.unique().tolist()) <= set(datalist.labels.values())
@@ -128,22 +137,14 @@ def test_counterfactuals_of_a_picture(ran: Path, datalist: Datalist, tmp_path: P
         pytest.skip("pictures are 2-D")
     case = datalist.entries["test"][0]
     image = datalist.path.parent / case["image"]
-    configs = BUNDLES / "seg_cft_finetuning" / "configs"
-    with kept_logging():
-        workflow = ConfigWorkflow(
-            config_file=[str(configs / name) for name in ("inference.json", "coronary_inference.json")],
-            logging_file=False,
-            workflow_type="infer",
-            bundle_root=str(configs.parent),
-            device="cpu",
-            image=str(image),
-            dscm=str(ran / "seg_cft" / "model.pt"),
-            output_dir=str(tmp_path),
-            variables=case["variables"],
-            intervention={"lumen_area": case["variables"]["lumen_area"]},
-        )
-        workflow.initialize()
-        workflow.run()
+    infer(
+        "seg_cft_finetuning",
+        image=str(image),
+        dscm=str(ran / "seg_cft" / "model.pt"),
+        output_dir=str(tmp_path),
+        variables=case["variables"],
+        intervention={"lumen_area": case["variables"]["lumen_area"]},
+    )
     true = np.asarray(Image.open(image)).astype(float) / 65535
     for name in ("counterfactual_01.png", "counterfactual_01_original.png"):
         made = np.asarray(Image.open(tmp_path / case["id"] / name)).astype(float)
