@@ -222,9 +222,13 @@ def test_nothing_to_train_is_an_error() -> None:
         untrained().select_trained(hvae=False).parameter_groups(head=1e-3, hvae=1e-4)
 
 
-@pytest.mark.parametrize("fine_tuning", [False, True])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, fine_tuning: bool) -> None:
-    dscm = untrained().select_trained(hvae=True) if fine_tuning else untrained()
+@pytest.mark.parametrize(("fine_tuning", "deformation"), [(False, False), (True, False), (True, True)])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    tmp_path: Path, fine_tuning: bool, deformation: bool
+) -> None:
+    dscm = untrained(deformation)
+    if fine_tuning:
+        dscm.select_trained(hvae=True)
     calls = itertools.count()
 
     def spoiled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None, None]:

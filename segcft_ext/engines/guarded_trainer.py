@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ class GuardedTrainer(Trainer):
     """A MONAI trainer of a DSCM whose optimiser steps are guarded.
 
     The gradient norm is taken over the optimiser's own parameters, so frozen networks have no part in it. A step whose
-    norm is not finite, or above ``skip_gradient_norm``, is skipped; ``engine.state.metrics["skipped_steps"]`` counts
-    them over the whole run. The output of a step is a list with one dict of numbers, the form in which MONAI's handlers
-    find the output of a trainer.
+    loss or norm is not finite, or its norm above ``skip_gradient_norm``, is skipped;
+    ``engine.state.metrics["skipped_steps"]`` counts them over the whole run. The output of a step is a list with one
+    dict of numbers, the form in which MONAI's handlers find the output of a trainer.
 
     Args:
         device: where to train.
@@ -87,8 +88,11 @@ class GuardedTrainer(Trainer):
                 return self.network(*batch)
 
     def guarded_step(self, loss: Tensor) -> float:
-        """Backward pass and optimiser step; returns the gradient norm before clipping."""
+        """Backward pass and optimiser step; returns the gradient norm before clipping, NaN where the loss has none."""
         self.optimizer.zero_grad(set_to_none=True)
+        if not mean_over_processes(loss).isfinite():  # on a CPU, the gradient of a sampling at NaN ends the process
+            self.state.metrics["skipped_steps"] += 1
+            return math.nan
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip_gradient_norm))
