@@ -223,9 +223,7 @@ def test_nothing_to_train_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("fine_tuning", "deformation"), [(False, False), (True, False), (True, True)])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(
-    tmp_path: Path, fine_tuning: bool, deformation: bool
-) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, fine_tuning: bool, deformation: bool) -> None:
     dscm = untrained(deformation)
     if fine_tuning:
         dscm.select_trained(hvae=True)
