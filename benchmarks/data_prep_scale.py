@@ -2,16 +2,20 @@
 
     python benchmarks/data_prep_scale.py OUT --count 5000
 
-Generates 16-bit PNG images with three masks each in OUT (5 MB for each case of 2048 x 2048), decodes them in one
-process without doing anything else, then prepares them with each number of processes. Seconds are given by the clock
+Generates 16-bit PNG images with three masks each in OUT (5 MB for each case of 2048 x 2048), decodes some of them in
+one process without doing anything else, then prepares all with each number of processes. Seconds are given by the clock
 and of the processor, since a machine may have other work to do; starting up, as measured with a few cases, is taken
 off. Memory is the proportional set size (PSS) of all processes together.
+
+5 000 cases need 26 GB of disk and, on two idle cores, some 20 minutes. After an interruption the same command goes on:
+what is generated stays, a measurement that is finished (``OUT/measured.json``) is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
 import struct
@@ -19,7 +23,10 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +36,8 @@ from data_prep.phantom_chest import ChestPhantom
 from data_prep.structures import CHEST
 
 COMPRESSION = 6  # zlib's and libpng's default
-FEW = 20
+FEW = 40  # as many as the contact sheet shows, whose drawing is thus part of starting up
+DECODED = 1000
 
 
 class NoisyChests:
@@ -87,7 +95,9 @@ class NoisyChests:
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
             for kind, body in parts
         )
-        (folder / "images" / f"{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + file)
+        scratch = folder / f"{index}.tmp"
+        scratch.write_bytes(b"\x89PNG\r\n\x1a\n" + file)
+        scratch.replace(folder / "images" / f"{index}.png")  # last: the case is complete
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -106,21 +116,36 @@ def _chunk(png: bytes, wanted: bytes) -> bytes:
     return found
 
 
-def generate(chests: NoisyChests, folder: Path, count: int) -> None:
-    for name in ("images", *(f"masks/{structure}" for structure in CHEST)):
-        (folder / name).mkdir(parents=True)
-    for index in tqdm(range(count), desc="generating"):
+def generate(folders: dict[Path, int], pixels: int, anatomies: int) -> None:
+    """Write so many cases to each folder, those that are not there yet."""
+    todo = [
+        (folder, index)
+        for folder, count in folders.items()
+        for index in range(count)
+        if not (folder / "images" / f"{index}.png").exists()
+    ]
+    if not todo:
+        return
+    needed, free = len(todo) * pixels**2 * 1.25, shutil.disk_usage(next(iter(folders)).parent).free
+    if needed > free:
+        sys.exit(f"{needed / 1e9:.0f} GB of disk are needed, {free / 1e9:.0f} GB are free")
+    for folder in folders:
+        for name in ("images", *(f"masks/{structure}" for structure in CHEST)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    chests = NoisyChests(pixels, anatomies)
+    for folder, index in tqdm(todo, desc="generating"):
         chests.write(folder, index)
 
 
-def decode(folder: Path) -> tuple[float, float]:
-    """Seconds, by the clock and of the processor, to bring all pictures into memory and do nothing with them."""
-    files = sorted(folder.rglob("*.png"))
+def decode(folder: Path, count: int) -> tuple[float, float]:
+    """Seconds for each of ``count`` cases, by the clock and of the processor, to bring all its pictures into memory and
+    do nothing with them."""
     start, used = time.perf_counter(), time.process_time()
-    for file in tqdm(files, desc="decoding"):
-        with Image.open(file) as picture:
-            np.asarray(picture)
-    return time.perf_counter() - start, time.process_time() - used
+    for index in tqdm(range(count), desc="decoding"):
+        for kind in ("images", *(f"masks/{structure}" for structure in CHEST)):
+            with Image.open(folder / kind / f"{index}.png") as picture:
+                np.asarray(picture)
+    return (time.perf_counter() - start) / count, (time.process_time() - used) / count
 
 
 def prepare(folder: Path, out: Path, size: int, workers: int) -> tuple[float, float, float]:
@@ -155,33 +180,54 @@ def _memory(session: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("out", type=Path, help="a folder of its own, new or of an interrupted run")
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--pixels", type=int, default=2048)
-    parser.add_argument("--anatomies", type=int, default=8, help="fewer are generated sooner")
+    parser.add_argument("--anatomies", type=int, default=4, help="fewer are generated sooner")
     parser.add_argument("--size", type=int, default=224, help="of the prepared images")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     given = parser.parse_args()
 
+    if given.count <= FEW:
+        parser.error(f"--count: found {given.count}, expected more than {FEW}")
     many, few = given.out / "many", given.out / "few"
-    chests = NoisyChests(given.pixels, given.anatomies)
-    generate(chests, many, given.count)
-    generate(chests, few, FEW)
-    size = sum(path.stat().st_size for path in many.rglob("*.png")) / 1e6 / given.count
-    rows: list[tuple[str, float, float, str]] = []
-    seconds, decoding = decode(many)
-    rows.append(("decoding alone, 1 process", given.count / seconds, decoding / given.count, ""))
+    given.out.mkdir(parents=True, exist_ok=True)
+    generate({many: given.count, few: FEW}, given.pixels, given.anatomies)
+    size = sum(path.stat().st_size for path in few.rglob("*.png")) / 1e6 / FEW
+    measured = _Measured(given.out / "measured.json", [given.count, given.pixels, given.anatomies, given.size])
+    seconds, decoding = measured("decoding", partial(decode, many, min(given.count, DECODED)))
+    rows = [("decoding alone, 1 process", 1 / seconds, f"{1000 * decoding:.0f} ms", "1.00", "")]
     for workers in given.workers:
-        started = prepare(few, given.out / "prepared_few", given.size, workers)
-        ended = prepare(many, given.out / "prepared", given.size, workers)
+        name = f"data_prep, {workers} process{'es' * (workers > 1)}"
+        started = measured(f"{name}, few", partial(prepare, few, given.out / "prepared_few", given.size, workers))
+        ended = measured(name, partial(prepare, many, given.out / "prepared", given.size, workers))
         seconds, used = ((b - a) / (given.count - FEW) for a, b in zip(started[:2], ended[:2]))
-        rows.append((f"data_prep, {workers} process{'es' * (workers > 1)}", 1 / seconds, used, f"{ended[2]:.0f} MB"))
+        # The processor time of a pool's processes is not told to the process that has started the pool.
+        cpu, share = ("", "") if workers > 1 else (f"{1000 * used:.0f} ms", f"{decoding / used:.2f}")
+        rows.append((name, 1 / seconds, cpu, share, f"{ended[2]:.0f} MB"))
     print(f"\n{given.count} images of {given.pixels} x {given.pixels}, {size:.1f} MB each with masks, to {given.size}")
     print("| | images/s | CPU per image | decoding's share of it | peak memory |\n|---|---|---|---|---|")
-    for name, rate, used, memory in rows:
-        # The processor time of a pool's processes is not told to the process that has started the pool.
-        figures = "| |" if "processes" in name else f"{1000 * used:.0f} ms | {decoding / given.count / used:.2f} |"
-        print(f"| {name} | {rate:.1f} | {figures} {memory} |")
+    for name, rate, cpu, share, memory in rows:
+        print(f"| {name} | {rate:.1f} | {cpu} | {share} | {memory} |")
+
+
+class _Measured:
+    """Measurements that are kept in a file, under the settings that they belong to."""
+
+    def __init__(self, path: Path, settings: list[int]) -> None:
+        self._path, self._settings = path, settings
+
+    def __call__(self, name: str, measure: Callable[[], Sequence[float]]) -> Sequence[float]:
+        """What was measured under this name, or is now."""
+        kept: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if kept.get("settings") != self._settings:
+            kept = {"settings": self._settings}
+        if name not in kept:
+            kept[name] = measure()
+            scratch = self._path.with_suffix(".tmp")
+            scratch.write_text(json.dumps(kept))
+            scratch.replace(self._path)
+        return kept[name]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
 from data_prep.masks import Masks
-from data_prep.readers import read_picture, strip_suffix
+from data_prep.readers import quiet, read_picture, strip_suffix
 from data_prep.rows import Match
 from data_prep.structures import combine_masks, label_values
 from data_prep.table import Table
@@ -93,8 +93,9 @@ class FolderSource(Source):
             raise Rejected("duplicate_name", f"several files of the same name for {', '.join(twice)}")
         variables = self._table.values(match.row) if self._table else {}
 
-        image = read_picture(files["image"][0])
-        masks = self._masks.read(item.index, {key: paths[0] for key, paths in files.items()}, image)
+        with quiet():  # once: logging takes its time to be silenced
+            image = read_picture(files["image"][0])
+            masks = self._masks.read(item.index, {key: paths[0] for key, paths in files.items()}, image)
         return Case(
             image=fit_image(to_unit_range(image.pixels), self.size),
             label=fit_label(combine_masks(masks), self.size),

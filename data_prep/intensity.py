@@ -41,9 +41,10 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
 
 def _count(image: np.ndarray) -> np.ndarray:
     """Number of pixels of each value; in parts, since numpy makes 8 bytes of every pixel on the way."""
-    values = np.iinfo(image.dtype).max + 1
-    parts = range(0, len(image), 128)
-    return np.sum([np.bincount(image[i : i + 128].ravel(), minlength=values) for i in parts], axis=0)
+    counts = np.zeros(np.iinfo(image.dtype).max + 1, np.intp)
+    for start in range(0, len(image), 64):
+        counts += np.bincount(image[start : start + 64].ravel(), minlength=counts.size)
+    return counts
 
 
 def _percentiles_of_counts(counts: np.ndarray) -> list[float]:

@@ -79,7 +79,9 @@ def threshold_mask(mask: np.ndarray) -> np.ndarray:
         raise Rejected("mask_not_binary", "the mask has negative or non-finite values")
     whole = np.issubdtype(mask.dtype, np.integer)
     top = mask == high
-    binary = low == high or np.count_nonzero(top) + np.count_nonzero(mask == low) == mask.size
+    # zeros are counted without an array of their own
+    others = mask.size - np.count_nonzero(mask) if low == 0 else np.count_nonzero(mask == low)
+    binary = low == high or np.count_nonzero(top) + others == mask.size
     if not binary and high not in (np.iinfo(mask.dtype).max if whole else 1.0, 255):
         count = np.unique(mask).size
         raise Rejected("mask_not_binary", f"the mask has {count} values up to {high:g}, neither binary nor soft")
@@ -95,19 +97,22 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
         Rejected: when a structure is empty, covers the whole image, or two of them overlap by more than
             :data:`MAX_OVERLAP` of the smaller.
     """
-    for name, mask in masks.items():
-        if not mask.any():
-            raise Rejected("empty_structure", f"{name} has no pixel")
-        if mask.all():
-            raise Rejected("mask_not_binary", f"{name} covers the whole image")
-    for (first, a), (second, b) in combinations(masks.items(), 2):
-        overlap = np.count_nonzero(a & b) / min(np.count_nonzero(a), np.count_nonzero(b))
-        if overlap > MAX_OVERLAP:
-            text = f"{first} and {second} overlap by {100 * overlap:.0f} % of the smaller one"
-            raise Rejected("structures_overlap", f"{text} (at most {100 * MAX_OVERLAP:.0f} %)")
+    areas = {name: np.count_nonzero(mask) for name, mask in masks.items()}
     label = np.zeros(next(iter(masks.values())).shape, np.uint8)
-    for value, mask in enumerate(masks.values(), start=1):
-        label[mask] = value
+    for value, (name, mask) in enumerate(masks.items(), start=1):
+        if not areas[name]:
+            raise Rejected("empty_structure", f"{name} has no pixel")
+        if areas[name] == mask.size:
+            raise Rejected("mask_not_binary", f"{name} covers the whole image")
+        np.copyto(label, value, where=mask)
+    # No two structures share more pixels than all of them together have to spare.
+    spare = sum(areas.values()) - np.count_nonzero(label)
+    for first, second in combinations(masks, 2):
+        allowed = MAX_OVERLAP * min(areas[first], areas[second])
+        if spare > allowed and (shared := np.count_nonzero(masks[first] & masks[second])) > allowed:
+            overlap = 100 * shared / min(areas[first], areas[second])
+            text = f"{first} and {second} overlap by {overlap:.0f} % of the smaller one"
+            raise Rejected("structures_overlap", f"{text} (at most {100 * MAX_OVERLAP:.0f} %)")
     return label
 
 
