@@ -37,6 +37,7 @@ REASONS = {
     "structures_overlap": "two structures cover each other",
     "fragmented_structure": "a lung or the heart lies in pieces",
     "exchanged_masks": "the heart does not lie between the lungs",
+    "shifted_masks": "the masks of both lungs do not lie on the lungs",
     "inverted_greyscale": "the lungs are brighter than the heart: white and black are exchanged",
     "swapped_sides": "left and right structures are swapped",
     "duplicate_name": "two files of the source have the same name",

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep.cases import Rejected
+from data_prep.displacement import find_displacement
 from data_prep.structures import CHEST
 
 __all__ = ["check_chest"]
@@ -23,7 +24,8 @@ LARGEST_PIECE = 0.7
 
 
 def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int]) -> None:
-    """Lungs and heart are of one piece each, the heart lies between the lungs and is brighter than one of them.
+    """Lungs and heart are of one piece each, the heart lies between the lungs and is brighter than one of them, and the
+    lungs' masks lie on the lungs.
 
     Other structures are not looked at.
 
@@ -51,3 +53,6 @@ def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int])
     grey = {name: float(image[mask].mean()) for name, mask in masks.items()}
     if min(grey["left_lung"], grey["right_lung"]) > grey["heart"]:
         raise Rejected("inverted_greyscale", "both lungs are brighter than the heart")
+    displacement = find_displacement(image, label, labels)
+    if displacement and displacement.is_certain:
+        raise Rejected("shifted_masks", f"both lungs would fit the picture better if moved: {displacement}")

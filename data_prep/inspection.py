@@ -178,9 +178,9 @@ def _faults(datalist: Datalist, faults: Sequence[Fault], suspects: int) -> list[
     if not faults:
         return ["<p>No label map and no measured value is unlike those of the other cases of its source.</p>"]
     parts = [
-        f"<p>{suspects} cases are unlike the others of their source; where that is a matter of degree, by more than "
-        f"{MAX_Z:g} robust standard deviations. A rare anatomy is as unlike the others as a wrong mask is: look before "
-        "you remove. The source's median stands in brackets.</p>"
+        f"<p>{suspects} cases are unlike the others of their source, or their masks do not lie on their picture; where "
+        f"likeness is a matter of degree, by more than {MAX_Z:g} robust standard deviations. A rare anatomy is as "
+        "unlike the others as a wrong mask is: look before you remove. The source's median stands in brackets.</p>"
     ]
     for kind, meaning in FAULTS.items():
         found = [fault for fault in faults if fault.kind == kind]

@@ -14,9 +14,10 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_prep.cases import Rejected
+from data_prep.displacement import Displacement, find_displacement
 from data_prep.pictures import middle
 from data_prep.storage import read_array
-from data_prep.structures import check_label_map
+from data_prep.structures import CHEST, check_label_map
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -24,6 +25,7 @@ __all__ = ["FAULTS", "Fault", "find_faults", "robust_z"]
 
 FAULTS = {
     "swapped_sides": "a left structure lies where its right one belongs",
+    "shifted": "both lungs' masks would fit the picture better if they were moved as stated",
     "absent": "a structure is missing that nearly all cases of the source have",
     "fragments": "a structure that is one piece elsewhere has parts that lie apart",
     "unusual_shape": "a structure hardly covers the mean shape of its source",
@@ -57,18 +59,19 @@ class Fault:
 @dataclass
 class _Shapes:
     """What is kept of the label maps of a source: for each case and structure its share of loose pixels (NaN where it
-    is absent), and the small map; for each case whether sides are swapped."""
+    is absent), and the small map; for each case whether sides are swapped, and how far its masks are shifted."""
 
     cases: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     loose: list[list[float]] = field(default_factory=list)
     small: list[np.ndarray] = field(default_factory=list)
     swapped: list[str] = field(default_factory=list)
+    shifted: list[Displacement | None] = field(default_factory=list)
 
 
 def find_faults(datalist: Datalist) -> list[Fault]:
     """Everything unusual in a datalist, the worst of each kind first.
 
-    Every label map is read once; of volumes, shapes are compared in the middle slice.
+    Every label map is read once, and so is every radiograph; of volumes, shapes are compared in the middle slice.
     """
     of_source: dict[str, _Shapes] = {}
     cases = [(split, entry) for split in SPLITS for entry in datalist.entries[split]]
@@ -79,9 +82,13 @@ def find_faults(datalist: Datalist) -> list[Fault]:
         shapes.loose.append([_loose_share(label == datalist.labels[name]) for name in datalist.structures])
         shapes.small.append(_small(label))
         shapes.swapped.append(_swapped_sides(label, datalist))
+        shapes.shifted.append(_shifted(label, datalist, entry))
     faults = []
     for shapes in of_source.values():
         faults += [Fault("swapped_sides", *case, 0, text) for case, text in zip(shapes.cases, shapes.swapped) if text]
+        for case, shift in zip(shapes.cases, shapes.shifted):
+            if shift and shift.is_likely:
+                faults.append(Fault("shifted", *case, 1 - shift.remaining, str(shift)))
         if len(shapes.cases) >= MIN_CASES:
             faults += _unusual_structures(shapes, datalist) + _unusual_values(shapes, datalist)
     kinds = list(FAULTS)
@@ -170,3 +177,9 @@ def _swapped_sides(label: np.ndarray, datalist: Datalist) -> str:
     except Rejected as fault:
         return fault.text
     return ""
+
+
+def _shifted(label: np.ndarray, datalist: Datalist, entry: Mapping[str, Any]) -> Displacement | None:
+    if label.ndim != 2 or not set(CHEST) <= set(datalist.labels):
+        return None
+    return find_displacement(read_array(datalist.path.parent / entry["image"]), label, datalist.labels)

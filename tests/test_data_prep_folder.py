@@ -155,6 +155,7 @@ def test_unusable_cases_are_named_with_a_reason_and_the_rest_goes_on(chests):
     write_masks(root, "north7", {"heart": masks["heart"] // 255 * 2 + masks["left_lung"] // 255})
     write_png(root / "images" / "north8.png", np.full_like(image, 9))
     nibabel.save(nibabel.Nifti1Image(image.T.astype(np.int16), np.eye(4)), root / "images" / "north9.nii")
+    write_masks(root, "north10", {name: np.roll(mask, (-4, 3), (0, 1)) for name, mask in draw(10)[1].items()})
     (root / ".hidden").mkdir()
     (root / "images" / ".DS_Store").touch()
     (root / "images" / "loop").symlink_to(root / "images")
@@ -171,6 +172,7 @@ def test_unusable_cases_are_named_with_a_reason_and_the_rest_goes_on(chests):
         "north7": "mask_not_binary",
         "north8": "constant_image",
         "north9": "duplicate_name",
+        "north10": "shifted_masks",
     }
     assert len(all_entries(datalist)) + len(rejected(chests)) == len(names(chests)) == 25
 

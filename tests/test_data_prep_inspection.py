@@ -52,6 +52,7 @@ def test_drawn_chests_have_no_faults(chests):
     ("kind", "change"),
     [
         ("swapped_sides", lambda label: relabel(label, {1: 2, 2: 1})),
+        ("shifted", lambda label: np.roll(label, 3, axis=1)),
         ("absent", lambda label: relabel(label, {3: 0})),
         ("fragments", stray),
         ("unusual_shape", lambda label: np.roll(label, 10, axis=0)),
