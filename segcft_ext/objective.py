@@ -22,6 +22,9 @@ SMALLEST_SIZE = 0.1
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """One intervention for each case of a batch: a variable at random, its target from the training marginal.
 
+    Of a zero-inflated variable, a case without the structure gets a target above zero: from nothing to nothing would be
+    no intervention.
+
     Args:
         values: factual variables in physical units, shape (B, K).
         columns: the variables that may be intervened on.
@@ -34,10 +37,16 @@ def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor
     count = len(values)
     chosen = torch.tensor(columns, device=values.device)[torch.randint(len(columns), (count,), device=values.device)]
     mask = F.one_hot(chosen, values.shape[1]).bool()
-    level = torch.rand(count, device=values.device) * (quantiles.shape[1] - 1)
-    below = level.floor().long().clamp(max=quantiles.shape[1] - 2)
-    quantile = torch.lerp(quantiles[:, below], quantiles[:, below + 1], (level - below).to(quantiles))
-    return torch.where(mask, quantile.T.to(values), values), mask
+    marginal = quantiles[chosen]
+    # Where the marginal has a point mass at its lower end, a case that is there already is drawn from the rest.
+    mass = (marginal == marginal[:, :1]).sum(1) - 1
+    lowest = torch.where((values == quantiles[:, 0]).gather(1, chosen[:, None])[:, 0], mass, 0)
+    highest = marginal.shape[1] - 1
+    level = lowest + torch.rand(count, device=values.device) * (highest - lowest)
+    below = level.floor().long().clamp(max=highest - 1)[:, None]
+    left, right = (marginal.gather(1, index) for index in (below, below + 1))
+    quantile = torch.lerp(left, right, (level[:, None] - below).to(marginal))
+    return torch.where(mask, quantile.to(values), values), mask
 
 
 def bending_energy(field: Tensor) -> Tensor:

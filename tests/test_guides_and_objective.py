@@ -80,6 +80,10 @@ def test_interventions_come_from_the_training_marginal_one_for_each_case() -> No
     first, last = targets[mask[:, 0], 0], targets[mask[:, 2], 2]
     assert 5 <= first.min() < 5.05 and 5.95 < first.max() <= 6 and first.mean() == pytest.approx(5.5, abs=0.05)
     assert (last == 0).float().mean() == pytest.approx(0.5, abs=0.08)
+    absent = values.clone()
+    absent[:, 2] = 0
+    targets, _ = draw_interventions(absent, [2], quantiles)
+    assert 0 < targets[:, 2].min() < 0.02 and targets[:, 2].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, Counterfactual, GuidePrediction]:
