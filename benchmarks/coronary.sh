@@ -24,8 +24,8 @@ stage() {
     local bundle=$root/bundles/$1 config=$2 data=$3 target=$out/$4
     shift 4
     [ -f "$target/complete" ] && return
-    local configs="'$bundle/configs/$config.json'"
-    [ -f "$bundle/configs/coronary.json" ] && configs+=",'$bundle/configs/coronary.json'"
+    local configs="'$bundle/configs/$config.json'" overlay=$bundle/configs/${config/train/coronary}.json
+    [ -f "$overlay" ] && configs+=",'$overlay'"
     python -m monai.bundle run --config_file "[$configs]" --bundle_root "$bundle" \
         --datalist "$out/data/$data/datalist.json" --output_dir "$target" --resume True "$@"
     touch "$target/complete"
@@ -48,8 +48,7 @@ compare() {
     stage dscm_pretraining train "$data" "$name/dscm" --max_epochs 30 "$@"
     for guide in segmentor "$data/regressor"; do
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
-            --guide "$out/$guide/model.pt" --deformation True --max_epochs 80 --learning_rate 0.004 \
-            --objective#locality 0.05 --objective#paint 2
+            --guide "$out/$guide/model.pt" --deformation True
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \

@@ -51,8 +51,7 @@ class Kind:
 
     Attributes:
         segmentor: the guide's bundle.
-        overlay: config of the other bundles that is laid over those of their trainings, or "".
-        settings: in place of those of the stages' bundles.
+        overlay: name of the configs of the other bundles that are laid over those of their trainings, or "".
         demo_size: of the demo's phantoms, in pixels.
         demo_settings: in place of these, in the demo.
         positional: whether the phantoms' variables are measured in regions.
@@ -60,22 +59,16 @@ class Kind:
 
     segmentor: str
     overlay: str
-    settings: Settings
     demo_size: str
     demo_settings: Settings
     positional: bool
 
-
-# Nine variables take longer to be told apart than three; and where there is noise, every movement changes every pixel
-# a little, which locality must not punish as it does on smooth radiographs.
-CORONARY_CFT = {"max_epochs": 80, "learning_rate": 0.004, "objective#locality": 0.05, "objective#paint": 2.0}
 
 DEMO_CASES = 320
 KINDS = {
     "chest": Kind(
         segmentor="lung_heart_segmentor",
         overlay="",
-        settings={},
         demo_size="64",
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
@@ -90,11 +83,7 @@ KINDS = {
     ),
     "coronary": Kind(
         segmentor="plaque_lumen_segmentor",
-        overlay="coronary.json",
-        settings={
-            "reg_cft": CORONARY_CFT,
-            "seg_cft": CORONARY_CFT,
-        },
+        overlay="coronary",
         demo_size="128,32",
         demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
@@ -154,7 +143,7 @@ def run(
         output,
         seed,
         device,
-        _merged(kind.settings, _settings(set)),
+        _settings(set),
         folder,
         kind=kind,
         positional=data.regions is not None,
@@ -215,7 +204,7 @@ def demo(
         output,
         seed,
         device,
-        _merged(shown.settings, shown.demo_settings, _settings(set)),
+        _merged(shown.demo_settings, _settings(set)),
         _bundles(bundles),
         kind=shown,
         positional=shown.positional,
@@ -326,7 +315,7 @@ class Chain:
         root = self.bundles / bundle
         configs = [root / "configs" / config]
         if self.kind.overlay and config.startswith("train") and bundle != self.kind.segmentor:
-            configs.append(root / "configs" / self.kind.overlay)
+            configs.append(root / "configs" / config.replace("train", self.kind.overlay))
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device

@@ -68,17 +68,25 @@ class SegmentorGuide(Guide):
     Args:
         segmentor: image -> logits; frozen here.
         measurements: the measurement of each variable.
+        gradient_temperature: of the softmax through which gradients flow; the measured values are those of the plain
+            softmax whatever it is. Where a segmentor is sure there is nothing, its probabilities have no gradient, and
+            nothing could appear; above 1 they have.
     """
 
-    def __init__(self, segmentor: nn.Module, measurements: Mapping[str, Measurement]) -> None:
+    def __init__(
+        self, segmentor: nn.Module, measurements: Mapping[str, Measurement], gradient_temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = freeze(segmentor)
         self.measurements = dict(measurements)
+        self.gradient_temperature = gradient_temperature
         self.names = list(measurements)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Class probabilities, shape (B, C, \\*spatial)."""
-        return torch.softmax(self.network(image).float(), dim=1)
+        logits = self.network(image).float()
+        softened = torch.softmax(logits / self.gradient_temperature, dim=1)
+        return softened + (torch.softmax(logits, dim=1) - softened).detach()
 
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         probabilities = self.probabilities(image)
@@ -104,6 +112,7 @@ def load_guide(
     datalist: Datalist,
     device: str | torch.device,
     variables: Sequence[str] | None = None,
+    gradient_temperature: float = 1.0,
 ) -> Guide | None:
     """The guide in a checkpoint: a segmentor's gives Seg-CFT, a regressor's Reg-CFT, none No-CFT.
 
@@ -112,6 +121,7 @@ def load_guide(
         datalist: names the measurements; the checkpoint must have been trained for the same kind of data.
         device: where the guide is wanted.
         variables: those that the DSCM has; a segmentor measures no others.
+        gradient_temperature: of a segmentor, see :class:`SegmentorGuide`.
 
     Raises:
         CheckpointError: when the checkpoint is neither, or was trained for other data.
@@ -126,7 +136,7 @@ def load_guide(
     measurements = {n: m for n, m in datalist.measurements().items() if variables is None or n in variables}
     if not measurements:
         raise ValueError(f"{datalist.path}: none of the variables {variables} is measured, so a segmentor cannot guide")
-    return SegmentorGuide(model, measurements).to(device)
+    return SegmentorGuide(model, measurements, gradient_temperature).to(device)
 
 
 def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:

@@ -109,18 +109,18 @@ class CFTObjective(nn.Module):
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
-        warm_up: share of the training over which the weights of ``others``, ``locality`` and ``preservation`` rise
-            from a twentieth. An edit is found before it is confined: a network that does not know yet where a variable
-            lives moves everything at once, and would learn to move nothing.
+        warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation`` and
+            ``paint`` rise from a twentieth. An edit is found before it is confined: a network that does not know yet
+            where a variable lives moves everything at once, and would learn to move nothing.
     """
 
     def __init__(
         self,
         huber: float = 0.01,
         anchored: bool = True,
-        others: float = 2.0,
-        locality: float = 0.22,
-        preservation: float = 0.5,
+        others: float = 1.2,
+        locality: float = 0.2,
+        preservation: float = 0.25,
         paint: float = 8.0,
         smoothness: float = 0.06,
         folding: float = 300.0,
@@ -200,11 +200,15 @@ class CFTObjective(nn.Module):
             terms: from :meth:`forward`.
             progress: share of the training that is over.
         """
-        confining = self.others * terms.others + self.locality * terms.locality + self.preservation * terms.preservation
+        confining = (
+            self.others * terms.others
+            + self.locality * terms.locality
+            + self.preservation * terms.preservation
+            + self.paint * terms.paint
+        )
         return (
             terms.effectiveness
             + min(1.0, max(WARM_UP_FROM, progress / self.warm_up if self.warm_up else 1.0)) * confining
-            + self.paint * terms.paint
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
         )

@@ -45,7 +45,7 @@ def ran(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def run(bundle: str, config: str, output: str, **settings: object) -> None:
         configs = BUNDLES / bundle / "configs"
-        overlay = ["coronary.json"] if "train" in config else []
+        overlay = [config.replace("train", "coronary")] if "train" in config else []
         given = {
             "config_file": str([str(configs / name) for name in (config, *overlay)]),
             "bundle_root": str(BUNDLES / bundle),

@@ -68,6 +68,23 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
     assert not torch.allclose(guide(image).values, prediction.values)
 
 
+def test_a_sure_segmentor_has_a_gradient_at_a_higher_temperature_and_measures_the_same() -> None:
+    sure = torch.nn.Conv2d(1, 2, 1)
+    with torch.no_grad():
+        sure.weight.copy_(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
+        sure.bias.copy_(torch.tensor([12.0, -12.0]))  # nothing here, it says
+    found = []
+    for temperature in (1.0, 4.0):
+        image = torch.zeros(1, 1, 8, 8, requires_grad=True)
+        value = SegmentorGuide(sure, {"a": Area(1)}, temperature)(image).values
+        value.sum().backward()
+        assert image.grad is not None
+        found.append((value.item(), image.grad.sum().item()))
+    (plain, faint), (tempered, clear) = found
+    assert tempered == pytest.approx(plain, abs=1e-5)
+    assert 0 < faint < 1e-6 and clear > 0.01
+
+
 def test_interventions_come_from_the_training_marginal_one_for_each_case() -> None:
     torch.manual_seed(0)
     values = torch.rand(600, 3)
@@ -117,7 +134,7 @@ def test_an_edit_that_moves_another_variable_is_punished() -> None:
 
 def test_an_edit_is_found_before_it_is_confined() -> None:
     objective = CFTObjective(warm_up=0.5)
-    found = terms(objective, [12.0, 12.0])
+    found = replace(terms(objective, [12.0, 12.0]), paint=torch.tensor(0.01))
     weights = [(objective.total(found, progress) - found.effectiveness).item() for progress in (0, 0.25, 0.5, 1)]
     assert weights == pytest.approx([weights[-1] / 20, weights[-1] / 2, weights[-1], weights[-1]]) and weights[-1] > 0
 

@@ -9,11 +9,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["with_coordinates"]
+__all__ = ["coordinates", "positional_encoding", "with_coordinates"]
+
+
+def coordinates(image: Tensor) -> Tensor:
+    """Where the pixels of an image (B, C, \\*spatial) are, from -1 to 1 along each axis: (B, D, \\*spatial)."""
+    axes = [torch.linspace(-1, 1, length, device=image.device, dtype=image.dtype) for length in image.shape[2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return grid.expand(len(image), *grid.shape)
 
 
 def with_coordinates(image: Tensor) -> Tensor:
-    """Append one channel for each axis, rising from -1 to 1 along it: (B, C, \\*spatial) -> (B, C + D, \\*spatial)."""
-    axes = [torch.linspace(-1, 1, length, device=image.device, dtype=image.dtype) for length in image.shape[2:]]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    return torch.cat([image, grid.expand(len(image), *grid.shape)], dim=1)
+    """Append one channel for each axis: (B, C, \\*spatial) -> (B, C + D, \\*spatial)."""
+    return torch.cat([image, coordinates(image)], dim=1)
+
+
+def positional_encoding(image: Tensor, frequencies: int) -> Tensor:
+    """Sines and cosines of half a period, one, two, four … over each axis of an image (B, C, \\*spatial).
+
+    Shape (B, 2 * frequencies * D, \\*spatial). A linear function of them can tell a band of the image from its
+    neighbours, for which coordinates alone take a network some depth (Tancik et al. 2020).
+    """
+    angles = coordinates(image) * (torch.pi / 2)
+    waves = [f(2**i * angles) for i in range(frequencies) for f in (torch.sin, torch.cos)]
+    return torch.cat([angles[:, :0], *waves], dim=1)

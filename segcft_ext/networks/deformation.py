@@ -19,7 +19,7 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from segcft_ext.networks.coordinates import with_coordinates
+from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
 
 __all__ = ["DeformationHead", "Edit", "jacobian_determinant"]
 
@@ -62,6 +62,7 @@ class DeformationHead(nn.Module):
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
         residual: paint a residual, for structures that appear or vanish.
+        frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
 
     Raises:
         ValueError: when ``grid_stage`` is not one of the stages.
@@ -77,6 +78,7 @@ class DeformationHead(nn.Module):
         hidden_channels: int = 48,
         margin: float = 0.06,
         residual: bool = False,
+        frequencies: int = 0,
     ) -> None:
         super().__init__()
         if not 1 <= grid_stage <= len(channels):
@@ -86,6 +88,7 @@ class DeformationHead(nn.Module):
         self.parent_channels = parent_channels
         self.grid_stage = grid_stage
         self.margin = margin
+        self.frequencies = frequencies
         seen = in_channels + spatial_dims  # the image and where its pixels are
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
@@ -96,7 +99,7 @@ class DeformationHead(nn.Module):
         )
         width = channels[grid_stage - 1]
         self.film = nn.Linear(2 * parent_channels, 2 * hidden_channels)
-        self.combine = conv(width, hidden_channels, 3, padding=1)
+        self.combine = conv(width + 2 * frequencies * spatial_dims, hidden_channels, 3, padding=1)
         self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
         self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
         self.gate_head = conv(hidden_channels, 1, 3, padding=1)
@@ -147,7 +150,8 @@ class DeformationHead(nn.Module):
         ones = [1] * self.spatial_dims
         change = target - parents
         gain, shift = self.film(torch.cat([parents, change], dim=1)).view(len(parents), -1, *ones).chunk(2, dim=1)
-        hidden = F.gelu(self.combine(features[0]) * (1 + gain) + shift)
+        where = positional_encoding(features[0], self.frequencies)
+        hidden = F.gelu(self.combine(torch.cat([features[0], where], dim=1)) * (1 + gain) + shift)
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         velocity = (fields * change.view(*change.shape, 1, *ones)).sum(1)
