@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from segcft_ext.networks.coordinates import coordinates, positional_encoding
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 
 
 def moving_head(spatial_dims: int = 2, residual: bool = False) -> DeformationHead:
     torch.manual_seed(0)
-    head = DeformationHead(2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8, residual=residual)
+    head = DeformationHead(
+        2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8, residual=residual, frequencies=2
+    )
     torch.nn.init.normal_(head.velocity_head.weight, std=0.1)
     return head
 
@@ -90,6 +93,21 @@ def test_the_residual_starts_at_zero_and_vanishes_with_the_action(spatial_dims: 
     painted = head(head.features(image), parents, target).residual
     assert painted is not None and painted.shape == image.shape
     assert not painted[0].any() and painted[1].any()
+
+
+def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing() -> None:
+    image = torch.zeros(1, 1, 60, 4)
+    wanted = torch.zeros(60)
+    wanted[20:40] = 1
+
+    def error(channels: torch.Tensor) -> float:
+        rows = torch.cat([channels[0, :, :, 0].T, torch.ones(60, 1)], dim=1)
+        fitted = rows @ torch.linalg.lstsq(rows, wanted[:, None]).solution
+        return (fitted[:, 0] - wanted).square().mean().item()
+
+    encoding = positional_encoding(image, 3)
+    assert encoding.shape == (1, 12, 60, 4) and positional_encoding(image, 0).shape == (1, 0, 60, 4)
+    assert error(encoding) < 0.12 < 0.2 < error(coordinates(image))
 
 
 @pytest.mark.parametrize("residual", [False, True])

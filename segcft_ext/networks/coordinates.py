@@ -27,8 +27,8 @@ def with_coordinates(image: Tensor) -> Tensor:
 def positional_encoding(image: Tensor, frequencies: int) -> Tensor:
     """Sines and cosines of half a period, one, two, four … over each axis of an image (B, C, \\*spatial).
 
-    Shape (B, 2 * frequencies * D, \\*spatial). A linear function of them can tell a band of the image from its
-    neighbours, for which coordinates alone take a network some depth (Tancik et al. 2020).
+    Shape (B, 2 * frequencies * D, \\*spatial). A band of the image is nearly a linear function of them, and takes a
+    network that has coordinates alone some depth (Tancik et al. 2020).
     """
     angles = coordinates(image) * (torch.pi / 2)
     waves = [f(2**i * angles) for i in range(frequencies) for f in (torch.sin, torch.cos)]
