@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_prep.cases import Rejected
-from data_prep.displacement import find_displacement
+from data_prep.displacement import LUNGS, find_displacement
 from data_prep.structures import CHEST
 
 __all__ = ["check_chest"]
@@ -27,25 +27,31 @@ def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int])
     """Lungs and heart are of one piece each, the heart lies between the lungs and is brighter than one of them, and the
     lungs' masks lie on the lungs.
 
-    Other structures are not looked at.
+    Other structures are not looked at. Without a heart, or without lungs, what is there is checked for itself.
 
     Args:
         image: shape (H, W), in any unit.
-        label: label map of shape (H, W), with all structures present.
+        label: label map of shape (H, W), in which every structure of ``labels`` has a pixel.
         labels: value of each structure.
 
     Raises:
         Rejected: ``fragmented_structure``, ``exchanged_masks``, or ``inverted_greyscale`` when both lungs are brighter
             than the heart. A single bright lung is a disease.
     """
-    if not set(CHEST) <= set(labels):
-        return
-    masks = {name: label == labels[name] for name in CHEST}
+    masks = {name: label == labels[name] for name in CHEST if name in labels}
     for name, mask in masks.items():
         pieces = np.bincount(ndimage.label(mask, np.ones((3, 3)))[0][mask])
         if pieces.max() < LARGEST_PIECE * pieces.sum():
             text = f"{name} lies in pieces, the largest being {100 * pieces.max() / pieces.sum():.0f} % of it"
             raise Rejected("fragmented_structure", text)
+    if len(masks) == len(CHEST):
+        _check_together(image, masks)
+    displacement = find_displacement(image, label, labels) if set(LUNGS) <= set(labels) else None
+    if displacement and displacement.is_certain:
+        raise Rejected("shifted_masks", f"both lungs would fit the picture better if moved: {displacement}")
+
+
+def _check_together(image: np.ndarray, masks: Mapping[str, np.ndarray]) -> None:
     columns = {name: float(np.nonzero(mask)[1].mean()) for name, mask in masks.items()}
     if not columns["right_lung"] < columns["heart"] < columns["left_lung"]:
         found = ", ".join(f"{name} {column:.1f}" for name, column in columns.items())
@@ -53,6 +59,3 @@ def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int])
     grey = {name: float(image[mask].mean()) for name, mask in masks.items()}
     if min(grey["left_lung"], grey["right_lung"]) > grey["heart"]:
         raise Rejected("inverted_greyscale", "both lungs are brighter than the heart")
-    displacement = find_displacement(image, label, labels)
-    if displacement and displacement.is_certain:
-        raise Rejected("shifted_masks", f"both lungs would fit the picture better if moved: {displacement}")

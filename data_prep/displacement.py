@@ -18,7 +18,9 @@ from scipy import fft, ndimage
 
 from data_prep.geometry import fit_image, fit_label
 
-__all__ = ["Displacement", "find_displacement"]
+__all__ = ["LUNGS", "Displacement", "find_displacement"]
+
+LUNGS = ("left_lung", "right_lung")
 
 GRID = 64
 """Pixels of the longer side of the picture on which displacements are looked for."""
@@ -83,7 +85,7 @@ def find_displacement(image: np.ndarray, label: np.ndarray, labels: Mapping[str,
     """
     height, width = (max(1, round(GRID * side / max(label.shape))) for side in label.shape)
     small, classes = fit_image(image, (height, width)), fit_label(label, (height, width))
-    lungs = [classes == labels[name] for name in ("left_lung", "right_lung")]
+    lungs = [classes == labels[name] for name in LUNGS]
     if not all(lung.any() for lung in lungs) or small.std() == 0:
         return None
     around = ~(lungs[0] | lungs[1])

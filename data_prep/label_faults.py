@@ -14,10 +14,10 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_prep.cases import Rejected
-from data_prep.displacement import Displacement, find_displacement
+from data_prep.displacement import LUNGS, Displacement, find_displacement
 from data_prep.pictures import middle
 from data_prep.storage import read_array
-from data_prep.structures import CHEST, check_label_map
+from data_prep.structures import check_label_map
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -180,6 +180,6 @@ def _swapped_sides(label: np.ndarray, datalist: Datalist) -> str:
 
 
 def _shifted(label: np.ndarray, datalist: Datalist, entry: Mapping[str, Any]) -> Displacement | None:
-    if label.ndim != 2 or not set(CHEST) <= set(datalist.labels):
+    if label.ndim != 2 or not set(LUNGS) <= set(datalist.labels):
         return None
     return find_displacement(read_array(datalist.path.parent / entry["image"]), label, datalist.labels)

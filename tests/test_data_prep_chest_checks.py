@@ -52,3 +52,5 @@ def test_a_lung_in_pieces_is_found_and_a_speck_is_not(chest):
     cut[20:24] = False
     with pytest.raises(Rejected, match="fragmented_structure"):
         check_chest(image, combine_masks({**masks, "right_lung": cut}), labels)
+    with pytest.raises(Rejected, match="fragmented_structure"):
+        check_chest(image, combine_masks({"right_lung": cut}), label_values(["right_lung"]))

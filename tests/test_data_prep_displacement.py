@@ -41,6 +41,15 @@ def test_shifted_masks_are_found_and_the_way_back_is_told(chests, rows, columns)
             check_chest(image, moved(label, rows, columns), LABELS)
 
 
+def test_the_heart_is_not_needed(chests):
+    lungs = label_values(CHEST[:2])
+    for image, label in chests:
+        without = np.where(label == LABELS["heart"], 0, label)
+        check_chest(image, without, lungs)
+        with pytest.raises(Rejected, match="shifted_masks"):
+            check_chest(image, moved(without, 0.1, 0), lungs)
+
+
 def test_a_small_shift_is_likely_and_not_certain(chests):
     found = [find_displacement(image, moved(label, 0, 2 / 64), LABELS) for image, label in chests]
     assert any(one.is_likely for one in found) and not any(one.is_certain for one in found)
