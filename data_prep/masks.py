@@ -72,7 +72,7 @@ class MaskFolders(Masks):
         masks = {}
         for name in self.structures:
             try:
-                mask = read_picture(files[name])
+                mask = read_picture(files[name], indexed=True)
                 masks[name] = threshold_mask(mask.pixels)
             except Rejected as fault:
                 raise Rejected(fault.reason, f"{name}: {fault.text}") from None
@@ -113,7 +113,7 @@ class LabelMaps(Masks):
     def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
         _expect(files, list(self.folders))
         try:
-            label_map = read_picture(files["label map"])
+            label_map = read_picture(files["label map"], indexed=True)
         except Rejected as fault:
             raise Rejected(fault.reason, f"label map: {fault.text}") from None
         _check_register(label_map, image, "the label map")

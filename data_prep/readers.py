@@ -56,8 +56,13 @@ def strip_suffix(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
-def read_picture(path: Path | zipfile.Path) -> Picture:
+def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
     """Read a grey picture, from a file or from a file within a zip archive.
+
+    Args:
+        path: the file.
+        indexed: whether a palette with colours only shows what the pixels stand for, as in label maps: the pixels are
+            then its indices. A palette of greys is a grey picture all the same.
 
     Raises:
         Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
@@ -75,7 +80,7 @@ def read_picture(path: Path | zipfile.Path) -> Picture:
         raise Rejected("too_large", f"the file has more than {MAX_BYTES} bytes")
     with quiet():
         try:
-            picture = _read(data)
+            picture = _read(data, indexed)
         except FAULTS as error:
             raise Rejected("unreadable", f"the file cannot be decoded ({type(error).__name__})") from None
     if picture.pixels.ndim != 2:
@@ -112,11 +117,11 @@ def quiet() -> Iterator[None]:
                 _quiet_state.close()
 
 
-def _read(data: bytes) -> Picture:
+def _read(data: bytes, indexed: bool) -> Picture:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _read_raster(data, "PNG")
+        return _read_raster(data, "PNG", indexed)
     if data.startswith((b"II*\0", b"MM\0*")):
-        return _read_raster(data, "TIFF")
+        return _read_raster(data, "TIFF", indexed)
     if is_dicom(data):
         return read_dicom(data)
     if is_nifti(data):
@@ -124,15 +129,18 @@ def _read(data: bytes) -> Picture:
     raise Rejected("unsupported_format", "" if data else "the file is empty")
 
 
-def _read_raster(data: bytes, kind: str) -> Picture:
+def _read_raster(data: bytes, kind: str, indexed: bool) -> Picture:
     """PNG or TIFF. The resolution that they may state is a printer's or a scanner's, so no spacing is taken from it."""
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         check_shape(image.height, image.width)
         if getattr(image, "n_frames", 1) > 1:
             raise Rejected("multi_frame", f"the {kind} file holds {image.n_frames} pictures")
+        palette = image if image.mode == "P" and indexed else None
         if image.mode in ("P", "PA"):
             image = image.convert("RGB")
         pixels = np.asarray(image)
+        if palette is not None and (pixels != pixels[..., :1]).any():
+            return Picture(np.asarray(palette))
         bands = image.getbands()
         if kind == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):
             pixels = pixels.max() - pixels  # zero is white, which Pillow heeds up to 8 bits

@@ -60,6 +60,18 @@ def test_label_maps_and_run_lengths_give_what_folders_of_masks_give(clinic):
         assert (label == 3).sum() == (found[3][name] == 1).sum() and found[3][name].max() == 1
 
 
+def test_label_maps_with_a_palette_are_read(clinic):
+    plain = stored(run(clinic, "--masks", "maps", "--labels", LABELS, out="a", folders=["clinic"]))
+    for path in (clinic / "clinic" / "maps").iterdir():
+        picture = Image.open(path).convert("P")
+        picture.putpalette([value for i in range(256) for value in (i, 255 - i, 37 * i % 256)])
+        picture.save(path)
+    palette = stored(run(clinic, "--masks", "maps", "--labels", LABELS, out="b", folders=["clinic"]))
+    assert len(plain) == COUNT and plain.keys() == palette.keys()
+    for name, label in plain.items():
+        np.testing.assert_array_equal(palette[name], label)
+
+
 def test_unknown_values_of_a_label_map_reject_and_listed_ones_are_ignored(clinic):
     folder = clinic / "clinic" / "maps"
     label = np.asarray(Image.open(folder / "0.png")).copy()

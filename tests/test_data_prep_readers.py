@@ -45,6 +45,17 @@ def test_png_with_equal_channels_is_grey_and_with_colours_is_rejected(tmp_path):
     assert reason_of(tmp_path / "colour.png") == "colour"
 
 
+def test_a_palette_of_colours_shows_labels_and_one_of_greys_is_grey(tmp_path):
+    labels = (PIXELS // 100 % 4).astype(np.uint8)
+    for name, palette in (("colours", [0, 0, 0, 200, 0, 0, 0, 9, 9, 8, 8, 8]), ("greys", [0] * 3 + [70] * 9)):
+        picture = Image.fromarray(labels).convert("P")
+        picture.putpalette(palette)
+        picture.save(tmp_path / f"{name}.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "colours.png", indexed=True).pixels, labels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "greys.png", indexed=True).pixels, 70 * (labels > 0))
+    assert reason_of(tmp_path / "colours.png") == "colour"
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 1, 1)])
 def test_nifti_of_an_itk_picture_is_read_upright(tmp_path, suffix, shape):
