@@ -66,7 +66,11 @@ def read_dicom(data: bytes) -> Picture:
     photometric = str(dataset.PhotometricInterpretation)
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
-        pixels = apply_voi_lut(apply_modality_lut(decode_pixels(dataset), dataset), dataset)
+        pixels = decode_pixels(dataset)
+        try:
+            pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
+        except ValueError:
+            raise Rejected("unreadable", "rescale, window or look-up table of the DICOM file make no sense") from None
         if photometric == "MONOCHROME1":
             pixels = pixels.max() - pixels
     elif _COLOURS.fullmatch(photometric) and samples == 3:

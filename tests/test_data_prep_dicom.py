@@ -6,6 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import LOSSLESS, write_dicom
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
@@ -19,6 +20,7 @@ from pydicom.uid import (
 from test_data_prep_readers import PIXELS, reason_of
 
 from data_prep import dicom, isolated
+from data_prep.cases import Rejected
 from data_prep.readers import read_picture
 
 
@@ -30,6 +32,31 @@ def test_pixels_are_rescaled_and_windowed(tmp_path):
     assert (windowed[PIXELS <= 800] == windowed.min()).all() and (windowed[PIXELS >= 1200] == windowed.max()).all()
     inside = windowed[(PIXELS >= 900) & (PIXELS <= 1100)]
     assert (np.diff(inside) > 0).all()
+
+
+def look_up_table(values):
+    """The item of a sequence with a table for stored values from 0 on, 16 bits wide."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(values), 0, 16])
+    item.add_new("LUTData", "US", [int(value) for value in values])
+    return [item]
+
+
+def test_look_up_tables_are_applied(tmp_path):
+    gamma = (np.arange(4096) ** 2 // 1000).astype(np.uint16)
+    window = {"WindowCenter": "1000", "WindowWidth": "400"}
+    path = write_dicom(tmp_path / "a", PIXELS, VOILUTSequence=look_up_table(gamma), **window)
+    np.testing.assert_array_equal(read_picture(path).pixels, gamma[PIXELS])  # the table goes before the window
+    modality = {"ModalityLUTSequence": look_up_table(gamma), "RescaleSlope": "9", "RescaleIntercept": "9"}
+    np.testing.assert_array_equal(read_picture(write_dicom(tmp_path / "b", PIXELS, **modality)).pixels, gamma[PIXELS])
+
+
+def test_of_several_windows_the_first_is_taken_and_one_without_width_is_no_window(tmp_path):
+    first = write_dicom(tmp_path / "a", PIXELS, WindowCenter="1000", WindowWidth="400")
+    both = write_dicom(tmp_path / "b", PIXELS, WindowCenter=["1000", "20"], WindowWidth=["400", "30"])
+    np.testing.assert_array_equal(read_picture(both).pixels, read_picture(first).pixels)
+    with pytest.raises(Rejected, match="window"):
+        read_picture(write_dicom(tmp_path / "c", PIXELS, WindowCenter="0", WindowWidth="0"))
 
 
 def test_monochrome1_is_turned_over(tmp_path):
