@@ -64,6 +64,7 @@ class PadChestSource(Source):
 
     Attributes:
         counts: number of rows in the table, taken out by each filter, and left as cases; and of what has no row.
+        broken: the archives that cannot be opened.
 
     Raises:
         ValueError: when a table cannot be read, lacks a column, or no row passes the filters.
@@ -82,7 +83,7 @@ class PadChestSource(Source):
         self.labels = label_values(CHEST)
         self._masks = masks
         frame = _read_table(table)
-        places, broken = find_files(images, ".png")
+        places, self.broken = find_files(images, ".png")
         names = Counter(frame[_ID])
         rows_of, masks_alone = index_masks(masks, names)
         filtered, frame = _filter(frame, places, rows_of)
@@ -94,7 +95,7 @@ class PadChestSource(Source):
             "cases found": len(frame),
             "images without a row": len(places.keys() - names.keys()),
             "masks without a row": masks_alone,
-            "archives that cannot be opened": len(broken),
+            "archives that cannot be opened": len(self.broken),
         }
         self._found = [_match(row, names, places, rows_of) for row in frame.to_dict("records")]
         self.items = [

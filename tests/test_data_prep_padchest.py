@@ -241,7 +241,7 @@ def test_monochrome1_is_turned_over(tmp_path):
     np.testing.assert_allclose(straight, turned, atol=1e-5)
 
 
-def test_images_within_archives_and_packed_tables_give_the_same(tmp_path):
+def test_images_within_archives_and_packed_tables_give_the_same(tmp_path, capsys):
     write_padchest(tmp_path, 12)
     plain = run(tmp_path, "--salt", "s", out="plain")
     with zipfile.ZipFile(tmp_path / "0.zip", "w") as archive:
@@ -262,6 +262,9 @@ def test_images_within_archives_and_packed_tables_give_the_same(tmp_path):
         assert path.read_bytes() == (tmp_path / "zipped" / "images" / path.name).read_bytes()
     counts = {row["what"]: int(row["count"]) for row in rows_of(tmp_path / "zipped" / "filters.csv")}
     assert counts["archives that cannot be opened"] == 1
+    assert str(tmp_path / "archives" / "broken.zip") in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"strict: .*broken\.zip: this archive cannot be opened"):
+        main(["padchest", str(tmp_path / "archives"), *tables, *options, "--strict"])
 
 
 def test_unpacked_files_hide_those_in_archives(tmp_path):
