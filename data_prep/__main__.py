@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,10 @@ def padchest(
     source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], _image_size(size))
     for what, count in source.counts.items():
         print(f"{what}: {count}")
+    for archive in source.broken:
+        print(f"  {archive}")
+    if source.broken and _flag("strict", strict):
+        raise ValueError(f"strict: {source.broken[0]}: this archive cannot be opened")
     names = _prepare_patients(
         source,
         Path(out),
@@ -432,11 +438,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given and given[0] in commands:
+            _check_options(given[0], commands[given[0]], given[1:])
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
     except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
+
+
+def _check_options(name: str, command: Callable[..., None], given: Sequence[str]) -> None:
+    """Refuse a misspelt option at once: Fire would do all the work first and complain afterwards."""
+    known = [*signature(command).parameters, "help"]
+    for argument in given:
+        option = argument.partition("=")[0]
+        if option == "--":  # what follows are Fire's own flags
+            return
+        if option.startswith("--") and option[2:].replace("-", "_") not in known:
+            raise ValueError(f"{name}: no option {option}; see python -m data_prep {name} --help")
 
 
 def _as_text(argument: str) -> str:
@@ -557,7 +576,7 @@ def _prepare_patients(source: Source, out: Path, mapping: str | None, **options:
 
     ``options`` are those of :func:`data_prep.collect.prepare`.
     """
-    names = Path(mapping) if mapping else out.with_name(f"{out.resolve().name}.mapping.json")
+    names = Path(mapping) if mapping else out.with_name(f"{Path(os.path.realpath(out)).name}.mapping.json")
     _report(prepare(source, out, mapping=names, **options))
     return names
 

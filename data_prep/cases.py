@@ -58,6 +58,7 @@ REASONS = {
 
 
 NOTES = {
+    "missing_row": "the table has no row for the case, so its variables are missing",
     "detector_spacing": "the pixel spacing is the detector's, so areas are those of the shadow",
     "burned_in_text": "the file says that text is burned into its pixels: it may identify the patient",
     "burned_in_unknown": "the file does not say whether text is burned into its pixels",

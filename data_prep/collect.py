@@ -118,7 +118,7 @@ def prepare(
         raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
     if workers < 1:
         raise ValueError(f"workers: found {workers}, expected 1 or more")
-    if mapping is not None and out.resolve() in mapping.resolve().parents:
+    if mapping is not None and _real(out) in _real(mapping).parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         _make_writable(folder)
@@ -157,7 +157,7 @@ def prepare(
             unit = metric if all(metric in outcomes[i].measured for i in accepted) else "percent"
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "name": name or out.resolve().name,
+            "name": name or _real(out).name,
             "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
             "labels": dict(source.labels),
             "variables": [*measured_variables(source.labels, unit, source.regions), *source.variables],
@@ -177,6 +177,11 @@ def prepare(
         journal.remove()
     notes = Counter(note for i in accepted for note in outcomes[i].notes)
     return Summary(datalist, len(outcomes), rejected, notes, resumed)
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; of a circle of links, as far as it leads (pathlib's own raises RuntimeError before 3.13)."""
+    return Path(os.path.realpath(path))
 
 
 def _make_writable(folder: Path) -> None:

@@ -53,7 +53,7 @@ class FolderSource(Source):
         self.variables: list[dict[str, Any]] = table.definitions if table else []
         self._table, self._masks = table, masks
         # A name that is no text (its bytes are no UTF-8) could be written to no output.
-        sources = [root.resolve().name.encode("utf-8", "replace").decode() for root in roots]
+        sources = [Path(os.path.realpath(root)).name.encode("utf-8", "replace").decode() for root in roots]
         if len(set(sources)) != len(sources):
             raise ValueError(f"folders: {sources} are to be the sources' names, so they must differ")
         found: dict[tuple[str, str], dict[str, list[Path]]] = {}  # (source, name) -> files of "image" and structures
@@ -79,7 +79,7 @@ class FolderSource(Source):
         except Rejected as fault:
             values = fault.text
         files = {key: [stamp(path) for path in paths] for key, paths in self._files[item.index].items()}
-        return [files, match.fault, values, self._masks.fingerprint(item.index)]
+        return [files, match.fault, match.row is None, values, self._masks.fingerprint(item.index)]
 
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity."""
@@ -101,7 +101,7 @@ class FolderSource(Source):
             label=fit_label(combine_masks(masks), self.size),
             spacing=fit_spacing(image.spacing, image.pixels.shape, self.size),
             variables=variables,
-            notes=image.notes,
+            notes=(*image.notes, *(("missing_row",) if self._table and match.row is None else ())),
         )
 
 

@@ -321,10 +321,31 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         ([*TABLE, "--variables", '{"age": '], "is no JSON"),
         ([*TABLE, "--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
         (["--masks", "nowhere"], "expected there: left_lung"),
+        (["--out", "circle"], "circle: cannot be written to"),
+        (["--strikt"], "folder: no option --strikt"),
+        (["--id-colum=file"], "folder: no option --id-colum"),
     ],
 )
 def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
     monkeypatch.chdir(chests)
+    (chests / "circle").symlink_to("circle")
     with pytest.raises(SystemExit, match=message):
         run(chests, *options)
     assert not (chests / "out" / "datalist.json").exists()
+
+
+def test_a_folder_that_is_a_circle_of_links_ends_with_one_line(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(SystemExit, match="circle/images: no such folder"):
+        run(tmp_path, folders=["circle"])
+
+
+def test_a_case_without_a_row_is_noted(chests, monkeypatch, capsys):
+    monkeypatch.chdir(chests)
+    rows = (chests / "cases.csv").read_text().splitlines()
+    (chests / "cases.csv").write_text("\n".join([rows[0], *rows[4:]]))
+    datalist = run(chests, *TABLE, "--variables", "age,sex")
+    noted = [entry for entry in all_entries(datalist) if entry.get("notes") == ["missing_row"]]
+    assert {names(chests)[entry["id"]]["name"] for entry in noted} == {"north0", "north1", "north2"}
+    assert all(entry["variables"]["age"] is None and entry["variables"]["sex"] is None for entry in noted)
+    assert len(all_entries(datalist)) == 24 and "variables are missing): 3" in capsys.readouterr().out
