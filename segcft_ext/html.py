@@ -53,14 +53,15 @@ def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str
 
 
 def figure(png: bytes, caption: str) -> str:
-    """A picture at its own resolution, with a caption below."""
+    """A picture at its own resolution, with a caption below; as WebP, which takes a fifth of the PNG's room."""
     with Image.open(io.BytesIO(png)) as image:
-        width = image.width
         dpi = image.info.get("dpi", (FIGURE_DPI, FIGURE_DPI))[0]
+        size = round(image.width * FIGURE_DPI / dpi)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=90)
+    source = base64.b64encode(buffer.getvalue()).decode("ascii")
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    source = base64.b64encode(png).decode("ascii")
-    size = round(width * FIGURE_DPI / dpi)
-    return f'<figure><img alt="{escape(caption)}" width="{size}" src="data:image/png;base64,{source}">{text}</figure>'
+    return f'<figure><img alt="{escape(caption)}" width="{size}" src="data:image/webp;base64,{source}">{text}</figure>'
 
 
 def listing(items: Mapping[str, Any]) -> str:

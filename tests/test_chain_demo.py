@@ -43,7 +43,7 @@ def test_demo_ends_with_a_report_and_gives_the_same_numbers_again(tmp_path: Path
     said = demo(output)
     assert re.search(r"Seg-CFT +[\d.]+", said) and said.rstrip().endswith(f"report: {output / 'report.html'}")
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert "data:image/png;base64," in page and "Seg-CFT" in page
+    assert "data:image/webp;base64," in page and "Seg-CFT" in page
     commands = (output / "commands.sh").read_text(encoding="utf-8").splitlines()
     assert [line.strip("$ ") for line in said.splitlines() if line.startswith("  $ ")] == sorted(
         (line for line in commands if line.startswith("python ")), key=said.index

@@ -109,7 +109,7 @@ def test_the_page_says_everything_and_needs_nothing(chests, tmp_path, capsys):
         r"case07\s+drawn\s+training\s+left_lung lies on the picture's left".replace("'", "(&#x27;|')"),
     ):
         assert re.search(expected, text), expected
-    assert page.count("data:image/png;base64,") == page.count("<img ") == 5
+    assert page.count("data:image/webp;base64,") == page.count("<img ") == 5
     assert not re.search(r"https?://|<script|<link", page) and str(tmp_path) not in page
 
 

@@ -109,7 +109,7 @@ def test_report_is_self_contained(evaluation_dir: Path, store: str, tmp_path: Pa
     parser = Links()
     parser.feed(text)
     assert parser.open == []
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in parser.addresses)
+    assert all(address.startswith(("data:image/webp;base64,", "#")) for address in parser.addresses)
     assert not re.search(r"https?://|<script|@import|url\(", text)
     ids = re.findall(r'id="([^"]+)"', text)
     assert all(address[1:] in ids for address in parser.addresses if address.startswith("#"))
