@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset, PersistentDataset, SmartCacheDataset, ThreadDataLoader
+from monai.transforms import Compose, Rand2DElasticd, RandAdjustContrastd
 
 from data_prep.collect import prepare
 from data_prep.phantom import PhantomSource
@@ -93,6 +94,35 @@ def step_time(network: DSCM, batches: Iterable[Any], prepare_batch: PrepareVaria
     return float(np.median(training)), float(np.median(preparing))
 
 
+def monai_augmentation_time(batch: Any, size: int) -> float:
+    """Processor seconds in which MONAI's transforms, case by case on the processor, do to a batch the like of what
+    :class:`~segcft_ext.augmentation.BatchAugmentation` does."""
+    chain = Compose(
+        [
+            Rand2DElasticd(
+                ["image", "label"],
+                spacing=(size / 4, size / 4),
+                magnitude_range=(0, 0.015 * size),
+                prob=1.0,
+                rotate_range=0.12,
+                scale_range=(0.12, 0.12),
+                translate_range=(0.05 * size, 0.05 * size),
+                mode=["bilinear", "nearest"],
+                padding_mode="border",
+            ),
+            RandAdjustContrastd("image", prob=1.0),
+        ]
+    )
+    cases = [{key: batch[key][i] for key in ("image", "label")} for i in range(len(batch["image"]))]
+    times = []
+    for _ in range(5):
+        start = cpu()
+        for case in cases:
+            chain(case)
+        times.append(cpu() - start)
+    return float(np.median(times))
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("out", type=Path)
@@ -136,6 +166,8 @@ def main() -> None:
         f"\n{len(items)} images of {given.size} x {given.size}, batches of {size}, {torch.get_num_threads()} thread(s)"
     )
     print(f"a training step: {1000 * step:.0f} ms; augmentation and measuring: {1000 * preparing:.1f} ms")
+    alone = monai_augmentation_time(next(iter(DataLoader(cached(), **batches))), given.size)
+    print(f"augmentation by MONAI's transforms, case by case, without measuring: {1000 * alone:.1f} ms")
     print("| | start-up, ms per image | an epoch's loading, ms per image | share of training | memory, MB |")
     print("|---|---|---|---|---|")
     for name, build in ways.items():
