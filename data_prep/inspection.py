@@ -54,7 +54,11 @@ def write_inspection(path: Path, output: Path) -> list[Fault]:
         f"{suspects} cases to look at first."
     )
     sections = [
-        ("cases", "Cases", [_counts(values), _header(datalist), *_left_out(path.parent), *_notes(datalist)]),
+        (
+            "cases",
+            "Cases",
+            [_counts(values), _header(datalist), *_left_out(path.parent, len(values)), *_notes(datalist)],
+        ),
         ("variables", "Variables", [_variables(datalist, values), _figure(variables_figure(datalist), _HISTOGRAMS)]),
         ("correlations", "Correlations", _correlations(datalist, values)),
         ("pictures", "Pictures", [_sheet(datalist)]),
@@ -111,7 +115,7 @@ def _header(datalist: Datalist) -> str:
     )
 
 
-def _left_out(folder: Path) -> list[str]:
+def _left_out(folder: Path, accepted: int) -> list[str]:
     """What data_prep has filtered and rejected, where its tables lie beside the datalist."""
     parts = []
     if (folder / "filters.csv").is_file():
@@ -125,7 +129,8 @@ def _left_out(folder: Path) -> list[str]:
             for reason in dict.fromkeys(found for (found, _), _ in counts.most_common())
         ]
         none = '<p class="note">No case was rejected.</p>'
-        parts += ["<h3>Rejected cases</h3>", table(["reason", *sources, ""], rows) if rows else none]
+        heading = f"<h3>Rejected cases: {counts.total()} of {counts.total() + accepted} found</h3>"
+        parts += [heading, table(["reason", *sources, ""], rows) if rows else none]
     return parts
 
 

@@ -103,6 +103,7 @@ def test_the_page_says_everything_and_needs_nothing(chests, tmp_path, capsys):
         r"drawn\s+10\s+10\s+4\s+6\s+30",
         r"colour\s+1\s+1\s+the image has colours",
         r"bad_rle\s+1\s+0",
+        r"Rejected cases: 3 of 33 found",
         r"filtered: &lt;young&gt;\s+7",
         r"age\s+continuous\s+years\s+20\s",
         r"sex\s+binary\s+–\s+0\s+F 15, M 15",
