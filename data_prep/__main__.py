@@ -57,7 +57,7 @@ def folder(
     unit: str = "auto",
     seed: int = 0,
     fractions: Any = None,
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str | None = None,
     strict: Any = False,
     name: str | None = None,
@@ -98,7 +98,7 @@ def folder(
         unit: of the areas. "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
         seed: of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes; the result is the same for any number.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -124,7 +124,7 @@ def folder(
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
         unit=unit,
-        workers=_whole("workers", workers),
+        workers=_workers(workers),
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
@@ -144,7 +144,7 @@ def padchest(
     size: Any = 64,
     seed: int = 0,
     fractions: Any = None,
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str | None = None,
     strict: Any = False,
     name: str | None = None,
@@ -171,7 +171,7 @@ def padchest(
         size: of the prepared images in pixels, as 64, or as height and width 96,64.
         seed: of the splits; a patient's images stay in one split.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes; the result is the same for any number.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -195,7 +195,7 @@ def padchest(
         name=name,
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
-        workers=_whole("workers", workers),
+        workers=_workers(workers),
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
@@ -221,7 +221,7 @@ def ccta(
     boundaries: Any = None,
     seed: int = 0,
     fractions: Any = None,
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str | None = None,
     strict: Any = False,
     name: str | None = None,
@@ -260,7 +260,7 @@ def ccta(
         boundaries: of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
         seed: of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes; the result is the same for any number.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -283,7 +283,7 @@ def ccta(
         sigma=_numbers("smoothing", smoothing, 1)[0],
         shortest=_numbers("shortest", shortest, 1)[0],
         convention=str(coordinates).upper(),
-        workers=_whole("workers", workers),
+        workers=_workers(workers) or 1,
     )
     names = _prepare_patients(
         source,
@@ -292,7 +292,7 @@ def ccta(
         name=name,
         seed=_whole("seed", seed),
         fractions=_parse(fractions),
-        workers=_whole("workers", workers),
+        workers=_workers(workers),
         scheduler=scheduler,
         strict=_flag("strict", strict),
         salt=salt,
@@ -311,7 +311,7 @@ def phantom(
     boundaries: Any = None,
     seed: int = 0,
     fractions: Any = None,
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str | None = None,
     name: str | None = None,
 ) -> None:
@@ -335,11 +335,11 @@ def phantom(
         boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
         seed: of the cases and of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes; the result is the same for any number.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed, workers = _whole("count", count), _whole("seed", seed), _whole("workers", workers)
+    count, seed = _whole("count", count), _whole("seed", seed)
     if kind == "chest":
         if (_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
@@ -363,7 +363,7 @@ def phantom(
         name=name,
         seed=seed,
         fractions=_parse(fractions),
-        workers=workers,
+        workers=_workers(workers),
         scheduler=scheduler,
     )
     _report(summary)
@@ -501,6 +501,10 @@ def _whole(option: str, given: Any) -> int:
         return int(given)
     except ValueError:
         raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
+
+
+def _workers(given: Any) -> int | None:
+    return None if given is None else _whole("workers", given)
 
 
 def _fractions(given: Any) -> list[float] | None:

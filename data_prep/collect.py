@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
 from data_prep.chest_checks import check_chest
-from data_prep.executors import WorkersLost, run_cases
+from data_prep.executors import WorkersLost, default_workers, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
@@ -85,7 +85,7 @@ def prepare(
     seed: int = 0,
     fractions: Mapping[str, float] | None = None,
     unit: str = "auto",
-    workers: int = 1,
+    workers: int | None = None,
     scheduler: str | None = None,
     strict: bool = False,
     salt: str | None = None,
@@ -101,7 +101,8 @@ def prepare(
         fractions: share of each split, :data:`~data_prep.splits.FRACTIONS` by default.
         unit: of the areas: "percent" of the image; "mm2" ("mm3" of volumes), which rejects cases of unknown spacing;
             or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
-        workers: processes; the result does not depend on it.
+        workers: processes; the result does not depend on it. By default, for many cases, one for each core (see
+            :func:`~data_prep.executors.default_workers`).
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
         strict: stop at a rejected case.
         salt: salt of the ids; by default that of ``mapping``, or a random one.
@@ -116,7 +117,7 @@ def prepare(
     metric = _metric(source)
     if unit not in ("auto", "percent", metric):
         raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"workers: found {workers}, expected 1 or more")
     if mapping is not None and _real(out) in _real(mapping).parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
@@ -215,7 +216,7 @@ def _work_off(
     ids: list[str],
     outcomes: dict[str, Outcome],
     journal: Journal,
-    workers: int,
+    workers: int | None,
     scheduler: str | None,
     strict: bool,
 ) -> None:
@@ -225,7 +226,7 @@ def _work_off(
     todo = [(item, identifier) for item, identifier in zip(worker.source.items, ids) if identifier not in outcomes]
     with (
         tqdm(total=len(ids), initial=len(outcomes), desc="preparing", unit="case") as bar,
-        closing(run_cases(worker, todo, workers, scheduler)) as lines,
+        closing(run_cases(worker, todo, workers or default_workers(len(todo)), scheduler)) as lines,
     ):
         for line in lines:
             record = journal.append(line)

@@ -22,7 +22,7 @@ import torch
 
 from data_prep.cases import Item
 
-__all__ = ["IN_FLIGHT", "Work", "WorkersLost", "run_cases"]
+__all__ = ["IN_FLIGHT", "Work", "WorkersLost", "default_workers", "run_cases"]
 
 Work = Callable[[Item, str], str]
 Batch = list[tuple[Item, str]]
@@ -31,12 +31,24 @@ Submit = Callable[[Batch], "Future[list[str]]"]
 IN_FLIGHT = 1000
 """Batches handed out at a time: more than a cluster has cores, and so few that they weigh nothing."""
 
+FEW = 50
+"""Cases that are done by the time that a process has started."""
+
+MOST_WORKERS = 4
+"""Processes that nobody has asked for: each may need a GB of memory."""
+
 LARGEST_BATCH = 64
 """Cases of one patient that follow each other go to one process: it need not read again what they share."""
 
 
 class WorkersLost(RuntimeError):
     """The processes that were to do the work are gone; memory that ran out is the usual cause."""
+
+
+def default_workers(cases: int) -> int:
+    """Processes for a number of cases: one for each core, up to four, and one alone for few cases."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, MOST_WORKERS, cases // FEW))
 
 
 def run_cases(

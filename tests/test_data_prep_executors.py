@@ -8,6 +8,7 @@ import pytest
 from drawn_chest import write_case
 
 from data_prep.__main__ import main
+from data_prep.executors import default_workers
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,18 @@ def run(chests, out, *options):
 def test_a_cluster_gives_the_same_bytes(chests, tmp_path, cluster):
     here, there = run(chests, tmp_path / "a"), run(chests, tmp_path / "b", "--scheduler", cluster.scheduler_address)
     assert here == there and len(here) == 2 * 11 + 2
+
+
+def test_many_cases_have_a_process_for_each_core_and_few_have_none(chests, tmp_path, monkeypatch):
+    for cores, cases, expected in [(2, 0, 1), (2, 99, 1), (2, 100, 2), (64, 149, 2), (64, 160_000, 4), (1, 500, 1)]:
+        with monkeypatch.context() as machine:
+            machine.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+            assert default_workers(cases) == expected
+    asked = []
+    monkeypatch.setattr("data_prep.collect.default_workers", lambda cases: asked.append(cases) or 1)
+    run(chests, tmp_path / "a")
+    run(chests, tmp_path / "b", "--workers", "1")
+    assert asked == [12]
 
 
 def test_few_cases_under_way_are_enough(chests, tmp_path, cluster, monkeypatch):
