@@ -72,7 +72,7 @@ def fine_tuning(tmp_path_factory: pytest.TempPathFactory, upstream: dict[str, st
         "train.json": [*SHORT, "--deformation_head", json.dumps(HEAD)],
         "train_regressor.json": [*SHORT, "--network_def#channels", "[4,4]"],
     }
-    return run_bundle("seg_cft_finetuning", tmp_path_factory.mktemp("fine_tuning"), variables, small, 9)
+    return run_bundle("seg_cft_finetuning", tmp_path_factory.mktemp("fine_tuning"), variables, small, 10)
 
 
 def runs(folder: Path) -> list[Any]:
@@ -126,7 +126,7 @@ def test_the_guide_alone_makes_the_method(fine_tuning: Path, pretraining: Path, 
 
 
 def test_every_stage_is_a_finished_run_with_its_figures(pretraining: Path, fine_tuning: Path) -> None:
-    for folder, count in ((pretraining, 7), (fine_tuning, 7)):
+    for folder, count in ((pretraining, 7), (fine_tuning, 8)):
         found = runs(folder)
         assert len(found) == count == len({run.info.run_name for run in found})
         assert {run.info.status for run in found} == {"FINISHED"}
