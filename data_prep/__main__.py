@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from data_prep.phantom_chest import ChestPhantom
 from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.phantom_volumes import HeartPhantom, write_heart
 from data_prep.pictures import draw_variables
+from data_prep.readers import real_path
 from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
@@ -580,7 +580,7 @@ def _prepare_patients(source: Source, out: Path, mapping: str | None, **options:
 
     ``options`` are those of :func:`data_prep.collect.prepare`.
     """
-    names = Path(mapping) if mapping else out.with_name(f"{Path(os.path.realpath(out)).name}.mapping.json")
+    names = Path(mapping) if mapping else out.with_name(f"{real_path(out).name}.mapping.json")
     _report(prepare(source, out, mapping=names, **options))
     return names
 

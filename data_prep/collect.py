@@ -33,6 +33,7 @@ from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
+from data_prep.readers import real_path
 from data_prep.splits import split_cases
 from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_variables
@@ -119,7 +120,7 @@ def prepare(
         raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers: found {workers}, expected 1 or more")
-    if mapping is not None and _real(out) in _real(mapping).parents:
+    if mapping is not None and real_path(out) in real_path(mapping).parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         _make_writable(folder)
@@ -158,7 +159,7 @@ def prepare(
             unit = metric if all(metric in outcomes[i].measured for i in accepted) else "percent"
         content: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "name": name or _real(out).name,
+            "name": name or real_path(out).name,
             "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
             "labels": dict(source.labels),
             "variables": [*measured_variables(source.labels, unit, source.regions), *source.variables],
@@ -178,11 +179,6 @@ def prepare(
         journal.remove()
     notes = Counter(note for i in accepted for note in outcomes[i].notes)
     return Summary(datalist, len(outcomes), rejected, notes, resumed)
-
-
-def _real(path: Path) -> Path:
-    """Where a path leads; of a circle of links, as far as it leads (pathlib's own raises RuntimeError before 3.13)."""
-    return Path(os.path.realpath(path))
 
 
 def _make_writable(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import threading
 import warnings
@@ -31,7 +32,7 @@ from data_prep.dicom import is_dicom, read_dicom
 from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
 
-__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "Picture", "quiet", "read_picture", "strip_suffix"]
+__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "Picture", "quiet", "read_picture", "real_path", "strip_suffix"]
 
 SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
 """Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
@@ -54,6 +55,11 @@ FAULTS = (
 def strip_suffix(name: str) -> str:
     """The name without its suffix, if that is one of :data:`SUFFIXES`."""
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads; of a circle of links, as far as it leads (pathlib's own raises RuntimeError before 3.13)."""
+    return Path(os.path.realpath(path))
 
 
 def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
