@@ -75,7 +75,8 @@ class DSCM(SelfDescribing):
         variables: definitions of the scalar variables, see :class:`~segcft_ext.variables.Variables`.
         parents: the graph over them, ``{variable: [its parents]}``; no edges by default.
         hvae: arguments of :class:`~segcft_ext.networks.hvae.HVAE`.
-        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`; None for no head.
+        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted`` by names of
+            variables; None for no head.
 
     Example:
         >>> dscm = DSCM([{"name": "heart_area", "kind": "continuous"}])
@@ -103,9 +104,11 @@ class DSCM(SelfDescribing):
         self.variables = Variables(variables)
         self.scm = SCM(self.variables, parents)
         self.hvae = HVAE(self.variables.encoded_channels, **(hvae or {}))
-        self.deformation = (
-            None if deformation is None else DeformationHead(self.variables.encoded_channels, **deformation)
-        )
+        self.deformation: DeformationHead | None = None
+        if deformation is not None:
+            slices = [self.variables.encoded_slice(name) for name in deformation.get("painted", ())]
+            painted = [channel for s in slices for channel in range(s.start, s.stop)]
+            self.deformation = DeformationHead(self.variables.encoded_channels, **{**deformation, "painted": painted})
 
     def with_deformation(self, deformation: Mapping[str, Any]) -> DSCM:
         """This model with a fresh deformation head, whose fields are zero: it makes the same counterfactuals."""

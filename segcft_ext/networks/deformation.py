@@ -61,12 +61,15 @@ class DeformationHead(nn.Module):
             quarter.
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
-        residual: paint a residual, for structures that appear or vanish.
+        painted: channels of the encoded parents whose changes are painted, not moved: those of structures that may
+            appear or vanish.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
 
     Raises:
         ValueError: when ``grid_stage`` is not one of the stages.
     """
+
+    is_painted: Tensor
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class DeformationHead(nn.Module):
         grid_stage: int = 2,
         hidden_channels: int = 48,
         margin: float = 0.06,
-        residual: bool = False,
+        painted: Sequence[int] = (),
         frequencies: int = 0,
     ) -> None:
         super().__init__()
@@ -103,9 +106,12 @@ class DeformationHead(nn.Module):
         self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
         self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
         self.gate_head = conv(hidden_channels, 1, 3, padding=1)
+        is_painted = torch.zeros(parent_channels, dtype=torch.bool)
+        is_painted[list(painted)] = True
+        self.register_buffer("is_painted", is_painted, persistent=False)
         self.paint: nn.ModuleList | None = None
         heads = [self.velocity_head, self.gate_head]
-        if residual:
+        if painted:
             finer = [*channels[: grid_stage - 1][::-1], seen]
             inputs = [hidden_channels, *finer[:-1]]
             self.paint = nn.ModuleList(
@@ -154,7 +160,8 @@ class DeformationHead(nn.Module):
         hidden = F.gelu(self.combine(torch.cat([features[0], where], dim=1)) * (1 + gain) + shift)
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
-        velocity = (fields * change.view(*change.shape, 1, *ones)).sum(1)
+        moved = change.masked_fill(self.is_painted, 0)
+        velocity = (fields * moved.view(*moved.shape, 1, *ones)).sum(1)
         # A field of order one moves anatomy by a tenth of the image.
         velocity = velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
@@ -164,7 +171,8 @@ class DeformationHead(nn.Module):
             hidden = F.interpolate(hidden, size=finer.shape[2:], mode="nearest")
             hidden = F.gelu(paint(torch.cat([hidden, finer], dim=1)))
         residuals = self.residual_head(hidden).unflatten(1, (self.parent_channels, -1))
-        return Edit(velocity, gate, (residuals * change.view(*change.shape, 1, *ones)).sum(1))
+        painted = change.masked_fill(~self.is_painted, 0)
+        return Edit(velocity, gate, (residuals * painted.view(*painted.shape, 1, *ones)).sum(1))
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
