@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
-from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
+from segcft_ext.networks.deformation import DeformationHead, Features, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
@@ -41,7 +41,7 @@ class Abduction:
     values: Tensor
     posterior: Posterior
     residual: Tensor
-    features: Sequence[Tensor] | None
+    features: Features | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Counterfactual:
         values: all variables after the action, in physical units, shape (B, K).
         displacement: phi - id in pixels, shape (B, D, *spatial), or None without a deformation head.
         velocity: its generator in pixels of the head's grid, or None.
-        residual: what the head painted before the deformation, shape of the image, or None.
+        anatomy: logits of the label map that the head sees in the factual image, see
+            :class:`~segcft_ext.networks.deformation.Features`, or None.
+        residual: what the head painted before the deformation, at half the image's resolution, or None.
     """
 
     image: Tensor
@@ -61,6 +63,7 @@ class Counterfactual:
     displacement: Tensor | None = None
     velocity: Tensor | None = None
     residual: Tensor | None = None
+    anatomy: Tensor | None = None
 
     @property
     def jacobian_determinant(self) -> Tensor | None:
@@ -161,7 +164,7 @@ class DSCM(SelfDescribing):
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)
-        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual)
+        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, abduction.features.anatomy)
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
-from segcft_ext.measurements import Measurement, measure
+from segcft_ext.measurements import Area, Measurement, measure
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import upstream
@@ -31,10 +31,15 @@ class GuidePrediction:
     Attributes:
         values: its variables in physical units, shape (B, J).
         support: soft mask of where each variable lives, shape (B, J, *spatial), in [0, 1].
+        log_odds: that a pixel counts for the variable, shape (B, J, *spatial), minus infinity where none can; None from
+            a guide that does not count pixels.
+        pixel: what a pixel that counts adds to the value, shape (B, J), or None.
     """
 
     values: Tensor
     support: Tensor
+    log_odds: Tensor | None = None
+    pixel: Tensor | None = None
 
 
 class Guide(nn.Module, ABC):
@@ -68,30 +73,26 @@ class SegmentorGuide(Guide):
     Args:
         segmentor: image -> logits; frozen here.
         measurements: the measurement of each variable.
-        gradient_temperature: of the softmax through which gradients flow; the measured values are those of the plain
-            softmax whatever it is. Where a segmentor is sure there is nothing, its probabilities have no gradient, and
-            nothing could appear; above 1 they have.
     """
 
-    def __init__(
-        self, segmentor: nn.Module, measurements: Mapping[str, Measurement], gradient_temperature: float = 1.0
-    ) -> None:
+    def __init__(self, segmentor: nn.Module, measurements: Mapping[str, Measurement]) -> None:
         super().__init__()
         self.network = freeze(segmentor)
         self.measurements = dict(measurements)
-        self.gradient_temperature = gradient_temperature
         self.names = list(measurements)
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Class probabilities, shape (B, C, \\*spatial)."""
-        logits = self.network(image).float()
-        softened = torch.softmax(logits / self.gradient_temperature, dim=1)
-        return softened + (torch.softmax(logits, dim=1) - softened).detach()
-
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
-        probabilities = self.probabilities(image)
-        support = torch.cat([m.support(probabilities, reference) for m in self.measurements.values()], dim=1)
-        return GuidePrediction(measure(self.measurements, probabilities, image, spacing, reference), support)
+        logits = self.network(image).float()
+        probabilities = torch.softmax(logits, dim=1)
+        values = measure(self.measurements, probabilities, image, spacing, reference)
+        measurements = self.measurements.values()
+        support = torch.cat([m.support(probabilities, reference) for m in measurements], dim=1)
+        log_odds, pixel = torch.full_like(support, -torch.inf), torch.ones_like(values)
+        for j, measurement in enumerate(measurements):
+            if isinstance(measurement, Area):
+                log_odds[:, j : j + 1] = measurement.log_odds(logits, reference)
+                pixel[:, j] = measurement.pixel(probabilities, spacing)
+        return GuidePrediction(values, support, log_odds, pixel)
 
 
 class RegressorGuide(Guide):
@@ -112,7 +113,6 @@ def load_guide(
     datalist: Datalist,
     device: str | torch.device,
     variables: Sequence[str] | None = None,
-    gradient_temperature: float = 1.0,
 ) -> Guide | None:
     """The guide in a checkpoint: a segmentor's gives Seg-CFT, a regressor's Reg-CFT, none No-CFT.
 
@@ -121,7 +121,6 @@ def load_guide(
         datalist: names the measurements; the checkpoint must have been trained for the same kind of data.
         device: where the guide is wanted.
         variables: those that the DSCM has; a segmentor measures no others.
-        gradient_temperature: of a segmentor, see :class:`SegmentorGuide`.
 
     Raises:
         CheckpointError: when the checkpoint is neither, or was trained for other data.
@@ -136,7 +135,7 @@ def load_guide(
     measurements = {n: m for n, m in datalist.measurements().items() if variables is None or n in variables}
     if not measurements:
         raise ValueError(f"{datalist.path}: none of the variables {variables} is measured, so a segmentor cannot guide")
-    return SegmentorGuide(model, measurements, gradient_temperature).to(device)
+    return SegmentorGuide(model, measurements).to(device)
 
 
 def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:

@@ -83,16 +83,28 @@ class Area(Measurement):
         spacing: Tensor | None = None,
         reference: Tensor | None = None,
     ) -> Tensor:
-        share = self.support(probabilities, reference).flatten(1)
+        return self.support(probabilities, reference).flatten(1).sum(1) * self.pixel(probabilities, spacing)
+
+    def pixel(self, probabilities: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """What one pixel of the structure adds to the value, in :attr:`unit`, shape (B,)."""
         if self.unit == "percent":
-            return 100 * share.mean(1)
+            return probabilities.new_full((len(probabilities),), 100 / probabilities[0, 0].numel())
         dims = probabilities.ndim - 2
         if spacing is None or self.unit != f"mm{dims}":
             raise ValueError(
                 f"{type(self).__name__}: unit {self.unit!r} needs {dims}-D images with a known pixel spacing "
                 f"(found {dims}-D, spacing {'unknown' if spacing is None else 'known'})"
             )
-        return share.sum(1) * spacing.to(share).prod(1)
+        return spacing.to(probabilities).prod(1)
+
+    def log_odds(self, logits: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Log-odds that a pixel is counted, given a segmentor's logits (B, C, *spatial): shape (B, 1, *spatial).
+
+        Minus infinity where it would not be counted whatever it is.
+        """
+        others = torch.cat([logits[:, : self.label], logits[:, self.label + 1 :]], dim=1)
+        log_odds = logits[:, self.label : self.label + 1] - others.logsumexp(1, keepdim=True)
+        return log_odds.masked_fill(self.support(torch.ones_like(logits), reference) < 0.5, -torch.inf)
 
     def support(self, probabilities: Tensor, reference: Tensor | None = None) -> Tensor:
         if not 0 <= self.label < probabilities.shape[1]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
@@ -68,35 +69,43 @@ class CFTTerms:
     Attributes:
         effectiveness: distance between the guide's variables that the action changes and their targets, in scaled
             units.
-        others: the same of the variables that it leaves as they are.
+        relabelling: cross-entropy of the pixels that have to change sides for the guide's masks to have the sizes
+            wanted, in scaled units; zero for a guide that does not count pixels.
+        others: distance of the variables that the action leaves as they are.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
         paint: mean absolute residual; zero without one.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
+        anatomy: Dice loss and cross-entropy of what the deformation head sees in the factual image; zero without.
         preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
             scaled units; zero for a regressor, which has no masks.
     """
 
     effectiveness: Tensor
+    relabelling: Tensor
     others: Tensor
     locality: Tensor
     preservation: Tensor
     paint: Tensor
     smoothness: Tensor
     folding: Tensor
+    anatomy: Tensor
 
 
 class CFTObjective(nn.Module):
     """L_cf of method §4 over all variables of the guide, so that an edit that moves another variable is punished.
 
-    Two things go beyond the paper. The guide errs on real images too, and that error is not the edit's to mend: with
+    Three things go beyond the paper. The guide errs on real images too, and that error is not the edit's to mend: with
     ``anchored``, the target of each variable is shifted by the guide's error on the factual image, so no action asks
     for no change. And ``locality`` punishes change where none of the changed variables lives, as the guide sees it on
-    the factual and on the counterfactual image; a regressor cannot say where, so for it this term is zero.
+    the factual and on the counterfactual image; a regressor cannot say where, so for it this term is zero. And where a
+    segmentor is sure, its area has no gradient: nothing could appear, and little vanish. ``relabelling`` takes the
+    nearest mask that has the area wanted, the pixels with the highest log-odds, and asks for it by cross-entropy.
 
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
+        relabelling: weight of the pixels that have to change sides.
         others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
             it trades effectiveness for less drift.
         locality: weight of the change outside the changed structures. It is taken relative to their size (at least a
@@ -107,6 +116,7 @@ class CFTObjective(nn.Module):
             that appear or vanish, not for a haze over a whole vessel.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
+        anatomy: weight of what the deformation head is to see.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
         warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation`` and
@@ -118,12 +128,14 @@ class CFTObjective(nn.Module):
         self,
         huber: float = 0.01,
         anchored: bool = True,
+        relabelling: float = 0.5,
         others: float = 1.2,
         locality: float = 0.2,
         preservation: float = 0.25,
         paint: float = 8.0,
         smoothness: float = 0.06,
         folding: float = 300.0,
+        anatomy: float = 1.0,
         folding_margin: float = 0.2,
         dilation: float = 5.0,
         warm_up: float = 0.6,
@@ -131,15 +143,18 @@ class CFTObjective(nn.Module):
         super().__init__()
         self.huber = huber
         self.anchored = anchored
+        self.relabelling = relabelling
         self.others = others
         self.locality = locality
         self.preservation = preservation
         self.paint = paint
         self.smoothness = smoothness
         self.folding = folding
+        self.anatomy = anatomy
         self.folding_margin = folding_margin
         self.dilation = dilation
         self.warm_up = warm_up
+        self.seen = DiceCELoss(softmax=True, include_background=False, batch=True)
 
     def forward(
         self,
@@ -150,6 +165,7 @@ class CFTObjective(nn.Module):
         prediction: GuidePrediction,
         variables: Variables,
         columns: Sequence[int],
+        reference: Tensor,
     ) -> CFTTerms:
         """Compare a counterfactual with what was asked for.
 
@@ -161,6 +177,7 @@ class CFTObjective(nn.Module):
             prediction: of the guide, on the counterfactual images.
             variables: their scaling.
             columns: column in ``values`` of each of the guide's J variables.
+            reference: one-hot label maps of the factual images, shape (B, C, *spatial).
         """
         factual, wanted = values[:, columns], counterfactual.values[:, columns]
         target = wanted
@@ -173,6 +190,13 @@ class CFTObjective(nn.Module):
         # Means of their own, so that the balance does not depend on how many variables are measured.
         effectiveness, others = _mean_where(changed, distance), _mean_where(~changed, distance)
 
+        relabelling = image.new_zeros(())
+        if factual_prediction.log_odds is not None and prediction.log_odds is not None and prediction.pixel is not None:
+            wrong = _relabelling(
+                factual_prediction.log_odds, prediction.log_odds, (wanted - factual) / prediction.pixel
+            )
+            relabelling = _mean_where(changed, wrong * prediction.pixel * scale)
+
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
         outside = 1 - self._dilate(inside.amax(1, keepdim=True))
@@ -184,14 +208,16 @@ class CFTObjective(nn.Module):
         exchanged = (after - before).abs().sum(2) * unit * scale
         preservation = _mean_where(~changed, exchanged)
 
-        paint = smoothness = folding = image.new_zeros(())
+        paint = smoothness = folding = anatomy = image.new_zeros(())
         if counterfactual.residual is not None:
             paint = counterfactual.residual.abs().mean()
         determinant = counterfactual.jacobian_determinant
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
-        return CFTTerms(effectiveness, others, locality, preservation, paint, smoothness, folding)
+        if counterfactual.anatomy is not None:
+            anatomy = self.seen(counterfactual.anatomy, _resize(reference, counterfactual.anatomy))
+        return CFTTerms(effectiveness, relabelling, others, locality, preservation, paint, smoothness, folding, anatomy)
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
         """The weighted sum of the terms.
@@ -208,9 +234,11 @@ class CFTObjective(nn.Module):
         )
         return (
             terms.effectiveness
+            + self.relabelling * terms.relabelling
             + min(1.0, max(WARM_UP_FROM, progress / self.warm_up if self.warm_up else 1.0)) * confining
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
+            + self.anatomy * terms.anatomy
         )
 
     def _dilate(self, mask: Tensor) -> Tensor:
@@ -222,6 +250,33 @@ class CFTObjective(nn.Module):
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     """Mean over the cases of the mean over the variables of the mask, both (B, J); zero where there are none."""
     return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+def _relabelling(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
+    """Cross-entropy of the pixels between a mask and the nearest one with a given number of pixels more or fewer.
+
+    Args:
+        before: log-odds of the factual pixels, shape (B, J, *spatial), minus infinity outside the variable's region.
+        after: the same of the counterfactual ones, through which the gradient flows.
+        change: wanted change in pixels, shape (B, J).
+
+    Returns:
+        The sum over the pixels in nats, shape (B, J); zero where no change is wanted.
+    """
+    rows = change.nonzero(as_tuple=True)
+    ordered = after[rows].flatten(1).sort(1, descending=True).values
+    room = ordered.isfinite().sum(1)
+    count = (ordered > 0).sum(1)
+    wanted = ((before[rows].flatten(1) > 0).sum(1) + change[rows].round()).clamp(min=0).minimum(room)
+    rank = torch.arange(ordered.shape[1], device=after.device)
+    appear = (rank >= count[:, None]) & (rank < wanted[:, None])
+    vanish = (rank >= wanted[:, None]) & (rank < count[:, None])
+    wrong = torch.where(appear, -ordered, torch.where(vanish, ordered, -torch.inf))
+    return torch.zeros_like(change).index_put(rows, F.softplus(wrong).sum(1))
+
+
+def _resize(reference: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(reference, size=like.shape[2:], mode="area")
 
 
 class Lagrangian(nn.Module):

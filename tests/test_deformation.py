@@ -1,6 +1,7 @@
 """Properties of the deformation head."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from segcft_ext.networks.coordinates import coordinates, positional_encoding
 from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
 
 
-def moving_head(spatial_dims: int = 2, residual: bool = False) -> DeformationHead:
+def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
     torch.manual_seed(0)
     head = DeformationHead(
-        2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8, residual=residual, frequencies=2
+        2, spatial_dims=spatial_dims, channels=(8, 8, 8), hidden_channels=8, frequencies=2, **arguments
     )
     torch.nn.init.normal_(head.velocity_head.weight, std=0.1)
     return head
@@ -83,16 +84,43 @@ def test_the_gate_starts_open_and_closes_on_the_factual_image() -> None:
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_the_residual_starts_at_zero_and_vanishes_with_the_action(spatial_dims: int) -> None:
-    head = moving_head(spatial_dims, residual=True)
+def test_what_is_painted_starts_at_nothing_and_vanishes_with_the_action(spatial_dims: int) -> None:
+    head = moving_head(spatial_dims, painted=[1])
     image = torch.rand(2, 1, *[16] * spatial_dims)
     parents, target = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     fresh = head(head.features(image), parents, target)
     torch.testing.assert_close(head.blend(image, image, fresh), image, rtol=0, atol=0)
     torch.nn.init.normal_(head.residual_head.weight)
-    painted = head(head.features(image), parents, target).residual
-    assert painted is not None and painted.shape == image.shape
-    assert not painted[0].any() and painted[1].any()
+    edit = head(head.features(image), parents, target)
+    assert edit.residual is not None and edit.residual.shape == (2, 1, *[8] * spatial_dims)
+    assert not edit.residual[0].any() and edit.residual[1].any()
+    painted = head.blend(image, image, edit)
+    assert torch.equal(painted[0], image[0]) and (painted[1] != image[1]).any()
+
+
+def test_a_variable_is_either_moved_or_painted() -> None:
+    head = moving_head(painted=[1])
+    torch.nn.init.normal_(head.residual_head.weight)
+    features, parents = head.features(torch.rand(1, 1, 16, 16)), torch.zeros(1, 2)
+    moved, painted = (head(features, parents, torch.tensor([action])) for action in ([1.0, 0.0], [0.0, 1.0]))
+    assert moved.velocity.any() and moved.residual is not None and not moved.residual.any()
+    assert not painted.velocity.any() and painted.residual is not None and painted.residual.any()
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_head_edits_by_what_it_sees_but_does_not_see_what_suits_the_edit(spatial_dims: int) -> None:
+    head = moving_head(spatial_dims, classes=3)
+    assert head.anatomy is not None
+    image, parents, target = torch.rand(1, 1, *[16] * spatial_dims), torch.zeros(1, 2), torch.ones(1, 2)
+    features = head.features(image)
+    assert features.anatomy is not None and features.anatomy.shape == (1, 3, *[8] * spatial_dims)
+    velocity = head(features, parents, target).velocity
+    elsewhere = replace(features, anatomy=features.anatomy + torch.tensor([9.0, 0, 0]).view(3, *[1] * spatial_dims))
+    assert not torch.equal(head(elsewhere, parents, target).velocity, velocity)
+    velocity.square().sum().backward()
+    assert head.anatomy.weight.grad is None
+    features.anatomy.square().sum().backward()
+    assert head.anatomy.weight.grad is not None and head.anatomy.weight.grad.any()
 
 
 def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing() -> None:
@@ -110,10 +138,10 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
     assert error(encoding) < 0.12 < 0.2 < error(coordinates(image))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_gradients_reach_the_whole_head(residual: bool) -> None:
-    head = moving_head(residual=residual)
-    if residual:
+@pytest.mark.parametrize("painted", [[], [1]])
+def test_gradients_reach_the_whole_head(painted: list[int]) -> None:
+    head = moving_head(painted=painted)
+    if painted:
         torch.nn.init.normal_(head.residual_head.weight, std=0.1)
     image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
     edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))

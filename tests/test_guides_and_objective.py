@@ -112,10 +112,13 @@ def scene() -> tuple[torch.Tensor, torch.Tensor, Counterfactual, GuidePrediction
     return image, values, counterfactual, GuidePrediction(torch.tensor([[9.0, 10.0]]), support)
 
 
+REFERENCE = one_hot(torch.zeros(1, 1, 64, 64), num_classes=2)
+
+
 def terms(objective: CFTObjective, predicted: list[float], counterfactual: Counterfactual | None = None):  # type: ignore[no-untyped-def]
     image, values, asked, factual = scene()
     prediction = GuidePrediction(torch.tensor([predicted]), factual.support)
-    return objective(image, values, counterfactual or asked, factual, prediction, fitted(), [0, 1])
+    return objective(image, values, counterfactual or asked, factual, prediction, fitted(), [0, 1], REFERENCE)
 
 
 def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> None:

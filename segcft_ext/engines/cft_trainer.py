@@ -76,9 +76,7 @@ class CFTTrainer(GuardedTrainer):
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
         return [output]
 
-    def _terms(
-        self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor) -> dict[str, Tensor]:
         assert self.guide is not None  # without one there is no iteration
         dscm = self.dscm
         targets, mask = draw_interventions(values, self.intervened, dscm.variables.quantiles)
@@ -89,7 +87,14 @@ class CFTTrainer(GuardedTrainer):
         counterfactual = dscm.predict(abduction, wanted)
         prediction = self.guide(counterfactual.image, spacing, reference)
         terms = self.objective(
-            image, values, counterfactual, factual_prediction, prediction, dscm.variables, self.guided
+            image,
+            values,
+            counterfactual,
+            factual_prediction,
+            prediction,
+            dscm.variables,
+            self.guided,
+            reference,
         )
         output = {
             CommonKeys.LOSS: self.objective.total(terms, self._progress()),

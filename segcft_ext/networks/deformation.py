@@ -3,7 +3,7 @@
 From the factual image alone come features ``e``; from them and the action a stationary velocity field for each
 variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image, and a gate
 that says where the HVAE's change of intensity is let through. What has to appear or vanish, as a plaque does, cannot
-come from a warp: for that the head may paint a residual.
+come from a warp: that the head paints.
 """
 
 from __future__ import annotations
@@ -21,9 +21,22 @@ from torch import Tensor, nn
 
 from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
 
-__all__ = ["DeformationHead", "Edit", "jacobian_determinant"]
+__all__ = ["DeformationHead", "Edit", "Features", "jacobian_determinant"]
 
 INTEGRATION_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Features:
+    """The abducted exogenous part e of a factual image.
+
+    Attributes:
+        stages: features at the velocity's resolution and at each finer one, up to half that of the image.
+        anatomy: logits of the classes of the label map at half the image's resolution, shape (B, C, *half), or None.
+    """
+
+    stages: list[Tensor]
+    anatomy: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Edit:
     Attributes:
         velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
-        residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing; or
+        residual: change of intensity before the warp, shape (B, C, *half), zero where the action changes nothing; or
             None.
     """
 
@@ -49,8 +62,13 @@ class DeformationHead(nn.Module):
 
     The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
     zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
-    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is. The residual is, like the velocity, the
-    sum over k of (pa~_k - pa_k) R_k(e, pa, pa~), at the image's resolution, and starts at zero.
+    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
+
+    What may be absent is not moved but painted: for such variables the sum over k of (pa~_k - pa_k) R_k(e, pa, pa~) is
+    added to the image, at half its resolution, instead of to the velocity. It starts at zero, too.
+
+    To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
+    the label map is one of the things that fields and paint are made from.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -61,8 +79,8 @@ class DeformationHead(nn.Module):
             quarter.
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
-        painted: channels of the encoded parents whose changes are painted, not moved: those of structures that may
-            appear or vanish.
+        painted: channels of the encoded parents whose changes are painted, those of structures that may be absent.
+        classes: number of classes of the label maps that the head learns to see; 0 for none.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
 
     Raises:
@@ -81,6 +99,7 @@ class DeformationHead(nn.Module):
         hidden_channels: int = 48,
         margin: float = 0.06,
         painted: Sequence[int] = (),
+        classes: int = 0,
         frequencies: int = 0,
     ) -> None:
         super().__init__()
@@ -97,28 +116,25 @@ class DeformationHead(nn.Module):
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
         self.up = nn.ModuleList(
-            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1)
-            for i in range(len(channels) - 1, grid_stage - 1, -1)
+            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1) for i in range(len(channels) - 1, 0, -1)
         )
+        self.anatomy = conv(channels[0], classes, 3, padding=1) if classes else None
         width = channels[grid_stage - 1]
         self.film = nn.Linear(2 * parent_channels, 2 * hidden_channels)
-        self.combine = conv(width + 2 * frequencies * spatial_dims, hidden_channels, 3, padding=1)
+        self.combine = conv(width + classes + 2 * frequencies * spatial_dims, hidden_channels, 3, padding=1)
         self.refine = conv(hidden_channels, hidden_channels, 3, padding=1)
         self.velocity_head = conv(hidden_channels, parent_channels * spatial_dims, 3, padding=1)
         self.gate_head = conv(hidden_channels, 1, 3, padding=1)
         is_painted = torch.zeros(parent_channels, dtype=torch.bool)
         is_painted[list(painted)] = True
+        # Follows from the definition, so it has no place in a checkpoint.
         self.register_buffer("is_painted", is_painted, persistent=False)
         self.paint: nn.ModuleList | None = None
         heads = [self.velocity_head, self.gate_head]
         if painted:
-            finer = [*channels[: grid_stage - 1][::-1], seen]
-            inputs = [hidden_channels, *finer[:-1]]
-            self.paint = nn.ModuleList(
-                conv(a + b, b if i < len(finer) - 1 else hidden_channels // 2, 3, padding=1)
-                for i, (a, b) in enumerate(zip(inputs, finer, strict=True))
-            )
-            self.residual_head = conv(hidden_channels // 2, parent_channels * in_channels, 3, padding=1)
+            widths = [hidden_channels, *channels[: grid_stage - 1][::-1]]
+            self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+            self.residual_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
             heads.append(self.residual_head)
         for head in heads:
             nn.init.zeros_(head.weight)
@@ -129,23 +145,21 @@ class DeformationHead(nn.Module):
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """The abducted exogenous part e of the factual image (B, C, \\*spatial).
-
-        First (B, F, \\*grid); then, for the residual, what is finer, up to the image itself with its coordinates.
-        """
-        image = with_coordinates(image)
-        hidden, skips = image, list[Tensor]()
+    def features(self, image: Tensor) -> Features:
+        """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
+        hidden, skips = with_coordinates(image), list[Tensor]()
         for down, mix in zip(self.down, self.mix, strict=True):
             hidden = F.gelu(down(hidden))
             hidden = hidden + F.gelu(mix(hidden))
             skips.append(hidden)
-        for up, skip in zip(self.up, reversed(skips[self.grid_stage - 1 : -1]), strict=True):
+        stages = [hidden]
+        for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
-        return [hidden, *reversed(skips[: self.grid_stage - 1]), image]
+            stages.append(hidden)
+        return Features(stages[-self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
 
-    def forward(self, features: Sequence[Tensor], parents: Tensor, target: Tensor) -> Edit:
+    def forward(self, features: Features, parents: Tensor, target: Tensor) -> Edit:
         """The edit that an action asks for.
 
         Args:
@@ -156,8 +170,10 @@ class DeformationHead(nn.Module):
         ones = [1] * self.spatial_dims
         change = target - parents
         gain, shift = self.film(torch.cat([parents, change], dim=1)).view(len(parents), -1, *ones).chunk(2, dim=1)
-        where = positional_encoding(features[0], self.frequencies)
-        hidden = F.gelu(self.combine(torch.cat([features[0], where], dim=1)) * (1 + gain) + shift)
+        coarse, *finer = features.stages
+        where = positional_encoding(coarse, self.frequencies)
+        seen = torch.cat([coarse, *_structures(features, coarse), where], dim=1)
+        hidden = F.gelu(self.combine(seen) * (1 + gain) + shift)
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
@@ -167,9 +183,9 @@ class DeformationHead(nn.Module):
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
         if self.paint is None:
             return Edit(velocity, gate)
-        for paint, finer in zip(self.paint, features[1:], strict=True):
-            hidden = F.interpolate(hidden, size=finer.shape[2:], mode="nearest")
-            hidden = F.gelu(paint(torch.cat([hidden, finer], dim=1)))
+        for paint, fine in zip(self.paint, finer, strict=True):
+            hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
+            hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
         residuals = self.residual_head(hidden).unflatten(1, (self.parent_channels, -1))
         painted = change.masked_fill(~self.is_painted, 0)
         return Edit(velocity, gate, (residuals * painted.view(*painted.shape, 1, *ones)).sum(1))
@@ -179,7 +195,10 @@ class DeformationHead(nn.Module):
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
         image = image + gate * (counterfactual - image)
-        return image if edit.residual is None else (image + edit.residual).clamp(-1, 1)
+        if edit.residual is None:
+            return image
+        residual = F.interpolate(edit.residual, size=image.shape[2:], mode=mode, align_corners=True)
+        return (image + residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, in pixels of an image of this size: (B, D, \\*size)."""
@@ -203,6 +222,13 @@ class DeformationHead(nn.Module):
             ramp = (torch.minimum(position, 1 - position) / self.margin).clamp(max=1)
             window = window * ramp.view([-1 if a == axis else 1 for a in range(self.spatial_dims)])
         return window
+
+
+def _structures(features: Features, like: Tensor) -> list[Tensor]:
+    """The anatomy's probabilities at the resolution of other features; an edit has no say in what is seen."""
+    if features.anatomy is None:
+        return []
+    return [F.interpolate(features.anatomy.detach().softmax(1), size=like.shape[2:], mode="area")]
 
 
 def jacobian_determinant(displacement: Tensor) -> Tensor:
