@@ -117,7 +117,7 @@ def test_the_head_edits_by_what_it_sees_but_does_not_see_what_suits_the_edit(spa
     velocity = head(features, parents, target).velocity
     elsewhere = replace(features, anatomy=features.anatomy + torch.tensor([9.0, 0, 0]).view(3, *[1] * spatial_dims))
     assert not torch.equal(head(elsewhere, parents, target).velocity, velocity)
-    velocity.square().sum().backward()
+    velocity.square().sum().backward(retain_graph=True)
     assert head.anatomy.weight.grad is None
     features.anatomy.square().sum().backward()
     assert head.anatomy.weight.grad is not None and head.anatomy.weight.grad.any()
@@ -138,15 +138,17 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
     assert error(encoding) < 0.12 < 0.2 < error(coordinates(image))
 
 
-@pytest.mark.parametrize("painted", [[], [1]])
-def test_gradients_reach_the_whole_head(painted: list[int]) -> None:
-    head = moving_head(painted=painted)
+@pytest.mark.parametrize(("painted", "classes"), [([], 0), ([1], 0), ([], 3), ([1], 3)])
+def test_gradients_reach_the_whole_head(painted: list[int], classes: int) -> None:
+    head = moving_head(painted=painted, classes=classes)
     if painted:
         torch.nn.init.normal_(head.residual_head.weight, std=0.1)
     image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
-    edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
+    features = head.features(image)
+    edit = head(features, torch.zeros(2, 2), torch.ones(2, 2))
     blended = head.blend(image, counterfactual, edit)
-    head.warp(blended, head.displacement(edit.velocity, (32, 32))).square().mean().backward()
+    loss = head.warp(blended, head.displacement(edit.velocity, (32, 32))).square().mean()
+    (loss + sum(a.square().mean() for a in [features.anatomy] if a is not None)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.networks.utils import one_hot
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
@@ -64,25 +65,65 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
     prediction = guide(image, reference=reference)
     assert prediction.support[:, 0, 6:].abs().max() == 0 and prediction.support[:, 1, :6].abs().max() == 0
     torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
-    torch.testing.assert_close(prediction.values.sum(1), Area(1)(guide.probabilities(image)))
+    torch.testing.assert_close(prediction.values.sum(1), Area(1)(guide.network(image).softmax(1)))
     assert not torch.allclose(guide(image).values, prediction.values)
 
 
-def test_a_sure_segmentor_has_a_gradient_at_a_higher_temperature_and_measures_the_same() -> None:
+def sure_guide() -> SegmentorGuide:
+    """Of pixels that are brighter than 1 it says a, and it is sure of any other that it is nothing."""
     sure = torch.nn.Conv2d(1, 2, 1)
     with torch.no_grad():
-        sure.weight.copy_(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
-        sure.bias.copy_(torch.tensor([12.0, -12.0]))  # nothing here, it says
-    found = []
-    for temperature in (1.0, 4.0):
-        image = torch.zeros(1, 1, 8, 8, requires_grad=True)
-        value = SegmentorGuide(sure, {"a": Area(1)}, temperature)(image).values
-        value.sum().backward()
-        assert image.grad is not None
-        found.append((value.item(), image.grad.sum().item()))
-    (plain, faint), (tempered, clear) = found
-    assert tempered == pytest.approx(plain, abs=1e-5)
-    assert 0 < faint < 1e-6 and clear > 0.01
+        sure.weight.copy_(torch.tensor([0.0, 40.0]).view(2, 1, 1, 1))
+        sure.bias.copy_(torch.tensor([0.0, -40.0]))
+    return SegmentorGuide(sure, {"left": RegionArea(1, 1, 0.0, 0.5), "right": RegionArea(1, 1, 0.5, 1.0)})
+
+
+def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a_gradient() -> None:
+    guide = sure_guide()
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 2, 1:4] = torch.tensor([0.2, 0.3, 0.25])
+    image[..., 5, 6] = 1.5  # right has one pixel of 100 / 64 percent
+    factual, counterfactual = guide(image), image.clone().requires_grad_()
+    prediction = guide(counterfactual)
+    assert factual.values[0].tolist() == pytest.approx([0, 100 / 64], abs=1e-4)
+    assert torch.autograd.grad(prediction.values.sum(), counterfactual, retain_graph=True)[0].abs().max() < 1e-5
+
+    def relabelling(left: float, right: float) -> torch.Tensor:
+        wanted = Counterfactual(counterfactual, factual.values + 100 / 64 * torch.tensor([[left, right]]))
+        reference = one_hot((image > 1).float(), num_classes=2)
+        return CFTObjective()(
+            image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference
+        ).relabelling
+
+    def relabelled(left: float, right: float) -> list[tuple[int, int, float]]:
+        gradient = torch.autograd.grad(relabelling(left, right), counterfactual, retain_graph=True)[0][0, 0]
+        return [(r, c, gradient[r, c].sign().item()) for r, c in gradient.nonzero().tolist()]
+
+    assert relabelled(2, 0) == [(2, 2, -1), (2, 3, -1)]  # two brightest of the left half become brighter
+    assert relabelled(0, -1) == [(5, 6, 1)]
+    assert relabelled(-3, 0) == []  # nothing is there to be taken away
+    assert len(relabelled(99, 0)) == 32  # there is no more room
+    # One pixel with log-odds of -28, in scaled units of a range of 20.
+    assert relabelling(1, 0).item() == pytest.approx(28 * 100 / 64 * 2 / 20, rel=1e-4)
+
+
+def test_a_regressor_counts_no_pixels() -> None:
+    assert regressor_guide()(torch.rand(2, 1, 32, 32)).log_odds is None
+    assert terms(CFTObjective(), [11.0, 10.0]).relabelling == 0
+
+
+def test_the_head_is_taught_to_see_the_label_map() -> None:
+    image, values, asked, factual = scene()
+    reference = torch.zeros(1, 2, 64, 64)
+    reference[:, 0, 32:], reference[:, 1, :32] = 1, 1
+
+    def loss(anatomy: torch.Tensor) -> torch.Tensor:
+        seeing = replace(asked, anatomy=anatomy)
+        return CFTObjective()(image, values, seeing, factual, factual, fitted(), [0, 1], reference).anatomy
+
+    right = 40 * (reference[..., ::2, ::2] - 0.5)
+    assert loss(right) < 1e-3 and loss(-right) > 1
+    assert terms(CFTObjective(), [13.0, 10.0]).anatomy == 0
 
 
 def test_interventions_come_from_the_training_marginal_one_for_each_case() -> None:
@@ -192,11 +233,11 @@ def test_a_mask_that_moves_costs_even_when_its_area_does_not_change() -> None:
     aside = factual.support.clone()
     aside[:, 1] = factual.support[:, 1].roll(-4, dims=-1)  # b is pushed aside, as large as it was
     prediction = GuidePrediction(torch.tensor([[13.0, 10.0]]), aside)
-    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1])
+    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1], REFERENCE)
     # 4 of 24 columns are lost and 4 gained, of an area of 10, in scaled units of 2 / 40.
     assert found.effectiveness == 0
     assert found.preservation == pytest.approx(10 * 8 / 24 * 2 / 40)
     still = CFTObjective()(
-        image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1]
+        image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1], REFERENCE
     )
     assert still.preservation == 0

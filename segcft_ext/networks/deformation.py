@@ -115,8 +115,10 @@ class DeformationHead(nn.Module):
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
+        finest = 1 if painted or classes else grid_stage
         self.up = nn.ModuleList(
-            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1) for i in range(len(channels) - 1, 0, -1)
+            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1)
+            for i in range(len(channels) - 1, finest - 1, -1)
         )
         self.anatomy = conv(channels[0], classes, 3, padding=1) if classes else None
         width = channels[grid_stage - 1]
@@ -153,11 +155,11 @@ class DeformationHead(nn.Module):
             hidden = hidden + F.gelu(mix(hidden))
             skips.append(hidden)
         stages = [hidden]
-        for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+        for up, skip in zip(self.up, reversed(skips[:-1]), strict=False):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
             stages.append(hidden)
-        return Features(stages[-self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
+        return Features(stages[len(skips) - self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
 
     def forward(self, features: Features, parents: Tensor, target: Tensor) -> Edit:
         """The edit that an action asks for.
