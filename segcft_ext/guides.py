@@ -81,6 +81,10 @@ class SegmentorGuide(Guide):
         self.measurements = dict(measurements)
         self.names = list(measurements)
 
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Class probabilities, shape (B, C, \\*spatial)."""
+        return torch.softmax(self.network(image).float(), dim=1)
+
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         logits = self.network(image).float()
         probabilities = torch.softmax(logits, dim=1)
