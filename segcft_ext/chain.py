@@ -89,9 +89,8 @@ KINDS = {
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
             "dscm_pretraining": {"max_epochs": 20},
-            # A training that is shorter than the overlay's must be confined less, or it learns to do nothing.
-            "reg_cft": {"max_epochs": 45, "objective#preservation": 0.6},
-            "seg_cft": {"max_epochs": 45, "objective#preservation": 0.6},
+            "reg_cft": {"max_epochs": 45},
+            "seg_cft": {"max_epochs": 45},
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1},
         },
