@@ -128,7 +128,7 @@ class CFTObjective(nn.Module):
         self,
         huber: float = 0.01,
         anchored: bool = True,
-        relabelling: float = 0.5,
+        relabelling: float = 0.3,
         others: float = 1.2,
         locality: float = 0.2,
         preservation: float = 0.25,
