@@ -97,3 +97,16 @@ def test_samples() -> None:
     images, values = model(False).sample(2, (24, 24))
     assert images.shape == (2, 1, 24, 24)
     assert values.shape == (2, 2)
+
+
+def test_a_variable_to_be_painted_is_named_and_painted_in_all_its_channels() -> None:
+    variables = [
+        {"name": "side", "kind": "categorical", "num_categories": 3},
+        {"name": "lumen_area", "kind": "continuous"},
+        {"name": "plaque_area", "kind": "continuous", "zero_inflated": True},
+    ]
+    for painted, channels in ((["plaque_area"], [4]), (["side"], [0, 1, 2])):
+        head = DSCM(variables, deformation={"channels": [4, 4], "painted": painted}).deformation
+        assert head is not None and head.is_painted.nonzero()[:, 0].tolist() == channels
+    with pytest.raises(ValueError, match="no variable 'plaque'"):
+        DSCM(variables, deformation={"painted": ["plaque"]})

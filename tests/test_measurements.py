@@ -37,6 +37,16 @@ def test_gradient_reaches_logits():
     assert logits.grad is not None and logits.grad.abs().sum() > 0
 
 
+def test_log_odds_are_of_the_probability_that_a_pixel_counts_even_where_it_is_all_but_certain():
+    logits = 3 * torch.randn(1, 3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    band = RegionArea(2, 0, 0.0, 0.5)
+    log_odds = band.log_odds(logits)
+    torch.testing.assert_close(log_odds[:, 0, :3], torch.logit(logits.softmax(1)[:, 2, :3]))
+    assert (log_odds[:, 0, 3:] == -torch.inf).all()
+    certain = torch.tensor([80.0, 0.0]).view(1, 2, 1, 1)  # the probability rounds to 1
+    assert Area(0).log_odds(certain).item() == 80 and Area(1).log_odds(certain).item() == -80
+
+
 def test_measure_keeps_the_order_of_the_mapping():
     label = torch.tensor([[[[1, 1, 2, 0]]]])
     values = measure_label_map({"second": Area(2), "first": Area(1)}, label, num_classes=3)
