@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -108,6 +109,11 @@ def folder(
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
+    for pictures in (Path(root, images) for root in folders):
+        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(pictures)):
+            raise ValueError(
+                f"out: {out} lies in the folder of images {pictures}: the next run would take it for cases"
+            )
     masks_from = _masks(_parse(masks), _names(structures), _parse(labels), mask_table, id_column)
     rows = None
     if table is not None:

@@ -322,6 +322,7 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         ([*TABLE, "--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
         (["--masks", "nowhere"], "expected there: left_lung"),
         (["--out", "circle"], "circle: cannot be written to"),
+        (["--out", "north/images/out"], "out: north/images/out lies in the folder of images .*north/images"),
         (["--strikt"], "folder: no option --strikt"),
         (["--id-colum=file"], "folder: no option --id-colum"),
     ],
