@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -110,7 +109,7 @@ def folder(
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
     for pictures in (Path(root, images) for root in folders):
-        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(pictures)):
+        if real_path(Path(out)).is_relative_to(real_path(pictures)):
             raise ValueError(
                 f"out: {out} lies in the folder of images {pictures}: the next run would take it for cases"
             )
