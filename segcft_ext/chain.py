@@ -52,6 +52,7 @@ class Kind:
     Attributes:
         segmentor: the guide's bundle.
         overlay: name of the configs of the other bundles that are laid over those of their trainings, or "".
+        demo_folder: where the demo writes to, if it is not told.
         demo_size: of the demo's phantoms, in pixels.
         demo_settings: in place of these, in the demo.
         positional: whether the phantoms' variables are measured in regions.
@@ -59,6 +60,7 @@ class Kind:
 
     segmentor: str
     overlay: str
+    demo_folder: str
     demo_size: str
     demo_settings: Settings
     positional: bool
@@ -69,6 +71,7 @@ KINDS = {
     "chest": Kind(
         segmentor="lung_heart_segmentor",
         overlay="",
+        demo_folder="runs/demo",
         demo_size="64",
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
@@ -84,6 +87,7 @@ KINDS = {
     "coronary": Kind(
         segmentor="plaque_lumen_segmentor",
         overlay="coronary",
+        demo_folder="runs/demo_coronary",
         demo_size="128,32",
         demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
@@ -152,7 +156,7 @@ def run(
 
 
 def demo(
-    output_dir: str = "runs/demo",
+    output_dir: str | None = None,
     *,
     kind: str = "chest",
     count: int = DEMO_CASES,
@@ -169,7 +173,7 @@ def demo(
     A phantom's true counterfactual is known, so the report compares with it too.
 
     Args:
-        output_dir: folder to write to.
+        output_dir: folder to write to; by default runs/demo, or runs/demo_coronary.
         kind: "chest", radiographs with lungs and heart; or "coronary", straightened arteries with plaques, edited
             region by region.
         count: number of phantoms.
@@ -183,7 +187,8 @@ def demo(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
-    shown, output = KINDS[kind], Path(output_dir).absolute()
+    shown = KINDS[kind]
+    output = Path(output_dir or shown.demo_folder).absolute()
     phantoms = Stage(
         name="data_prep",
         program=("-m", "data_prep", "phantom"),
