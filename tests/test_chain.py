@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from segcft_ext import chain
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Digests, Stage
 
@@ -312,3 +313,13 @@ class TestChain:
         ]:
             with pytest.raises(SystemExit, match=message):
                 chain.main(arguments)
+
+
+def test_the_demos_of_two_kinds_do_not_share_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    monkeypatch.setattr(chain, "_execute", lambda made, stages, jobs: folders.append(made.output))
+    chain.demo()
+    chain.demo(kind="coronary")
+    chain.demo("elsewhere", kind="coronary")
+    assert folders == [tmp_path / "runs/demo", tmp_path / "runs/demo_coronary", tmp_path / "elsewhere"]
