@@ -167,6 +167,10 @@ def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datali
 
 
 def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "figures.json").write_text('[{"file": "sweep-of-another-evaluation.png"}]')
+    (figures / "sweep-of-another-evaluation.png").touch()
     engine = JudgeEvaluator(
         "cpu", loader(datalist), DiscJudge(), datalist, {}, ["left_area"], 1, val_handlers=[EvaluationWriter(tmp_path)]
     )
@@ -174,6 +178,8 @@ def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_pa
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["methods"] == {} and content["judge"]["left"]["dice"] == 1
     assert list(content["identity"]["effectiveness"]) == ["left_area"]
+    shown = [entry["file"] for entry in json.loads((figures / "figures.json").read_text())]
+    assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
 
 
 def segmentor(datalist: Datalist, architecture: str, use: str, seed: int, **arguments: Any) -> Segmentor:

@@ -39,7 +39,7 @@ class EvaluationWriter:
 
     ``evaluation.json``, ``evaluation.csv``, ``evaluation.md``; ``pairs.csv`` with a row for each counterfactual;
     ``figures/*.png`` and ``figures/figures.json``, which says what each shows. The cases shown are spread evenly over
-    the test split, not chosen.
+    the test split, not chosen. Of an earlier evaluation in the same folder no picture is left.
 
     Args:
         output_dir: the folder.
@@ -64,8 +64,11 @@ class EvaluationWriter:
         )
         for number, position in enumerate(positions.tolist()):
             self._counterfactuals(engine, dataset[position], number)
-        text = json.dumps(self._shown, indent=1, ensure_ascii=False)
-        (self.output_dir / "figures" / "figures.json").write_text(text + "\n", encoding="utf-8")
+        index = self.output_dir / "figures" / "figures.json"
+        earlier = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []
+        index.write_text(json.dumps(self._shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name in {entry["file"] for entry in earlier} - {entry["file"] for entry in self._shown}:
+            (index.parent / name).unlink(missing_ok=True)
 
     def _save(self, figure: Figure, name: str, kind: str, caption: str) -> None:
         path = save_figure(figure, self.output_dir / "figures" / f"{name}.png")
