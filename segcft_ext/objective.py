@@ -216,7 +216,8 @@ class CFTObjective(nn.Module):
             smoothness = bending_energy(counterfactual.velocity)
             folding = F.relu(self.folding_margin - determinant).square().mean()
         if counterfactual.anatomy is not None:
-            anatomy = self.seen(counterfactual.anatomy, _resize(reference, counterfactual.anatomy))
+            labels = F.interpolate(reference, size=counterfactual.anatomy.shape[2:], mode="area")
+            anatomy = self.seen(counterfactual.anatomy, labels)
         return CFTTerms(effectiveness, relabelling, others, locality, preservation, paint, smoothness, folding, anatomy)
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
@@ -273,10 +274,6 @@ def _relabelling(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
     vanish = (rank >= wanted[:, None]) & (rank < count[:, None])
     wrong = torch.where(appear, -ordered, torch.where(vanish, ordered, -torch.inf))
     return torch.zeros_like(change).index_put(rows, F.softplus(wrong).sum(1))
-
-
-def _resize(reference: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(reference, size=like.shape[2:], mode="area")
 
 
 class Lagrangian(nn.Module):
