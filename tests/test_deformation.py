@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
-from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant
+from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant, unfolded
 
 
 def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
@@ -81,6 +81,36 @@ def test_the_gate_starts_open_and_closes_on_the_factual_image() -> None:
     edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
     torch.testing.assert_close(head.blend(image, counterfactual, edit), counterfactual)
     assert torch.equal(head.blend(image, counterfactual, replace(edit, gate=torch.zeros_like(edit.gate))), image)
+
+
+def test_jacobian_of_linear_maps() -> None:
+    torch.manual_seed(0)
+    for dims in (2, 3):
+        matrix = torch.randn(dims, dims)
+        grid = torch.stack(torch.meshgrid([torch.arange(4.0)] * dims, indexing="ij"))
+        displacement = torch.einsum("ij,j...->i...", matrix - torch.eye(dims), grid)[None]
+        determinant = jacobian_determinant(displacement)
+        torch.testing.assert_close(determinant, torch.linalg.det(matrix).expand_as(determinant))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 12, 20)])
+def test_what_folds_is_smoothed_and_nothing_else_is_touched(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    dims = len(size)
+    rough, gentle = torch.randn(1, dims, *size), 0.01 * torch.randn(1, dims, *size)
+    rough[:, :, : size[0] // 2] = 0
+    assert (jacobian_determinant(rough) <= 0).any()
+    smooth, same = unfolded(torch.cat([rough, gentle])).split(1)
+    assert (jacobian_determinant(smooth) > 0).all()
+    assert torch.equal(same, gentle)
+    assert torch.equal(smooth[:, :, : size[0] // 4], rough[:, :, : size[0] // 4])
+
+
+def test_a_head_does_not_fold_however_rough_its_velocity() -> None:
+    torch.manual_seed(0)
+    for head, size in ((DeformationHead(2), (64, 64)), (DeformationHead(2, spatial_dims=3), (32, 16, 16))):
+        velocity = 4 * torch.randn(2, len(size), *[s // 4 for s in size])
+        assert (jacobian_determinant(head.displacement(velocity, size)) > 0).all()
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -24,6 +24,8 @@ from segcft_ext.networks.coordinates import positional_encoding, with_coordinate
 __all__ = ["DeformationHead", "Edit", "Features", "jacobian_determinant"]
 
 INTEGRATION_STEPS = 6
+UNFOLDING_STEPS = 100
+SMALLEST_DETERMINANT = 0.02
 
 
 @dataclass(frozen=True)
@@ -203,12 +205,12 @@ class DeformationHead(nn.Module):
         return (image + residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
-        """exp(v) - id by scaling and squaring, in pixels of an image of this size: (B, D, \\*size)."""
+        """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
         displacement = self.integrate(velocity.float())
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
         displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
-        return F.interpolate(displacement, size=tuple(size), mode=mode, align_corners=True)
+        return unfolded(F.interpolate(displacement, size=tuple(size), mode=mode, align_corners=True))
 
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
@@ -233,6 +235,26 @@ def _structures(features: Features, like: Tensor) -> list[Tensor]:
     return [F.interpolate(features.anatomy.detach().softmax(1), size=like.shape[2:], mode="area")]
 
 
+def unfolded(displacement: Tensor) -> Tensor:
+    """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until nowhere they do.
+
+    The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
+    corners of every folded cell and their neighbours become the mean of theirs, and so on; all else is returned as it
+    is.
+    """
+    dims = displacement.shape[1]
+    pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
+    for _ in range(UNFOLDING_STEPS):
+        folded = jacobian_determinant(displacement) < SMALLEST_DETERMINANT
+        if not folded.any():
+            break
+        corners = F.pad(folded[:, None].float(), [0, 1] * dims)
+        near = pool(corners, 5, stride=1, padding=2).bool()
+        smooth = mean(displacement, 3, stride=1, padding=1, count_include_pad=False)
+        displacement = torch.where(near, smooth, displacement)
+    return displacement
+
+
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """det(I + grad u) of displacements in pixels (B, D, \\*spatial), by forward differences: (B, \\*(spatial - 1)).
 
@@ -245,6 +267,8 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
         for other in range(dims):
             if other != axis:
                 difference = difference.narrow(2 + other, 0, difference.shape[2 + other] - 1)
-        columns.append(difference)
-    gradient = torch.stack(columns, dim=-1).movedim(1, -2)
-    return torch.linalg.det(gradient + torch.eye(dims, device=displacement.device))
+        unit = torch.eye(dims, device=displacement.device)[axis].view(-1, *[1] * dims)
+        columns.append(difference + unit)
+    if dims == 2:
+        return columns[0][:, 0] * columns[1][:, 1] - columns[0][:, 1] * columns[1][:, 0]
+    return (columns[0] * torch.linalg.cross(columns[1], columns[2], dim=1)).sum(1)
