@@ -121,7 +121,7 @@ def folder(
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
     source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)
-    names = _prepare_patients(
+    _prepare_patients(
         source,
         Path(out),
         mapping,
@@ -138,7 +138,6 @@ def folder(
         print(f"{rows.unused} rows of the table belong to no file")
     if isinstance(masks_from, MaskTable) and masks_from.unused:
         print(f"{masks_from.unused} rows of the mask table belong to no file")
-    print(f"names behind the ids (keep to yourself): {names}")
 
 
 def padchest(
@@ -193,7 +192,7 @@ def padchest(
         print(f"  {archive}")
     if source.broken and _flag("strict", strict):
         raise ValueError(f"strict: {source.broken[0]}: this archive cannot be opened")
-    names = _prepare_patients(
+    _prepare_patients(
         source,
         Path(out),
         mapping,
@@ -206,7 +205,6 @@ def padchest(
         salt=salt,
     )
     write_filters(source.counts, Path(out) / "filters.csv")
-    print(f"names behind the ids (keep to yourself): {names}")
 
 
 def ccta(
@@ -290,7 +288,7 @@ def ccta(
         convention=str(coordinates).upper(),
         workers=_workers(workers) or 1,
     )
-    names = _prepare_patients(
+    _prepare_patients(
         source,
         Path(out),
         mapping,
@@ -302,7 +300,6 @@ def ccta(
         strict=_flag("strict", strict),
         salt=salt,
     )
-    print(f"names behind the ids (keep to yourself): {names}")
 
 
 def phantom(
@@ -580,14 +577,14 @@ def _image_size(given: Any) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> Path:
-    """Prepare a source whose names identify patients, and report; returns the file with the names behind the ids.
+def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> None:
+    """Prepare a source whose names identify patients, keep these apart, and report.
 
     ``options`` are those of :func:`data_prep.collect.prepare`.
     """
     names = Path(mapping) if mapping else out.with_name(f"{real_path(out).name}.mapping.json")
     _report(prepare(source, out, mapping=names, **options))
-    return names
+    print(f"names behind the ids (keep to yourself): {names}")
 
 
 def _report(summary: Summary) -> None:
