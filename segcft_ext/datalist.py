@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -94,6 +95,14 @@ class Datalist:
     def measurements(self) -> dict[str, Measurement]:
         """The measurement of each measured variable, in the order of the variables."""
         return {v.name: instantiate_measurement(v.measurement) for v in self.variables if v.measurement is not None}
+
+    @property
+    def bands(self) -> dict[str, tuple[int, float, float]]:
+        """Axis, lower and upper boundary of each variable's region, of those that are regions of the image itself."""
+        if self.regions is None or self.regions.of != "image":
+            return {}
+        limits = dict(zip(self.regions.names, itertools.pairwise(self.regions.boundaries), strict=True))
+        return {v.name: (self.regions.axis, *limits[v.region]) for v in self.variables if v.region}
 
     def definitions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """What :class:`segcft_ext.variables.Variables` takes, of the variables named or of all.

@@ -78,8 +78,8 @@ class DSCM(SelfDescribing):
         variables: definitions of the scalar variables, see :class:`~segcft_ext.variables.Variables`.
         parents: the graph over them, ``{variable: [its parents]}``; no edges by default.
         hvae: arguments of :class:`~segcft_ext.networks.hvae.HVAE`.
-        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted`` by names of
-            variables; None for no head.
+        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted`` and
+            ``bands`` by names of variables; None for no head.
 
     Example:
         >>> dscm = DSCM([{"name": "heart_area", "kind": "continuous"}])
@@ -109,9 +109,16 @@ class DSCM(SelfDescribing):
         self.hvae = HVAE(self.variables.encoded_channels, **(hvae or {}))
         self.deformation: DeformationHead | None = None
         if deformation is not None:
-            slices = [self.variables.encoded_slice(name) for name in deformation.get("painted", ())]
-            painted = [channel for s in slices for channel in range(s.start, s.stop)]
-            self.deformation = DeformationHead(self.variables.encoded_channels, **{**deformation, "painted": painted})
+            painted = [channel for name in deformation.get("painted", ()) for channel in self._channels(name)]
+            bands = {
+                channel: band for name, band in deformation.get("bands", {}).items() for channel in self._channels(name)
+            }
+            by_channel = {**deformation, "painted": painted, "bands": bands}
+            self.deformation = DeformationHead(self.variables.encoded_channels, **by_channel)
+
+    def _channels(self, name: str) -> range:
+        """The channels of a variable in the encoded parents."""
+        return range(self.variables.encoded_channels)[self.variables.encoded_slice(name)]
 
     def with_deformation(self, deformation: Mapping[str, Any]) -> DSCM:
         """This model with a fresh deformation head, whose fields are zero: it makes the same counterfactuals."""

@@ -164,9 +164,7 @@ class RegionArea(Area):
             start, stop = self._extent(reference)
         low = start + self.low * (stop - start) if self.low > 0 else torch.zeros_like(start)
         high = start + self.high * (stop - start) if self.high < 1 else torch.full_like(stop, size)
-        pixel = torch.arange(size, device=reference.device)
-        share = (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
-        return share.view(-1, 1, *[size if axis == self.axis else 1 for axis in range(dims)])
+        return band_share(low, high, size).view(-1, 1, *[size if axis == self.axis else 1 for axis in range(dims)])
 
     def _extent(self, reference: Tensor) -> tuple[Tensor, Tensor]:
         """First and last edge of the factual structure along the axis in pixels, (B, 1) each."""
@@ -184,6 +182,12 @@ class RegionArea(Area):
             f"RegionArea(label={self.label}, axis={self.axis}, low={self.low:g}, high={self.high:g}, of={self.of!r}, "
             f"unit={self.unit!r})"
         )
+
+
+def band_share(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Share of each of ``size`` pixels in a row that lies between two edges in pixels, (B, 1) each: (B, size)."""
+    pixel = torch.arange(size, device=low.device)
+    return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
 
 
 def instantiate_measurement(config: Mapping[str, Any]) -> Measurement:

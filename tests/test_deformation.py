@@ -137,6 +137,36 @@ def test_a_variable_is_either_moved_or_painted() -> None:
     assert not painted.velocity.any() and painted.residual is not None and painted.residual.any()
 
 
+def test_paint_saturates_and_does_not_vanish_as_it_appears() -> None:
+    head = moving_head(painted=[0, 1])
+    torch.nn.init.normal_(head.residual_head.weight)
+    torch.nn.init.zeros_(head.film.weight)  # the action is then seen in the amount of paint only
+    features = head.features(torch.rand(1, 1, 16, 16))
+
+    def paint(change: float) -> torch.Tensor:
+        residual = head(features, torch.zeros(1, 2), torch.tensor([[0.0, change]])).residual
+        assert residual is not None
+        return residual
+
+    torch.testing.assert_close(paint(1.0), paint(0.1) * (1 / 1.1) / 0.5)
+    torch.testing.assert_close(paint(-1.0), paint(-0.1) * (1 / 1.1) / 0.5)
+    assert not torch.allclose(paint(-1.0), -paint(1.0), rtol=0.1)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_what_belongs_to_a_region_is_painted_in_it(spatial_dims: int) -> None:
+    head = moving_head(spatial_dims, painted=[0, 1], bands={1: (1, 0.25, 0.5)})
+    torch.nn.init.normal_(head.residual_head.weight)
+    features = head.features(torch.rand(1, 1, *[32] * spatial_dims))
+    everywhere, there = (
+        head(features, torch.zeros(1, 2), torch.tensor([action])).residual for action in ([1.0, 0.0], [0.0, 1.0])
+    )
+    assert everywhere is not None and there is not None
+    columns = [residual.transpose(0, 3).flatten(1).any(1) for residual in (everywhere, there)]
+    assert columns[0].all()
+    assert columns[1].nonzero()[:, 0].tolist() == [4, 5, 6, 7]
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_the_head_edits_by_what_it_sees_but_does_not_see_what_suits_the_edit(spatial_dims: int) -> None:
     head = moving_head(spatial_dims, classes=3)

@@ -110,3 +110,12 @@ def test_a_variable_to_be_painted_is_named_and_painted_in_all_its_channels() -> 
         assert head is not None and head.is_painted.nonzero()[:, 0].tolist() == channels
     with pytest.raises(ValueError, match="no variable 'plaque'"):
         DSCM(variables, deformation={"painted": ["plaque"]})
+
+
+def test_the_band_of_a_variable_is_that_of_its_channels() -> None:
+    variables = [
+        {"name": "side", "kind": "categorical", "num_categories": 3},
+        {"name": "plaque_area_mid", "kind": "continuous", "zero_inflated": True},
+    ]
+    head = DSCM(variables, deformation={"channels": [4, 4], "bands": {"plaque_area_mid": (0, 0.3, 0.6)}}).deformation
+    assert head is not None and head.bands == {3: (0, 0.3, 0.6)}

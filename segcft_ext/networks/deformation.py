@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from segcft_ext.measurements import band_share
 from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
 
 __all__ = ["DeformationHead", "Edit", "Features", "jacobian_determinant"]
@@ -26,6 +27,7 @@ __all__ = ["DeformationHead", "Edit", "Features", "jacobian_determinant"]
 INTEGRATION_STEPS = 6
 UNFOLDING_STEPS = 100
 SMALLEST_DETERMINANT = 0.02
+SATURATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class DeformationHead(nn.Module):
     zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
     gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
-    What may be absent is not moved but painted: for such variables the sum over k of (pa~_k - pa_k) R_k(e, pa, pa~) is
-    added to the image, at half its resolution, instead of to the velocity. It starts at zero, too.
+    What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) R_k(e, pa, pa~) is
+    added to the image, at half its resolution, instead of to the velocity. It starts at zero, too. A large plaque is
+    not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and
+    to let it vanish are two things, so there is an R_k for either.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
     the label map is one of the things that fields and paint are made from.
@@ -82,6 +86,8 @@ class DeformationHead(nn.Module):
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
         painted: channels of the encoded parents whose changes are painted, those of structures that may be absent.
+        bands: of a painted channel that belongs to one region of the image, ``(axis, low, high)`` as in
+            :class:`~segcft_ext.measurements.RegionArea`: outside of it nothing is painted for that channel.
         classes: number of classes of the label maps that the head learns to see; 0 for none.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
 
@@ -101,6 +107,7 @@ class DeformationHead(nn.Module):
         hidden_channels: int = 48,
         margin: float = 0.06,
         painted: Sequence[int] = (),
+        bands: Mapping[int, tuple[int, float, float]] | None = None,
         classes: int = 0,
         frequencies: int = 0,
     ) -> None:
@@ -113,6 +120,7 @@ class DeformationHead(nn.Module):
         self.grid_stage = grid_stage
         self.margin = margin
         self.frequencies = frequencies
+        self.bands = dict(bands or {})
         seen = in_channels + spatial_dims  # the image and where its pixels are
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
@@ -138,7 +146,7 @@ class DeformationHead(nn.Module):
         if painted:
             widths = [hidden_channels, *channels[: grid_stage - 1][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-            self.residual_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
+            self.residual_head = conv(widths[-1], 2 * parent_channels * in_channels, 3, padding=1)
             heads.append(self.residual_head)
         for head in heads:
             nn.init.zeros_(head.weight)
@@ -190,9 +198,11 @@ class DeformationHead(nn.Module):
         for paint, fine in zip(self.paint, finer, strict=True):
             hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
             hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
-        residuals = self.residual_head(hidden).unflatten(1, (self.parent_channels, -1))
+        appear, vanish = self.residual_head(hidden).unflatten(1, (2, self.parent_channels, -1)).unbind(1)
         painted = change.masked_fill(~self.is_painted, 0)
-        return Edit(velocity, gate, (residuals * painted.view(*painted.shape, 1, *ones)).sum(1))
+        amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
+        residuals = torch.where(amount > 0, appear, vanish) * amount
+        return Edit(velocity, gate, (residuals * self._bands(residuals)).sum(1))
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
@@ -218,6 +228,16 @@ class DeformationHead(nn.Module):
         still = (displacement == 0).all(1, keepdim=True)
         # The copy has the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
         return torch.where(still, image, warped).detach() + (warped - warped.detach())
+
+    def _bands(self, residuals: Tensor) -> Tensor:
+        """Share of each pixel of residuals (B, P, C, *spatial) that its channel may paint, (P, 1, *spatial)."""
+        share = residuals.new_ones(self.parent_channels, 1, *residuals.shape[3:])
+        for channel, (axis, low, high) in self.bands.items():
+            size = residuals.shape[3 + axis]
+            start, stop = (residuals.new_tensor([[fraction * size]]) for fraction in (low, high))
+            row = band_share(start, stop, size)
+            share[channel] *= row.view([size if a == axis else 1 for a in range(self.spatial_dims)])
+        return share
 
     def _window(self, velocity: Tensor) -> Tensor:
         window = torch.ones((), device=velocity.device)
