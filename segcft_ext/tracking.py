@@ -6,11 +6,13 @@ import os
 import re
 import secrets
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from filelock import FileLock
 from monai.utils import path_to_sqlite_uri, path_to_uri
 
-__all__ = ["artifact_location", "default_tracking_uri", "stage_of", "unique_run_name"]
+__all__ = ["artifact_location", "default_tracking_uri", "opening", "stage_of", "unique_run_name"]
 
 SQLITE = "sqlite:///"
 
@@ -25,6 +27,16 @@ def artifact_location(tracking_uri: str) -> str | None:
     if not tracking_uri.startswith(SQLITE):
         return None
     return path_to_uri(Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns")
+
+
+def opening(tracking_uri: str) -> AbstractContextManager[object]:
+    """Held while a run is opened: of two runs that start at once with a new SQLite store, MLflow lets one fail.
+
+    Both find it without tables, or without the experiment, and both create them. Leaves an empty file ``*.db.lock``.
+    """
+    if not tracking_uri.startswith(SQLITE):
+        return nullcontext()
+    return FileLock(f"{tracking_uri.removeprefix(SQLITE)}.lock")
 
 
 def unique_run_name(stage: str) -> str:

@@ -2,13 +2,14 @@
 
 import itertools
 import logging
+import multiprocessing
 import random
 
 import mlflow
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
@@ -267,6 +268,27 @@ def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):
     assert len(names) == 2 == len(set(names))
     assert unique_run_name("stage") != unique_run_name("stage")
     assert stage_of(unique_run_name("a-stage")) == stage_of("a-stage") == "a-stage"
+
+
+def open_run(store, name, barrier):
+    barrier.wait()
+    MLflowRun(store, "tests", name).start(Engine(lambda engine, batch: None))
+
+
+def test_runs_that_start_at_once_share_a_new_store(tmp_path):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(2)
+    names = ["first", "second"]
+    processes = [context.Process(target=open_run, args=(store, name, barrier)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    assert sorted(run.info.run_name for run in client.search_runs([experiment])) == names
 
 
 def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):

@@ -20,7 +20,7 @@ from mlflow.entities import Metric, RunStatus
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
-from segcft_ext.tracking import artifact_location, default_tracking_uri, unique_run_name
+from segcft_ext.tracking import artifact_location, default_tracking_uri, opening, unique_run_name
 
 __all__ = ["MLflowRun"]
 
@@ -82,6 +82,10 @@ class MLflowRun:
         # creating the database logs a line for each of dozens of migrations
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        with opening(self.tracking_uri):
+            self._open(engine)
+
+    def _open(self, engine: Workflow) -> None:
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         experiment = client.get_experiment_by_name(self.experiment)
         taken = experiment is not None and client.search_runs(
