@@ -16,7 +16,15 @@ from monai.networks.utils import one_hot
 from monai.utils.module import optional_import
 from torch import Tensor
 
-__all__ = ["Area", "Measurement", "RegionArea", "instantiate_measurement", "measure", "measure_label_map"]
+__all__ = [
+    "Area",
+    "Measurement",
+    "RegionArea",
+    "band_share",
+    "instantiate_measurement",
+    "measure",
+    "measure_label_map",
+]
 
 # Share of a structure beyond each end of its extent: a stray pixel must not move a region.
 STRAY = 0.005
