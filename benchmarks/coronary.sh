@@ -52,7 +52,7 @@ compare() {
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
-        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --methods "{
+        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --interventions_per_case 1 --methods "{
             \"No-CFT\": \"$out/$name/dscm/model.pt\",
             \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
             \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
