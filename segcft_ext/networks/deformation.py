@@ -259,8 +259,8 @@ def unfolded(displacement: Tensor) -> Tensor:
     """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until nowhere they do.
 
     The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
-    corners of every folded cell and their neighbours become the mean of theirs, and so on; all else is returned as it
-    is.
+    corners of every folded cell and their neighbours become the mean of theirs, and so on, at most 100 times, which is
+    enough for velocities of white noise of eight pixels. All else is returned as it is.
     """
     dims = displacement.shape[1]
     pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
