@@ -172,7 +172,8 @@ class RegionArea(Area):
             start, stop = self._extent(reference)
         low = start + self.low * (stop - start) if self.low > 0 else torch.zeros_like(start)
         high = start + self.high * (stop - start) if self.high < 1 else torch.full_like(stop, size)
-        return band_share(low, high, size).view(-1, 1, *[size if axis == self.axis else 1 for axis in range(dims)])
+        share = band_share(torch.arange(size, device=reference.device), low, high)
+        return share.view(-1, 1, *[size if axis == self.axis else 1 for axis in range(dims)])
 
     def _extent(self, reference: Tensor) -> tuple[Tensor, Tensor]:
         """First and last edge of the factual structure along the axis in pixels, (B, 1) each."""
@@ -192,10 +193,9 @@ class RegionArea(Area):
         )
 
 
-def band_share(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Share of each of ``size`` pixels in a row that lies between two edges in pixels, (B, 1) each: (B, size)."""
-    pixel = torch.arange(size, device=low.device)
-    return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(0, 1)
+def band_share(pixel: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Share of each pixel, (size,) numbers from 0, that lies between two edges in pixels, one or (B, 1) each."""
+    return ((pixel + 1).clamp(max=high) - pixel.clamp(min=low)).clamp(0, 1)
 
 
 def instantiate_measurement(config: Mapping[str, Any]) -> Measurement:

@@ -234,8 +234,8 @@ class DeformationHead(nn.Module):
         share = residuals.new_ones(self.parent_channels, 1, *residuals.shape[3:])
         for channel, (axis, low, high) in self.bands.items():
             size = residuals.shape[3 + axis]
-            start, stop = (residuals.new_tensor([[fraction * size]]) for fraction in (low, high))
-            row = band_share(start, stop, size)
+            pixel = torch.arange(size, device=residuals.device)
+            row = band_share(pixel, low * size, high * size)
             share[channel] *= row.view([size if a == axis else 1 for a in range(self.spatial_dims)])
         return share
 
@@ -265,7 +265,7 @@ def unfolded(displacement: Tensor) -> Tensor:
     dims = displacement.shape[1]
     pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
     for _ in range(UNFOLDING_STEPS):
-        folded = jacobian_determinant(displacement) < SMALLEST_DETERMINANT
+        folded = jacobian_determinant(displacement.detach()) < SMALLEST_DETERMINANT
         if not folded.any():
             break
         corners = F.pad(folded[:, None].float(), [0, 1] * dims)
