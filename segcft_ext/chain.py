@@ -12,7 +12,6 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -23,14 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from mlflow import MlflowClient
 
 import segcft_ext
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Stage
-from segcft_ext.tracking import artifact_location
 
 __all__ = ["demo", "run"]
 
@@ -229,7 +226,6 @@ def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     _write_commands(output / "commands.sh", stages, environment)
-    _create_store(chain.tracking_uri)
     run_stages(stages, output / "logs", jobs, environment)
     print(f"\n{_headline(output / 'evaluation' / 'evaluation.json')}\n\nreport: {output / 'report.html'}")
 
@@ -427,15 +423,6 @@ def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[st
     lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
     path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
-
-
-def _create_store(tracking_uri: str) -> None:
-    """Create the MLflow store and the experiment before two stages try to at the same time."""
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    client = MlflowClient(tracking_uri=tracking_uri)
-    if client.get_experiment_by_name(EXPERIMENT) is None:
-        client.create_experiment(EXPERIMENT, artifact_location=artifact_location(tracking_uri))
 
 
 def _headline(path: Path) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from monai.utils import path_to_sqlite_uri, path_to_uri
 
 __all__ = ["artifact_location", "default_tracking_uri", "opening", "stage_of", "unique_run_name"]
@@ -29,14 +33,26 @@ def artifact_location(tracking_uri: str) -> str | None:
     return path_to_uri(Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns")
 
 
-def opening(tracking_uri: str) -> AbstractContextManager[object]:
-    """Held while a run is opened: of two runs that start at once with a new SQLite store, MLflow lets one fail.
+@contextmanager
+def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
+    """A client of a store that has the experiment, while a run is opened there; creates what is missing.
 
-    Both find it without tables, or without the experiment, and both create them. Leaves an empty file ``*.db.lock``.
+    Of two runs that start at once with a new store, MLflow lets one fail: both find it without tables, or without the
+    experiment, and both create them. With an SQLite store they wait for each other; that leaves an empty file
+    ``*.db.lock``.
     """
-    if not tracking_uri.startswith(SQLITE):
-        return nullcontext()
-    return FileLock(f"{tracking_uri.removeprefix(SQLITE)}.lock")
+    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of dozens of migrations
+        logging.getLogger(name).setLevel(logging.WARNING)
+    local = tracking_uri.startswith(SQLITE)
+    with FileLock(f"{tracking_uri.removeprefix(SQLITE)}.lock") if local else nullcontext():
+        client = MlflowClient(tracking_uri=tracking_uri)
+        if client.get_experiment_by_name(experiment) is None:
+            try:
+                client.create_experiment(experiment, artifact_location=artifact_location(tracking_uri))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another client of the server was faster
+                    raise
+        yield client
 
 
 def unique_run_name(stage: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
@@ -12,15 +11,15 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import monai
 import torch
 from ignite.engine import Events
+from mlflow import MlflowClient
 from mlflow.entities import Metric, RunStatus
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
-from segcft_ext.tracking import artifact_location, default_tracking_uri, opening, unique_run_name
+from segcft_ext.tracking import default_tracking_uri, opening, unique_run_name
 
 __all__ = ["MLflowRun"]
 
@@ -79,16 +78,13 @@ class MLflowRun:
             self.validator.add_event_handler(Events.COMPLETED, self.log_metrics)
 
     def start(self, engine: Workflow) -> None:
-        # creating the database logs a line for each of dozens of migrations
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        with opening(self.tracking_uri):
-            self._open(engine)
+        with opening(self.tracking_uri, self.experiment) as client:
+            self._open(client, engine)
 
-    def _open(self, engine: Workflow) -> None:
-        client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+    def _open(self, client: MlflowClient, engine: Workflow) -> None:
         experiment = client.get_experiment_by_name(self.experiment)
-        taken = experiment is not None and client.search_runs(
+        assert experiment is not None  # for the type checker
+        taken = client.search_runs(
             [experiment.experiment_id], f"attributes.run_name = '{self.run_name}'", max_results=1
         )
         self.handler = MLFlowHandler(
@@ -96,7 +92,6 @@ class MLflowRun:
             experiment_name=self.experiment,
             run_name=unique_run_name(self.run_name) if taken else self.run_name,
             experiment_param=self.parameters,
-            artifact_location=artifact_location(self.tracking_uri),
         )
         self.handler.client = client  # its own prefers the environment's store to the given one
         self.handler.start(engine)
