@@ -29,7 +29,7 @@ from segcft_ext.handlers import (
 )
 from segcft_ext.handlers.epoch_seed import seed_epoch
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.tracking import artifact_location, default_tracking_uri, stage_of, unique_run_name
+from segcft_ext.tracking import artifact_location, default_tracking_uri, opening, stage_of, unique_run_name
 
 LABELS = {"background": 0, "disc": 1}
 
@@ -289,6 +289,18 @@ def test_runs_that_start_at_once_share_a_new_store(tmp_path):
     client = mlflow.MlflowClient(store)
     experiment = client.get_experiment_by_name("tests").experiment_id
     assert sorted(run.info.run_name for run in client.search_runs([experiment])) == names
+
+
+def test_experiment_that_another_client_has_just_created_is_taken(store, monkeypatch):
+    with opening(store, "tests") as client:
+        there = client.get_experiment_by_name("tests")
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "get_experiment_by_name", lambda client, name: None)
+        with opening(store, "tests") as client:
+            pass
+        with pytest.raises(mlflow.MlflowException, match="Invalid experiment name"), opening(store, ""):
+            pass
+    assert client.get_experiment_by_name("tests").experiment_id == there.experiment_id
 
 
 def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):
