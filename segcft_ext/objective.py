@@ -74,6 +74,7 @@ class CFTTerms:
         others: distance of the variables that the action leaves as they are.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
         paint: mean absolute residual; zero without one.
+        minimality: mean squared change of the image, over the size of the structures that do change.
         smoothness: bending energy of the velocity; zero without a deformation head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
         anatomy: Dice loss and cross-entropy of what the deformation head sees in the factual image; zero without.
@@ -87,6 +88,7 @@ class CFTTerms:
     locality: Tensor
     preservation: Tensor
     paint: Tensor
+    minimality: Tensor
     smoothness: Tensor
     folding: Tensor
     anatomy: Tensor
@@ -114,14 +116,16 @@ class CFTObjective(nn.Module):
             keeps its area, but not its place.
         paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
             that appear or vanish, not for a haze over a whole vessel.
+        minimality: weight of the squared change. An HVAE that is fine-tuned paints what a segmentor is to take for an
+            edge, and without it paints more than an edge needs; a movement changes every pixel that it passes.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         anatomy: weight of what the deformation head is to see.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
-        warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation`` and
-            ``paint`` rise from a twentieth. An edit is found before it is confined: a network that does not know yet
-            where a variable lives moves everything at once, and would learn to move nothing.
+        warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``
+            and ``minimality`` rise from a twentieth. An edit is found before it is confined: a network that does not
+            know yet where a variable lives moves everything at once, and would learn to move nothing.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class CFTObjective(nn.Module):
         locality: float = 0.2,
         preservation: float = 0.25,
         paint: float = 8.0,
+        minimality: float = 0.0,
         smoothness: float = 0.06,
         folding: float = 300.0,
         anatomy: float = 1.0,
@@ -148,6 +153,7 @@ class CFTObjective(nn.Module):
         self.locality = locality
         self.preservation = preservation
         self.paint = paint
+        self.minimality = minimality
         self.smoothness = smoothness
         self.folding = folding
         self.anatomy = anatomy
@@ -180,21 +186,23 @@ class CFTObjective(nn.Module):
             reference: one-hot label maps of the factual images, shape (B, C, *spatial).
         """
         factual, wanted = values[:, columns], counterfactual.values[:, columns]
-        target = wanted
-        if self.anchored:
-            target = wanted + factual_prediction.values - factual
+        known = wanted.isfinite() & factual.isfinite()
+        changed, kept = known & (wanted != factual), known & (wanted == factual)
+        anchor = factual_prediction.values - factual if self.anchored else torch.zeros_like(factual)
+        # What is to vanish is to vanish for the guide, too, however much of it the guide saw.
+        vanishes = changed & (wanted == 0)
+        target = torch.where(vanishes, 0, wanted + anchor)
         scale = 2 / (variables.high - variables.low)[columns]
-        error = (prediction.values - target) * scale
-        changed = wanted != factual
+        error = torch.where(known, (prediction.values - target) * scale, 0)
         distance = F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
         # Means of their own, so that the balance does not depend on how many variables are measured.
-        effectiveness, others = _mean_where(changed, distance), _mean_where(~changed, distance)
+        effectiveness, others = _mean_where(changed, distance), _mean_where(kept, distance)
 
         relabelling = image.new_zeros(())
         if factual_prediction.log_odds is not None and prediction.log_odds is not None and prediction.pixel is not None:
-            wrong = _relabelling(
-                factual_prediction.log_odds, prediction.log_odds, (wanted - factual) / prediction.pixel
-            )
+            change = torch.where(changed, (wanted - factual) / prediction.pixel, 0)
+            change = change.masked_fill(vanishes, -torch.inf)
+            wrong = _relabelling(factual_prediction.log_odds, prediction.log_odds, change)
             relabelling = _mean_where(changed, wrong * prediction.pixel * scale)
 
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
@@ -204,9 +212,11 @@ class CFTObjective(nn.Module):
         sizes = (changed * before.mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
         locality = ((outside * (counterfactual.image - image).abs()).flatten(1).mean(1) / sizes).mean()
 
+        minimality = ((counterfactual.image - image).square().flatten(1).mean(1) / sizes).mean()
+
         unit = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)  # of a pixel
         exchanged = (after - before).abs().sum(2) * unit * scale
-        preservation = _mean_where(~changed, exchanged)
+        preservation = _mean_where(kept, exchanged)
 
         paint = smoothness = folding = anatomy = image.new_zeros(())
         if counterfactual.residual is not None:
@@ -218,7 +228,9 @@ class CFTObjective(nn.Module):
         if counterfactual.anatomy is not None:
             labels = F.interpolate(reference, size=counterfactual.anatomy.shape[2:], mode="area")
             anatomy = self.seen(counterfactual.anatomy, labels)
-        return CFTTerms(effectiveness, relabelling, others, locality, preservation, paint, smoothness, folding, anatomy)
+        return CFTTerms(
+            effectiveness, relabelling, others, locality, preservation, paint, minimality, smoothness, folding, anatomy
+        )
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
         """The weighted sum of the terms.
@@ -232,6 +244,7 @@ class CFTObjective(nn.Module):
             + self.locality * terms.locality
             + self.preservation * terms.preservation
             + self.paint * terms.paint
+            + self.minimality * terms.minimality
         )
         return (
             terms.effectiveness
@@ -259,7 +272,7 @@ def _relabelling(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
     Args:
         before: log-odds of the factual pixels, shape (B, J, *spatial), minus infinity outside the variable's region.
         after: the same of the counterfactual ones, through which the gradient flows.
-        change: wanted change in pixels, shape (B, J).
+        change: wanted change in pixels, shape (B, J); minus infinity for none left.
 
     Returns:
         The sum over the pixels in nats, shape (B, J); zero where no change is wanted.

@@ -217,6 +217,40 @@ def test_a_fixed_hvae_keeps_its_weights_and_has_no_place_in_the_optimizer(tmp_pa
     assert "negative_elbo" not in training.outputs[0]
 
 
+def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
+    def bound(seed: int) -> float:
+        training = Training(tmp_path, untrained(), guide(), epochs=1)
+        torch.manual_seed(seed)  # what is drawn before the first epoch, which seeds itself, are the bound's latents
+        return training.run().outputs[0]["bound"]
+
+    assert bound(1) == bound(1) and abs(bound(1) - bound(2)) > 1e-2
+
+    dscm = untrained()
+    evaluator = CFTEvaluator(
+        guide(), device="cpu", val_data_loader=DataLoader(cases(4)), network=dscm, prepare_batch=prepare
+    )
+    evaluator.run()
+    image, values = (torch.stack([case[key] for case in cases(4)]) for key in ("image", "values"))
+    with torch.no_grad():
+        at_mean = dscm.hvae.negative_elbo(image, dscm.hvae.posterior(image, dscm.variables.encode(values), 0)).mean()
+    assert abs(evaluator.state.metrics["negative_elbo"] - at_mean) > 0.1
+
+
+def test_the_multiplier_lives_where_the_network_does() -> None:
+    trainer = CFTTrainer(
+        guide=None,
+        objective=CFTObjective(),
+        lagrangian=(lagrangian := Lagrangian()),
+        device=torch.device("meta"),
+        max_epochs=1,
+        train_data_loader=DataLoader(cases()),
+        network=(dscm := untrained().to("meta")),
+        optimizer=torch.optim.AdamW(dscm.parameters()),
+        prepare_batch=prepare,
+    )
+    assert trainer.lagrangian is lagrangian and lagrangian.multiplier.is_meta and lagrangian.bound.is_meta
+
+
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         untrained().select_trained(hvae=False).parameter_groups(head=1e-3, hvae=1e-4)

@@ -168,6 +168,41 @@ def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> 
     assert terms(CFTObjective(), [12.0, 10.0]).effectiveness > 0
 
 
+def test_what_is_to_vanish_is_to_vanish_for_the_guide_too() -> None:
+    nothing = Counterfactual(scene()[0], torch.tensor([[0.0, 10.0]]))
+    assert terms(CFTObjective(), [0.0, 10.0], nothing).effectiveness == 0  # the guide saw 9 where 8 were
+    assert terms(CFTObjective(), [1.0, 10.0], nothing).effectiveness > 0
+
+    guide, image = sure_guide(), torch.zeros(1, 1, 8, 8)
+    image[..., 2, 1:4] = 1.5  # three pixels, of which one is in the label map
+    prediction = guide(image.clone().requires_grad_())
+    values = torch.tensor([[100 / 64, 0.0]])
+    wanted = Counterfactual(image, torch.zeros(1, 2))
+    reference = one_hot((image > 1).float(), num_classes=2)
+    found = CFTObjective()(image, values, wanted, guide(image), prediction, fitted(), [0, 1], reference)
+    # Three pixels with log-odds of 20 each, in scaled units of a range of 20.
+    assert found.relabelling.item() == pytest.approx(3 * 20 * 100 / 64 * 2 / 20, rel=1e-4)
+
+
+def test_a_missing_value_asks_for_nothing() -> None:
+    image, values, asked, factual = scene()
+    prediction = GuidePrediction(torch.tensor([[13.0, 99.0]], requires_grad=True), factual.support)
+    values[0, 1] = asked.values[0, 1] = torch.nan
+    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1], REFERENCE)
+    assert found.effectiveness == 0 and found.others == 0 and found.preservation == 0
+    total = CFTObjective().total(found)
+    assert total.isfinite() and torch.autograd.grad(total, prediction.values)[0].isfinite().all()
+
+
+def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
+    image, _, asked, _ = scene()
+    changed = image.clone()
+    changed[..., :24] = 0.5
+    found = terms(CFTObjective(), [13.0, 10.0], Counterfactual(changed, asked.values))
+    assert found.minimality == pytest.approx(0.5**2)  # of the structure that changes, and nowhere else
+    assert CFTObjective(minimality=2).total(found) - CFTObjective().total(found) == pytest.approx(2 * 0.5**2)
+
+
 def test_an_edit_that_moves_another_variable_is_punished() -> None:
     objective = CFTObjective(others=2.0, huber=1e-6)
     moved = terms(objective, [13.0, 12.0])

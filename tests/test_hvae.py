@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from segcft_ext.networks.hvae import HVAE, discretised_gaussian_log_likelihood
+from segcft_ext.networks.hvae import HVAE, StochasticBlock, discretised_gaussian_log_likelihood
 
 
 def small(parent_channels: int = 2, **arguments: object) -> HVAE:
@@ -51,12 +51,29 @@ def test_decoding_the_posterior_with_the_same_parents_gives_its_mean(conditional
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_the_prior_sees_the_parents_only_when_conditional(conditional: bool) -> None:
+def test_the_priors_of_all_blocks_see_the_parents_only_when_conditional(conditional: bool) -> None:
     network = awake(small(conditional_prior=conditional))
-    block = network.decoder[1][0]
-    state = torch.randn(2, 8, 4, 4)
-    one, other = block.prior(state, torch.zeros(2, 2))[0], block.prior(state, torch.ones(2, 2))[0]
-    assert torch.equal(one, other) is not conditional
+    seen: list[torch.Tensor] = []
+    for module in network.modules():
+        if isinstance(module, StochasticBlock):
+            module.prior_head.register_forward_hook(lambda _, __, output: seen.append(output))
+    latents = network.posterior(torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 2), temperature=0).latents
+
+    def priors(parents: torch.Tensor) -> list[torch.Tensor]:
+        """Of the given latents, after all that the given parents did to the decoder's state."""
+        seen.clear()
+        remaining = iter(latents)
+
+        def recall(block: StochasticBlock, state: torch.Tensor, context: torch.Tensor, level: int) -> torch.Tensor:
+            block.prior(context, parents)
+            return next(remaining)
+
+        network._decode(recall, parents, network._sizes((16, 16)))
+        return list(seen)
+
+    pairs = list(zip(priors(torch.zeros(2, 2)), priors(torch.ones(2, 2)), strict=True))
+    assert len(pairs) == 3
+    assert all(torch.equal(one, other) is not conditional for one, other in pairs)
 
 
 def test_the_kl_vanishes_where_posterior_and_prior_agree() -> None:

@@ -34,7 +34,7 @@ class CFTEvaluator(CaseEvaluator):
 
     Args:
         guide: the guide; None gives the negative ELBO alone.
-        temperature: of the latents' posterior.
+        temperature: of the latents' posterior in counterfactuals.
         **arguments: see :class:`~segcft_ext.engines.case_evaluator.CaseEvaluator`.
     """
 
@@ -52,10 +52,11 @@ class CFTEvaluator(CaseEvaluator):
         self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
     ) -> dict[str, Tensor]:
         dscm = self.dscm
-        abduction = dscm.abduct(image, values, self.temperature)
-        output = {"negative_elbo": dscm.hvae.negative_elbo(image, abduction.posterior)}
+        posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
+        output = {"negative_elbo": dscm.hvae.negative_elbo(image, posterior)}
         if self.guide is None:
             return output
+        abduction = dscm.abduct(image, values, self.temperature)
         columns = [dscm.variables.index(name) for name in self.guided]
         before = self.guide(image, spacing, reference).values
         folding = []

@@ -34,7 +34,7 @@ class CFTTrainer(GuardedTrainer):
         objective: weighs the terms of the loss.
         lagrangian: the constraint on the negative ELBO.
         intervene_on: variables that are intervened on; all that the guide predicts by default.
-        temperature: of the latents' posterior.
+        temperature: of the latents' posterior in counterfactuals.
         **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
 
     Raises:
@@ -54,7 +54,7 @@ class CFTTrainer(GuardedTrainer):
         variables = self.dscm.variables
         self.guide = guide
         self.objective = objective
-        self.lagrangian = lagrangian
+        self.lagrangian = lagrangian.to(self.state.device)
         self.temperature = temperature
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
         self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
@@ -101,9 +101,15 @@ class CFTTrainer(GuardedTrainer):
             **vars(terms),
         }
         if self.constrained:
-            output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
+            output["negative_elbo"] = self._negative_elbo(image, values)
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
         return output
+
+    def _negative_elbo(self, image: Tensor, values: Tensor) -> Tensor:
+        # Of sampled latents, whatever the counterfactual's temperature: at the posterior's mean its width costs nothing
+        # but KL, and fine-tuning would widen it until a sample decodes to noise.
+        hvae = self.dscm.hvae
+        return hvae.negative_elbo(image, hvae.posterior(image, self.dscm.variables.encode(values))).mean()
 
     def _progress(self) -> float:
         return (self.state.iteration - 1) / max(1, (self.state.max_epochs or 1) * (self.state.epoch_length or 1))
@@ -116,6 +122,5 @@ class CFTTrainer(GuardedTrainer):
         for batchdata in self.state.dataloader or ():
             image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
             with self.autocast():
-                posterior = self.dscm.hvae.posterior(image, self.dscm.variables.encode(values), self.temperature)
-                measured.append(self.dscm.hvae.negative_elbo(image, posterior).mean())
+                measured.append(self._negative_elbo(image, values))
         self.lagrangian.set_bound(mean_over_processes(torch.stack(measured).mean()))

@@ -123,9 +123,12 @@ class StochasticBlock(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
-    def prior(self, state: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of p(z_l | z_<l) or, for a conditional prior, of p(z_l | z_<l, pa)."""
-        mean, log_scale = self.prior_head(F.gelu(self.prior_block(state, parents))).chunk(2, dim=1)
+    def prior(self, context: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of p(z_l | z_<l) or, for a conditional prior, of p(z_l | z_<l, pa).
+
+        ``context`` is what it sees of z_<l: a conditional prior the decoder's state, which the parents have shaped.
+        """
+        mean, log_scale = self.prior_head(F.gelu(self.prior_block(context, parents))).chunk(2, dim=1)
         return mean, _soft_clamp(log_scale)
 
     def posterior(self, state: Tensor, features: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,9 +249,9 @@ class HVAE(nn.Module):
         latents: list[Tensor] = []
         kl = image.new_zeros(len(image))
 
-        def infer(block: StochasticBlock, state: Tensor, level: int) -> Tensor:
+        def infer(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             nonlocal kl
-            prior_mean, prior_log_scale = block.prior(state, parents)
+            prior_mean, prior_log_scale = block.prior(context, parents)
             mean, log_scale = block.posterior(state, features[level], parents)
             latent = mean
             if temperature > 0:
@@ -277,11 +280,11 @@ class HVAE(nn.Module):
         """
         remaining = iter(latents)
 
-        def recall(block: StochasticBlock, state: Tensor, level: int) -> Tensor:
+        def recall(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             latent = next(remaining)
             if not self.conditional_prior:
                 return latent
-            mean, log_scale = block.prior(state, parents)
+            mean, log_scale = block.prior(context, parents)
             return mean + log_scale.exp() * latent
 
         return self._decode(recall, parents, self._sizes(size))
@@ -289,8 +292,8 @@ class HVAE(nn.Module):
     def sample(self, parents: Tensor, size: Sequence[int], temperature: float = 1.0) -> Tensor:
         """Images from the prior: the likelihood's mean for latents drawn from the prior, shape (B, C, *size)."""
 
-        def draw(block: StochasticBlock, state: Tensor, level: int) -> Tensor:
-            mean, log_scale = block.prior(state, parents)
+        def draw(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
+            mean, log_scale = block.prior(context, parents)
             return mean + temperature * log_scale.exp() * torch.randn_like(mean)
 
         return self._decode(draw, parents, self._sizes(size))[0].clamp(-1, 1)
@@ -308,13 +311,21 @@ class HVAE(nn.Module):
         return sizes
 
     def _decode(
-        self, latent_of: Callable[[StochasticBlock, Tensor, int], Tensor], parents: Tensor, sizes: Sequence[torch.Size]
+        self,
+        latent_of: Callable[[StochasticBlock, Tensor, Tensor, int], Tensor],
+        parents: Tensor,
+        sizes: Sequence[torch.Size],
     ) -> tuple[Tensor, Tensor]:
-        state = self.start.expand(len(parents), -1, *sizes[-1])
+        # The parents shape the state, so an exogenous prior has a context of its own, made of the latents alone.
+        state = context = self.start.expand(len(parents), -1, *sizes[-1])
         for level in reversed(range(len(self.decoder))):
             for block in cast("Sequence[StochasticBlock]", self.decoder[level]):
-                state = block.update(state, latent_of(block, state, level), parents)
+                latent = latent_of(block, state, context, level)
+                state = block.update(state, latent, parents)
+                context = state if self.conditional_prior else context + block.expand(latent)
             if level > 0:
-                state = F.interpolate(self.up[level - 1](state), size=sizes[level - 1], mode="nearest")
+                up, size = self.up[level - 1], sizes[level - 1]
+                state = F.interpolate(up(state), size=size, mode="nearest")
+                context = state if self.conditional_prior else F.interpolate(up(context), size=size, mode="nearest")
         mean, log_scale = self.likelihood(F.gelu(self.last(state, parents))).chunk(2, dim=1)
         return mean, (log_scale - 2).clamp(min=MIN_LOG_SCALE)
