@@ -39,8 +39,7 @@ for guide in segmentor regressor; do
         stage seg_cft_finetuning train ${name}_head_s$seed --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt" \
             --deformation True --seed $seed
     done
-    stage seg_cft_finetuning train ${name}_hvae --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt" \
-        --max_epochs 110 --objective#others 4 --objective#locality 0.4
+    stage seg_cft_finetuning train ${name}_hvae --dscm "$out/dscm/model.pt" --guide "$out/$guide/model.pt"
 done
 
 python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
