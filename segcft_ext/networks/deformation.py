@@ -77,9 +77,9 @@ class DeformationHead(nn.Module):
 
     What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) (a_k + b_k x) is
     added to the image x instead of to the velocity, with an offset a_k and a gain b_k made from e, pa and pa~ at half
-    the image's resolution. With b = -1 what is there gives way to a, whatever it was. Both start at zero, too. A large
-    plaque is not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure
-    appear and to let it vanish are two things, so there are an a_k and a b_k for either.
+    the image's resolution. They start at zero, too. A large plaque is not brighter than a small one, it is larger: so
+    s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and to let it vanish are two things: either has an
+    a_k, and only what vanishes has a b_k, with which it can give way to something else whatever its intensity was.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
     the label map is one of the things that fields and paint are made from.
@@ -154,7 +154,7 @@ class DeformationHead(nn.Module):
         if painted:
             widths = [hidden_channels, *channels[: grid_stage - 1][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-            self.paint_head = conv(widths[-1], 4 * parent_channels * in_channels, 3, padding=1)
+            self.paint_head = conv(widths[-1], 3 * parent_channels * in_channels, 3, padding=1)
             heads.append(self.paint_head)
         for head in heads:
             nn.init.zeros_(head.weight)
@@ -206,11 +206,12 @@ class DeformationHead(nn.Module):
         for paint, fine in zip(self.paint, finer, strict=True):
             hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
             hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
-        appear, vanish = self.paint_head(hidden).unflatten(1, (2, self.parent_channels, 2, -1)).unbind(1)
+        appear, vanish, gain = self.paint_head(hidden).unflatten(1, (3, self.parent_channels, -1)).unbind(1)
         painted = change.masked_fill(~self.is_painted, 0)
-        amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, 1, *ones)
-        paints = torch.where(amount > 0, appear, vanish) * amount
-        return Edit(velocity, gate, (paints * self._bands(paints)).sum(1))
+        amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
+        paints = torch.stack([torch.where(amount > 0, appear, vanish), torch.where(amount > 0, 0, gain)], dim=2)
+        paints = paints * amount[:, :, None] * self._bands(paints)
+        return Edit(velocity, gate, paints.sum(1))
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, painted on."""
