@@ -16,7 +16,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import fire
 
 import segcft_ext
+from segcft_ext.command_line import check_options
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
@@ -441,8 +442,12 @@ def _headline(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; what is not the software's fault ends with one line, not with a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running stages are ended
+    commands: dict[str, Callable[..., None]] = {"run": run, "demo": demo}
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        fire.Fire({"run": run, "demo": demo}, command=arguments, name="segcft_ext.chain")
+        if given and given[0] in commands:
+            check_options(f"python -m segcft_ext.chain {given[0]}", commands[given[0]], given[1:])
+        fire.Fire(commands, command=given, name="segcft_ext.chain")
     except (StageError, ValueError, OSError) as error:
         sys.exit(f"chain: {error}")
     except KeyboardInterrupt:

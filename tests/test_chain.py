@@ -310,6 +310,8 @@ class TestChain:
             (["demo", str(tmp_path), "--mechanisms", "warp"], "mechanisms: found"),
             (["demo", str(tmp_path), "--kind", "knee"], "kind: found 'knee', expected one of"),
             (["demo", str(tmp_path), "--bundles", str(tmp_path)], "give --bundles"),
+            (["demo", str(tmp_path), "--cout", "40"], "no option --cout; see python -m segcft_ext.chain demo --help"),
+            (["run", "--datalist", "nowhere.json", "--mechanism=hvae"], "no option --mechanism;"),
         ]:
             with pytest.raises(SystemExit, match=message):
                 chain.main(arguments)
