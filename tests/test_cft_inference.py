@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_docs import kept_logging
+from bundle_docs import documented_commands, kept_logging, run_in_process
 from drawn_chest import draw, write_png
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -193,6 +194,20 @@ def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         infer(tmp_path, tmp_path, segmentor=segmentor, image=str(tmp_path / "once.png"), intervention={})
     assert re.search(r"left_lung_area.* are measured in mm2.*--spacing", str(cause(caught.value)))
+
+
+def test_the_command_of_the_readme(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the chain, in the repository's folder."""
+    models = {"seg_cft_deformation": "dscm.pt", "lung_heart_segmentor": "segmentor.pt"}
+    for stage, model in models.items():
+        (tmp_path / "runs" / "mine" / stage).mkdir(parents=True)
+        (tmp_path / "runs" / "mine" / stage / "model.pt").symlink_to(made / model)
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    write_png(tmp_path / "hospital_a" / "png" / "1.png", draw(3, (60, 80))[0])
+    monkeypatch.chdir(tmp_path)
+    (command,) = [line for line in documented_commands(BUNDLES.parent / "README.md") if "inference.json" in line]
+    run_in_process(shlex.split(command)[3:])
+    assert len(content(tmp_path / "runs" / "mine" / "counterfactuals" / "1")["counterfactuals"]) == 2
 
 
 def test_the_original_becomes_what_the_small_image_becomes(made: Path, tmp_path: Path) -> None:
