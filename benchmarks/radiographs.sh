@@ -50,4 +50,5 @@ python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/con
         \"Reg-CFT (HVAE)\": \"$out/reg_hvae/model.pt\", \"Seg-CFT (HVAE)\": \"$out/seg_hvae/model.pt\",
         \"Reg-CFT (head)\": \"$out/reg_head_s0/model.pt\", \"Seg-CFT (head)\": \"$out/seg_head_s0/model.pt\",
         \"Seg-CFT (head), seed 1\": \"$out/seg_head_s1/model.pt\", \"Seg-CFT (head), seed 2\": \"$out/seg_head_s2/model.pt\"}"
-python -m segcft_ext.report --evaluation_dir "$out/evaluation" --output "$out/report.html"
+python -m segcft_ext.report --evaluation_dir "$out/evaluation" --output "$out/report.html" \
+    --data_dir "$out/data" --tracking_uri "$MLFLOW_TRACKING_URI"
