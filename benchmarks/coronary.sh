@@ -56,7 +56,8 @@ compare() {
             \"No-CFT\": \"$out/$name/dscm/model.pt\",
             \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
             \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
-    python -m segcft_ext.report --evaluation_dir "$out/$name/evaluation" --output "$out/$name/report.html"
+    python -m segcft_ext.report --evaluation_dir "$out/$name/evaluation" --output "$out/$name/report.html" \
+        --data_dir "$out/data/$data"
 }
 
 data thirds

@@ -16,7 +16,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import fire
 
 import segcft_ext
+from segcft_ext.command_line import check_options
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
@@ -36,6 +37,7 @@ MECHANISMS = ("deformation", "hvae")
 HEADLINE = ("effectiveness", "leakage")
 EXPERIMENT = "segcft"
 JUDGE_SEED_OFFSET = 1000
+PUBLISHED_SIZE = (224, 224)  # dscm_pretraining has an overlay with the published network
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -49,6 +51,7 @@ class Kind:
     Attributes:
         segmentor: the guide's bundle.
         overlay: name of the configs of the other bundles that are laid over those of their trainings, or "".
+        hvae_size: the largest images that the HVAE of these configs reduces to one pixel.
         demo_folder: where the demo writes to, if it is not told.
         demo_size: of the demo's phantoms, in pixels.
         demo_settings: in place of these, in the demo.
@@ -57,6 +60,7 @@ class Kind:
 
     segmentor: str
     overlay: str
+    hvae_size: tuple[int, ...]
     demo_folder: str
     demo_size: str
     demo_settings: Settings
@@ -68,6 +72,7 @@ KINDS = {
     "chest": Kind(
         segmentor="lung_heart_segmentor",
         overlay="",
+        hvae_size=(64, 64),
         demo_folder="runs/demo",
         demo_size="64",
         demo_settings={
@@ -84,6 +89,7 @@ KINDS = {
     "coronary": Kind(
         segmentor="plaque_lumen_segmentor",
         overlay="coronary",
+        hvae_size=(256, 64, 64),
         demo_folder="runs/demo_coronary",
         demo_size="128,32",
         demo_settings={
@@ -128,12 +134,13 @@ def run(
         output_dir: folder to write to.
         methods: what to compare, some of No-CFT,Reg-CFT,Seg-CFT.
         mechanisms: image mechanisms to fine-tune, some of deformation,hvae. The first trains a warp on top of the HVAE,
-            the second the HVAE itself, as published.
+            the second the HVAE alone, with this project's objective.
         seed: of everything; the judge has another one, made from it.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
         jobs: number of stages that run at a time, each in one thread.
-        set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A stage is
-            named as on the screen; reg_cft and seg_cft mean those of all mechanisms.
+        set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
+            may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. MONAI
+            ignores a KEY that is misspelt.
         bundles: folder of the bundles, by default the one beside the package.
     """
     output = Path(output_dir).absolute()
@@ -148,6 +155,7 @@ def run(
         folder,
         kind=kind,
         positional=data.regions is not None,
+        size=data.size,
     )
     _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
 
@@ -186,6 +194,8 @@ def demo(
         raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
     shown = KINDS[kind]
     output = Path(output_dir or shown.demo_folder).absolute()
+    size = _size(size or shown.demo_size)
+    pixels = tuple(map(int, size.replace("x", ",").split(",")))
     phantoms = Stage(
         name="data_prep",
         program=("-m", "data_prep", "phantom"),
@@ -195,7 +205,7 @@ def demo(
         settings={
             "kind": kind,
             "count": count,
-            "size": _size(size or shown.demo_size),
+            "size": size,
             "seed": seed,
             "name": f"{kind} phantoms",
         },
@@ -210,6 +220,7 @@ def demo(
         _bundles(bundles),
         kind=shown,
         positional=shown.positional,
+        size=pixels if len(pixels) > 1 else pixels * 2,
     )
     _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
 
@@ -243,6 +254,7 @@ class Chain:
         bundles: folder of the bundles.
         kind: of the data.
         positional: whether variables are measured in regions, so that Seg-CFT is Pos-Seg-CFT.
+        size: of the images.
     """
 
     datalist: Path
@@ -253,6 +265,7 @@ class Chain:
     bundles: Path
     kind: Kind
     positional: bool
+    size: tuple[int, ...]
 
     @property
     def tracking_uri(self) -> str:
@@ -266,7 +279,7 @@ class Chain:
             ValueError: when there are settings for a stage that there is not.
         """
         segmentor = self.stage(self.kind.segmentor, self.kind.segmentor)
-        dscm = self.stage("dscm_pretraining", "dscm_pretraining")
+        dscm = self.stage("dscm_pretraining", "dscm_pretraining", own=self._strides())
         regressor = self.stage("regressor", "seg_cft_finetuning", config="train_regressor.json")
         judge = self.stage("judge", "segmentor_evaluation", own={"seed": self.seed + JUDGE_SEED_OFFSET})
         needed, compared = [segmentor, dscm, judge], dict[str, Path]()
@@ -317,6 +330,8 @@ class Chain:
         configs = [root / "configs" / config]
         if self.kind.overlay and config.startswith("train") and bundle != self.kind.segmentor:
             configs.append(root / "configs" / config.replace("train", self.kind.overlay))
+        if bundle == "dscm_pretraining" and self.size == PUBLISHED_SIZE:
+            configs.append(root / "configs" / "image_size_224.json")
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device
@@ -335,6 +350,12 @@ class Chain:
             version=segcft_ext.__version__,
             resumable=products == ("model.pt",),
         )
+
+    def _strides(self) -> dict[str, Any]:
+        """The HVAE's strides that reduce images to one pixel, where those of the bundle's configs leave more."""
+        if self.size == PUBLISHED_SIZE or all(n <= most for n, most in zip(self.size, self.kind.hvae_size)):
+            return {}
+        return {"network_def#hvae#strides": [2, 2, 2, 2, 2, [-(-n // 32) for n in self.size]]}
 
     def report(self, evaluation: Stage) -> Stage:
         return Stage(
@@ -398,7 +419,7 @@ def _mechanisms(given: Any) -> list[str]:
 def _settings(given: Any) -> dict[str, dict[str, Any]]:
     """From ``STAGE.KEY=VALUE`` to settings for each stage."""
     settings: dict[str, dict[str, Any]] = {}
-    for text in given.split(",") if isinstance(given, str) else given:
+    for text in _parts(given) if isinstance(given, str) else given:
         name, equals, value = str(text).partition("=")
         stage, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
@@ -408,6 +429,19 @@ def _settings(given: Any) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings.setdefault(stage, {})[key] = value
     return settings
+
+
+def _parts(text: str) -> list[str]:
+    """The text between commas, but for those inside brackets and quotes."""
+    parts, depth, quoted = [""], 0, False
+    for character in text:
+        quoted ^= character == '"'
+        depth += 0 if quoted else (character in "[{") - (character in "]}")
+        if character == "," and not quoted and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
@@ -441,8 +475,12 @@ def _headline(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; what is not the software's fault ends with one line, not with a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running stages are ended
+    commands: dict[str, Callable[..., None]] = {"run": run, "demo": demo}
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        fire.Fire({"run": run, "demo": demo}, command=arguments, name="segcft_ext.chain")
+        if given and given[0] in commands:
+            check_options(f"python -m segcft_ext.chain {given[0]}", commands[given[0]], given[1:])
+        fire.Fire(commands, command=given, name="segcft_ext.chain")
     except (StageError, ValueError, OSError) as error:
         sys.exit(f"chain: {error}")
     except KeyboardInterrupt:

@@ -70,11 +70,18 @@ def factual_values(
 
     Raises:
         ValueError: names each variable that is neither given nor measured but has to be known: those which were
-            measured in the training data, and those of the intervention.
+            measured in the training data, and those of the intervention. Or when what the guide measures has a unit
+            that needs the spacing.
     """
     variables = dscm.variables
     values = image.new_full((len(image), len(variables)), torch.nan)
     if guide is not None:
+        in_mm = [name for name, ruler in guide.measurements.items() if ruler.unit.startswith("mm")]
+        if in_mm and spacing is None:
+            raise ValueError(
+                f"spacing: not known, but {', '.join(in_mm)} are measured in {guide.measurements[in_mm[0]].unit}. Give "
+                'that of the image as it is in the file, in mm along each axis (--spacing "[0.14, 0.14]")'
+            )
         measured = guide(image, spacing).values
         for j, name in enumerate(guide.names):
             values[:, variables.index(name)] = measured[:, j]

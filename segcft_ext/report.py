@@ -14,13 +14,16 @@ import itertools
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import fire
+from mlflow.exceptions import MlflowException
 
+from segcft_ext.command_line import check_options
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
@@ -54,9 +57,13 @@ def write_report(
         title: by default the data's name.
 
     Raises:
-        FileNotFoundError: when there is no evaluation in the folder.
+        FileNotFoundError: when there is no evaluation in the folder, or no folder of the data.
     """
     evaluation_dir, output = Path(evaluation_dir), Path(output)
+    if not (evaluation_dir / "evaluation.json").is_file():
+        raise FileNotFoundError(f"{evaluation_dir}: no evaluation.json in it, expected what segmentor_evaluation wrote")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"{data_dir}: no such folder, expected that of a datalist.json")
     evaluation = json.loads((evaluation_dir / "evaluation.json").read_text(encoding="utf-8"))
     figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
     tables = {table.key: table for table in evaluation_tables(evaluation)}
@@ -209,5 +216,46 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     )
 
 
+def report(
+    *,
+    evaluation_dir: str,
+    output: str,
+    data_dir: str | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "segcft",
+    runs: Any = None,
+    title: str | None = None,
+) -> None:
+    """Show an evaluation on one self-contained HTML page.
+
+    Example:
+
+        python -m segcft_ext.report --evaluation_dir eval --output report.html
+        --data_dir prepared --tracking_uri sqlite:///mlflow.db
+
+    Args:
+        evaluation_dir: what the bundle segmentor_evaluation wrote, a folder with evaluation.json.
+        output: the HTML file to write.
+        data_dir: folder of the datalist, for the section on the data; left out by default.
+        tracking_uri: the MLflow store of the trainings, for the section with their curves; left out by default.
+        experiment: its name in the store.
+        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage.
+        title: of the page; by default the data's name.
+    """
+    names = runs.split(",") if isinstance(runs, str) else runs
+    path = write_report(output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title)
+    print(f"report: {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a report; what is not the software's fault ends with one line, not with a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        check_options("python -m segcft_ext.report", report, given)
+        fire.Fire(report, command=given, name="segcft_ext.report")
+    except (ValueError, OSError, MlflowException) as error:
+        sys.exit(f"report: {error}")
+
+
 if __name__ == "__main__":
-    fire.Fire(write_report)
+    main()

@@ -10,10 +10,27 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.networks.blocks import Warp
-from monai.transforms import InvertibleTransform, MapTransform, Transform
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    Pad,
+    Padd,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+    Transform,
+)
 from monai.utils import convert_to_tensor
 
-__all__ = ["AlongVesselFirstd", "CounterfactualToOriginald", "RadiographToGreyd", "VesselIntensityd"]
+__all__ = [
+    "AlongVesselFirstd",
+    "CounterfactualToOriginald",
+    "PadToAspect",
+    "PadToAspectd",
+    "RadiographIntensityd",
+    "RadiographToGreyd",
+    "ResizedSpacingd",
+    "VesselIntensityd",
+]
 
 PHOTOMETRIC_INTERPRETATION = "00280004"
 
@@ -37,6 +54,84 @@ class RadiographToGreyd(MapTransform):
             if interpretation.get("Value") == ["MONOCHROME1"]:
                 image = image.max() + image.min() - image
             d[key] = image
+        return d
+
+
+class RadiographIntensityd(MapTransform):
+    """Intensities of a radiograph to [-1, 1], as ``data_prep`` maps them: linear between the 1st and 99th percentile.
+
+    Args:
+        keys: the images.
+        prepared: they are images that ``data_prep`` wrote, phantoms among them. Their mapping is done, and the full
+            range of 8 or 16 bits stands for [-1, 1].
+    """
+
+    def __init__(self, keys: KeysCollection, prepared: bool = False) -> None:
+        super().__init__(keys)
+        self.prepared = prepared
+        self.stretch = ScaleIntensityRangePercentiles(1, 99, -1.0, 1.0, clip=True)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            full = ScaleIntensityRange(0, _full_range(d[key]), -1.0, 1.0, clip=True)
+            d[key] = full(d[key]) if self.prepared else self.stretch(d[key])
+        return d
+
+
+class PadToAspect(Pad):
+    """Pad on both sides equally to the aspect ratio of a size, up to rounding to whole pixels, as ``data_prep`` does.
+
+    Args:
+        size: with the wanted aspect ratio, one number for each axis.
+        value: of the padding.
+    """
+
+    def __init__(self, size: Sequence[int], value: float = 0.0) -> None:
+        super().__init__(value=value)
+        self.size = tuple(size)
+
+    def compute_pad_width(self, spatial_shape: Sequence[int]) -> Any:
+        wanted = [max(round(n * own / s) for n, s in zip(spatial_shape, self.size)) for own in self.size]
+        extra = [max(target - n, 0) for target, n in zip(wanted, spatial_shape)]
+        return ((0, 0), *((e // 2, e - e // 2) for e in extra))
+
+
+class PadToAspectd(Padd):
+    """Dictionary version of :class:`PadToAspect`; ``Invertd`` undoes it."""
+
+    def __init__(self, keys: KeysCollection, size: Sequence[int], value: float = 0.0) -> None:
+        super().__init__(keys, PadToAspect(size, value))
+
+
+class ResizedSpacingd(MapTransform):
+    """Adds ``spacing`` (D,): the pixel spacing in mm that an image will have when it has been resized.
+
+    Args:
+        keys: the image, its axes in the order of ``size`` and ``spacing``.
+        size: to which it will be resized.
+        spacing: of the image as it is, in mm along each axis; of None nothing is added.
+
+    Raises:
+        ValueError: when the spacing is not one positive number for each axis.
+    """
+
+    def __init__(self, keys: KeysCollection, size: Sequence[int], spacing: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.size = size
+        self.spacing = spacing
+        if spacing is None:
+            return
+        numbers = list(spacing) if isinstance(spacing, (list, tuple)) else []
+        if len(numbers) != len(size) or not all(isinstance(n, (int, float)) and n > 0 for n in numbers):
+            raise ValueError(f"spacing: found {spacing!r}, expected {len(size)} positive numbers, mm along each axis")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.spacing is not None:
+            for key in self.key_iterator(d):
+                shape = d[key].shape[1:]
+                d["spacing"] = torch.tensor([mm * n / m for mm, n, m in zip(self.spacing, shape, self.size)])
         return d
 
 
@@ -87,9 +182,14 @@ class VesselIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            low, high = self.window if d[key].min() < 0 else (0, 255 if d[key].max() < 256 else 65535)
+            low, high = self.window if d[key].min() < 0 else (0, _full_range(d[key]))
             d[key] = (2 * (d[key] - low) / (high - low) - 1).clip(-1, 1)
         return d
+
+
+def _full_range(image: torch.Tensor) -> int:
+    """The highest value that the file of an image can hold."""
+    return 255 if image.max() < 256 else 65535
 
 
 class CounterfactualToOriginald(Transform):
@@ -109,7 +209,7 @@ class CounterfactualToOriginald(Transform):
     """
 
     def __init__(self, size: Sequence[int]) -> None:
-        self.size = size
+        self.size = tuple(size)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
             self.warp = Warp("bicubic", padding_mode="border")
@@ -119,7 +219,8 @@ class CounterfactualToOriginald(Transform):
             convert_to_tensor(data[key], track_meta=False, device="cpu")
             for key in ("original", "residual", "displacement")
         )
-        field = displacement.unflatten(0, (len(residual), 2)).flip(1) * (max(image.shape) / max(self.size))
+        scale = max(n / m for n, m in zip(image.shape[1:], reversed(self.size)))
+        field = displacement.unflatten(0, (len(residual), 2)).flip(1) * scale
         moved = self.warp(image.expand(len(residual), *image.shape), field)[:, 0]
         moved = torch.where((field == 0).all(1), image, moved)
         pred = (moved + residual).clamp(-1, 1)

@@ -57,6 +57,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Datalist]:
     Image.fromarray(draw(3, (50, 40))[0]).save(images / "chest.png")
     variables = {
         "DATALIST": str(datalist.path),
+        "DATA": str(datalist.path.parent),
         "NO_CFT": str(small_dscm(datalist, folder / "no_cft.pt")),
         "SEG_CFT": str(small_dscm(datalist, folder / "seg_cft.pt", guide)),
         "IMAGES": str(images),
@@ -80,6 +81,10 @@ def test_evaluation_is_complete(ran: tuple[Path, Datalist]) -> None:
     assert {"evaluation.md", "evaluation.csv", "pairs.csv", "report.html"} <= {
         p.name for p in (folder / "eval").iterdir()
     }
+
+
+def test_the_report_shows_the_training(ran: tuple[Path, Datalist]) -> None:
+    assert 'id="training"' in (ran[0] / "eval" / "report.html").read_text(encoding="utf-8")
 
 
 def test_evaluation_is_recorded(ran: tuple[Path, Datalist]) -> None:

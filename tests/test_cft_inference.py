@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_docs import kept_logging
+from bundle_docs import documented_commands, kept_logging, run_in_process
 from drawn_chest import draw, write_png
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 from small_chests import small_chests
 
+from data_prep.geometry import fit_image
 from segcft_ext.checkpoints import CheckpointError, save_model
+from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.transforms import CounterfactualToOriginald
@@ -33,7 +36,15 @@ HEAD = {"channels": (8, 8), "hidden_channels": 8, "grid_stage": 1}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``dscm.pt`` (with a deformation head), ``segmentor.pt`` and ``wide.png``, a colour picture."""
     folder = tmp_path_factory.mktemp("made")
-    datalist = small_chests(folder / "data")
+    make_models(folder, small_chests(folder / "data"))
+    grey, _ = draw(3, (60, 80))
+    grey[5:15, 5:25] = 0  # a mark that tells left from right and top from bottom
+    write_png(folder / "wide.png", np.stack([grey] * 3, axis=-1))
+    return folder
+
+
+def make_models(folder: Path, datalist: Datalist) -> None:
+    """Write ``dscm.pt``, with a deformation head, and ``segmentor.pt``."""
     torch.manual_seed(0)
     variables = [{"name": name, "kind": "continuous"} for name in AREAS]
     dscm = DSCM([*variables, {"name": "sex", "kind": "binary"}], {"heart_area": ["sex"]}, HVAE, HEAD)
@@ -48,10 +59,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
     segmentor.describe(datalist, use="guide")
     save_model(segmentor, folder / "segmentor.pt")
-    grey, _ = draw(3, (60, 80))
-    grey[5:15, 5:25] = 0  # a mark that tells left from right and top from bottom
-    write_png(folder / "wide.png", np.stack([grey] * 3, axis=-1))
-    return folder
 
 
 def infer(made: Path, out: Path, bundle: str = "seg_cft_finetuning", **arguments: Any) -> None:
@@ -131,6 +138,76 @@ def test_no_action_gives_the_image_back_in_its_own_place(made: Path, tmp_path: P
     low, high = np.percentile(read, [1, 99])
     wanted = 255 * ((read - low) / (high - low)).clip(0, 1)
     assert np.abs(back - wanted).max() < 2
+
+
+def test_a_prepared_image_keeps_its_intensities(made: Path, tmp_path: Path) -> None:
+    grey_levels = np.linspace(20000, 40000, 32 * 32).reshape(32, 32).astype(np.uint16)
+    write_png(tmp_path / "phantom.png", grey_levels)
+    image = str(tmp_path / "phantom.png")
+    infer(made, tmp_path, image=image, variables=VALUES, intervention={}, prepared=True)
+    for name in ("counterfactual_01.png", "counterfactual_01_original.png"):
+        np.testing.assert_allclose(grey(tmp_path / "phantom" / name), grey_levels / 257, atol=1)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (90, 30)])
+def test_a_model_of_images_that_are_not_square(tmp_path: Path, shape: tuple[int, int]) -> None:
+    make_models(tmp_path, small_chests(tmp_path / "data", 32, width=16))
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    smooth = (127 + 120 * np.sin(y / 9) * np.cos(x / 7)).astype(np.uint8)
+    write_png(tmp_path / "image.png", smooth)
+    image, segmentor = str(tmp_path / "image.png"), str(tmp_path / "segmentor.pt")
+    infer(tmp_path, tmp_path, image=image, variables=VALUES, segmentor=segmentor, intervention={}, prepared=True)
+    small = grey(tmp_path / "image" / "counterfactual_01.png")
+    assert np.abs(small - fit_image(smooth, (32, 16))).mean() < 3  # MONAI's filter is not quite that of data_prep
+    np.testing.assert_allclose(grey(tmp_path / "image" / "counterfactual_01_original.png"), smooth, atol=1)
+
+
+def test_a_movement_is_scaled_by_the_axis_that_was_not_padded() -> None:
+    fields = torch.zeros(2, 30, 90)
+    fields[0] = -2  # 2 of 32 pixels downwards are 5.6 of 90
+    blob = torch.exp(-((torch.arange(90.0) - 40) ** 2) / 50).expand(1, 30, 90)
+    item = {"original": blob, "residual": torch.zeros(1, 30, 90), "displacement": fields}
+    moved = CounterfactualToOriginald((32, 16))(item)["pred_original"][0, 15]
+    assert int(moved.argmax()) == pytest.approx(40 + 2 * 90 / 32, abs=1)
+    fields = torch.zeros(2, 60, 90)
+    fields[1] = -2  # 2 of 16 pixels across are 7.5 of 60
+    blob = torch.exp(-((torch.arange(60.0) - 20) ** 2) / 50)[None, :, None].expand(1, 60, 90)
+    item = {"original": blob, "residual": torch.zeros(1, 60, 90), "displacement": fields}
+    moved = CounterfactualToOriginald((32, 16))(item)["pred_original"][0, :, 45]
+    assert int(moved.argmax()) == pytest.approx(20 + 2 * 60 / 16, abs=1)
+
+
+def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
+    """A picture of twice the size, whose pixels have half the spacing, shows the same areas in mm²."""
+    datalist = small_chests(tmp_path / "data", unit="mm2")
+    make_models(tmp_path, datalist)
+    case = datalist.entries["test"][0]
+    stored = np.asarray(Image.open(datalist.path.parent / case["image"]))
+    write_png(tmp_path / "once.png", stored)
+    write_png(tmp_path / "twice.png", stored.repeat(2, 0).repeat(2, 1))
+    measured = {}
+    for name, spacing in (("once", [2.0, 2.0]), ("twice", [1.0, 1.0])):
+        image, segmentor = str(tmp_path / f"{name}.png"), str(tmp_path / "segmentor.pt")
+        infer(tmp_path, tmp_path, image=image, segmentor=segmentor, spacing=spacing, intervention={}, prepared=True)
+        measured[name] = content(tmp_path / name)["measured"]
+    assert measured["twice"] == pytest.approx(measured["once"], rel=0.05)
+    with pytest.raises(RuntimeError) as caught:
+        infer(tmp_path, tmp_path, segmentor=segmentor, image=str(tmp_path / "once.png"), intervention={})
+    assert re.search(r"left_lung_area.* are measured in mm2.*--spacing", str(cause(caught.value)))
+
+
+def test_the_command_of_the_readme(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the chain, in the repository's folder."""
+    models = {"seg_cft_deformation": "dscm.pt", "lung_heart_segmentor": "segmentor.pt"}
+    for stage, model in models.items():
+        (tmp_path / "runs" / "mine" / stage).mkdir(parents=True)
+        (tmp_path / "runs" / "mine" / stage / "model.pt").symlink_to(made / model)
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    write_png(tmp_path / "hospital_a" / "png" / "1.png", draw(3, (60, 80))[0])
+    monkeypatch.chdir(tmp_path)
+    (command,) = [line for line in documented_commands(BUNDLES.parent / "README.md") if "inference.json" in line]
+    run_in_process(shlex.split(command)[3:])
+    assert len(content(tmp_path / "runs" / "mine" / "counterfactuals" / "1")["counterfactuals"]) == 2
 
 
 def test_the_original_becomes_what_the_small_image_becomes(made: Path, tmp_path: Path) -> None:

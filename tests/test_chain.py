@@ -247,6 +247,7 @@ class TestChain:
             Path("bundles"),
             kind=chain.KINDS["chest"],
             positional=False,
+            size=(64, 64),
         )
 
     def test_stages_fit_together(self, chain):
@@ -302,6 +303,28 @@ class TestChain:
         with pytest.raises(ValueError, match=r"\['segmentr'\], expected some of"):
             replace(chain, settings={"segmentr": {"max_epochs": 2}}).stages(["Seg-CFT"], ["hvae"])
 
+    def test_a_setting_may_hold_commas(self):
+        values = {"a": [2, [3, 4]], "b": {"heart_area": ["age", "sex"], "text": "x], y"}, "c": "plain"}
+        typed = ",".join(f"dscm.net#{key}={json.dumps(value)}" for key, value in values.items())
+        assert chain._settings(f"judge.max_epochs=2,{typed}") == {
+            "judge": {"max_epochs": 2},
+            "dscm": {f"net#{key}": value for key, value in values.items()},
+        }
+
+    def test_the_hvae_suits_the_size_of_the_images(self, chain):
+        def dscm(size):
+            stages = {stage.name: stage for stage in replace(chain, size=size).stages(["No-CFT"], ["deformation"])}
+            return stages["dscm_pretraining"]
+
+        assert dscm((48, 64)).settings == dscm((64, 64)).settings == dscm((224, 224)).settings
+        assert "network_def#hvae#strides" not in dscm((64, 64)).settings
+        assert dscm((96, 64)).settings["network_def#hvae#strides"] == [2, 2, 2, 2, 2, [3, 2]]
+        assert [path.name for path in dscm((224, 224)).inputs["config_file"]] == ["train.json", "image_size_224.json"]
+        given = {"dscm_pretraining": {"network_def#hvae#strides": [4]}}
+        assert replace(chain, settings=given, size=(96, 64)).stages(["No-CFT"], ["hvae"])[1].settings[
+            "network_def#hvae#strides"
+        ] == [4]
+
     def test_command_line_mistakes_are_one_line(self, tmp_path, capsys):
         chain = pytest.importorskip("segcft_ext.chain")
         for arguments, message in [
@@ -310,6 +333,8 @@ class TestChain:
             (["demo", str(tmp_path), "--mechanisms", "warp"], "mechanisms: found"),
             (["demo", str(tmp_path), "--kind", "knee"], "kind: found 'knee', expected one of"),
             (["demo", str(tmp_path), "--bundles", str(tmp_path)], "give --bundles"),
+            (["demo", str(tmp_path), "--cout", "40"], "no option --cout; see python -m segcft_ext.chain demo --help"),
+            (["run", "--datalist", "nowhere.json", "--mechanism=hvae"], "no option --mechanism;"),
         ]:
             with pytest.raises(SystemExit, match=message):
                 chain.main(arguments)
@@ -318,8 +343,10 @@ class TestChain:
 def test_the_demos_of_two_kinds_do_not_share_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     folders = []
-    monkeypatch.setattr(chain, "_execute", lambda made, stages, jobs: folders.append(made.output))
-    chain.demo()
+    sizes = []
+    monkeypatch.setattr(chain, "_execute", lambda made, *_: (folders.append(made.output), sizes.append(made.size)))
+    chain.demo(size=96)
     chain.demo(kind="coronary")
-    chain.demo("elsewhere", kind="coronary")
+    chain.demo("elsewhere", kind="coronary", size=(64, 32))
+    assert sizes == [(96, 96), (128, 32), (64, 32)]
     assert folders == [tmp_path / "runs/demo", tmp_path / "runs/demo_coronary", tmp_path / "elsewhere"]

@@ -306,12 +306,13 @@ def test_killed_and_resumed_ends_like_uninterrupted(tmp_path: Path, stage: str, 
     assert resumed.validator.state.metrics == straight.validator.state.metrics
 
 
-def test_no_cft_is_the_pretrained_model(tmp_path: Path) -> None:
+def test_no_cft_is_the_pretrained_model_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     dscm = untrained().select_trained(hvae=True)
     before = tensors(dscm)
     training = Training(tmp_path, dscm, guide=None).run()
     assert training.outputs == []
     assert_equal(tensors(load_model(tmp_path / "model.pt", DSCM)), before)
+    assert "no guide: No-CFT, nothing is trained" in caplog.text
 
 
 class Witness(SegmentorGuide):

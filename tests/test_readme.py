@@ -1,5 +1,6 @@
-"""The README's commands: the first two blocks are one line each, CI runs the second, and bundles know every option."""
+"""The commands of README and docs: the first two blocks are one line, CI runs the second, and options are known."""
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -9,15 +10,27 @@ from pathlib import Path
 
 import pytest
 
+import data_prep.__main__
+from segcft_ext import chain, report
+from segcft_ext.command_line import check_options
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 COMMANDS = [
-    line
-    for _, block in BLOCKS
+    (page.parent.parent if "bundles" in page.parts else ROOT, line)
+    for page in PAGES
+    for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python -m monai.bundle run")
+    if line.startswith("python -m ")
 ]
+DATA_PREP = ("folder", "inspect", "padchest", "ccta", "phantom", "regions")
+PROGRAMS = {
+    "segcft_ext.chain": {"run": chain.run, "demo": chain.demo},
+    "segcft_ext.report": {"": report.report},
+    "data_prep": {name: getattr(data_prep.__main__, name) for name in DATA_PREP},
+}
 
 
 def test_demo_and_tests_are_the_first_blocks_of_one_line_each():
@@ -35,13 +48,25 @@ def test_ci_runs_the_line_of_the_readme(tmp_path):
     assert 'bash -c "$line"' in script
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_bundles_know_the_options_of_the_readme(command):
-    words = shlex.split(command)[4:]
-    options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
-    config = ROOT / "bundles" / options.pop("config_file")
-    assert (ROOT / "bundles" / options["bundle_root"]).is_dir()
-    assert set(options) <= set(json.loads(config.read_text(encoding="utf-8")))
+@pytest.mark.parametrize(("folder", "command"), [(f, c) for f, c in COMMANDS if "-m monai.bundle run" in c])
+def test_bundles_know_the_options_of_the_docs(folder, command):
+    words = shlex.split(command, comments=True)[4:]
+    options = dict(zip((word.removeprefix("--").partition("#")[0] for word in words[::2]), words[1::2]))
+    given = options.pop("config_file")
+    files = ast.literal_eval(given) if given.startswith("[") else [given]
+    # Commands are typed in the bundle's folder, in the folder of the bundles or in the repository.
+    start = next(place for place in (folder, ROOT / "bundles", ROOT) if (place / files[0]).is_file())
+    assert (start / options["bundle_root"]).is_dir()
+    keys = [key for file in files for key in json.loads((start / file).read_text(encoding="utf-8"))]
+    assert set(options) <= {key.partition("#")[0] for key in keys}
+
+
+@pytest.mark.parametrize("command", [c for _, c in COMMANDS if c.split()[2] in PROGRAMS])
+def test_programs_know_the_options_of_the_docs(command):
+    _, _, program, *words = shlex.split(command, comments=True)
+    if program == "segcft_ext.report":
+        words = ["", *words]
+    check_options(program, PROGRAMS[program][words[0]], words[1:])
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda page: page.stem)

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.figures import curves, save_figure
-from segcft_ext.report import write_report
+from segcft_ext.report import main, write_report
 from segcft_ext.runs import finished_runs
 
 
@@ -147,3 +147,29 @@ def test_of_a_stage_that_ran_again_the_newest_run_counts(tmp_path: Path) -> None
         client.set_terminated(client.create_run(experiment, run_name=name).info.run_id, "FINISHED")
     found = finished_runs(f"sqlite:///{tmp_path}/mlflow.db", "segcft")
     assert [run.name for run in found] == ["guide", "judge-20260102-030405-a1b2c3"]
+
+
+def test_command_line(evaluation_dir: Path, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "report.html"
+    given = ["--evaluation_dir", str(evaluation_dir), "--output", str(output), "--tracking_uri", store]
+    main([*given, "--runs", "finetuning", "--title", "Of mine"])
+    assert "<h3>finetuning</h3>" in output.read_text() and "<h3>pretraining</h3>" not in output.read_text()
+    assert capsys.readouterr().out == f"report: {output}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--evaluation_dir", "nowhere", "--output", "r.html"], "report: nowhere: no evaluation.json in it"),
+        (["--data_dir", "nowhere"], "report: nowhere: no such folder"),
+        (["--tracking_url", "sqlite:///mlflow.db"], "report: no option --tracking_url; see python"),
+    ],
+)
+def test_command_line_mistakes_are_one_line(
+    evaluation_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rest = [] if "--output" in given else ["--evaluation_dir", str(evaluation_dir), "--output", "r.html"]
+    with pytest.raises(SystemExit, match=message):
+        main([*given, *rest])
+    assert not (tmp_path / "r.html").exists()

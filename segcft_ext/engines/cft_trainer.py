@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from segcft_ext.guides import Guide
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
 
 __all__ = ["CFTTrainer"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class CFTTrainer(GuardedTrainer):
@@ -60,9 +63,13 @@ class CFTTrainer(GuardedTrainer):
         self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
         if guide is None:
-            self.add_event_handler(Events.STARTED, lambda: self.terminate())  # with COMPLETED, so the model is saved
+            self.add_event_handler(Events.STARTED, self._leave_as_it_is)
         elif self.constrained:
             self.add_event_handler(Events.STARTED, self._measure_bound)
+
+    def _leave_as_it_is(self) -> None:
+        LOGGER.warning("no guide: No-CFT, nothing is trained; --guide names the model.pt of a segmentor or a regressor")
+        self.terminate()  # with COMPLETED, so the model is saved
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)

@@ -43,12 +43,12 @@ class CounterfactualEvaluator(Evaluator):
 
     Args:
         device: where to run.
-        val_data_loader: batches with ``image`` (B, 1, *spatial) in [-1, 1].
+        val_data_loader: batches with ``image`` (B, 1, *spatial) in [-1, 1] and, where the unit of a variable needs it,
+            ``spacing`` (B, D), the pixel spacing of these images in mm.
         network: the DSCM.
         intervention: see :mod:`segcft_ext.interventions`; empty for none, which gives the image back.
         variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
         segmentor: measures what is not known, and outlines the structures in the figure.
-        spacing: pixel spacing of the images in mm, where the unit of a variable needs it.
         temperature: of the latents' posterior.
         postprocessing: transforms of each decollated output.
         val_handlers: ignite handlers.
@@ -66,7 +66,6 @@ class CounterfactualEvaluator(Evaluator):
         intervention: str | Mapping[str, Any],
         variables: str | Mapping[str, Any] | None = None,
         segmentor: Segmentor | None = None,
-        spacing: Sequence[float] | None = None,
         temperature: float = 0.0,
         postprocessing: Callable[..., Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
@@ -83,7 +82,6 @@ class CounterfactualEvaluator(Evaluator):
         self.intervention = intervention
         self.given = variables
         self.segmentor = segmentor
-        self.spacing = spacing
         self.temperature = temperature
         self.guide: SegmentorGuide | None = None
         self.add_event_handler(Events.STARTED, self._start)
@@ -97,7 +95,7 @@ class CounterfactualEvaluator(Evaluator):
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         image = batchdata["image"].to(self.state.device)
         with self.mode(self.network):
-            output = self._counterfactuals(convert_to_tensor(image, track_meta=False))
+            output = self._counterfactuals(convert_to_tensor(image, track_meta=False), batchdata.get("spacing"))
         for key in ("displacement", "residual"):  # what the preprocessing did can be undone in them
             output[key] = MetaTensor(output[key]).copy_meta_from(image)
         self.state.output = output
@@ -105,9 +103,9 @@ class CounterfactualEvaluator(Evaluator):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
 
-    def _counterfactuals(self, image: Tensor) -> dict[str, Tensor]:
+    def _counterfactuals(self, image: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
         dscm = self.dscm
-        spacing = None if self.spacing is None else image.new_tensor(self.spacing).expand(len(image), -1)
+        spacing = None if spacing is None else spacing.to(image)
         values = factual_values(dscm, image, self.intervention, self.given, self.guide, spacing)
         abduction = dscm.abduct(image, values, self.temperature)
         made, moved, displacements, targets, folding = [], [], [], [], []
