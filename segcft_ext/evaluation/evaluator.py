@@ -183,15 +183,15 @@ class JudgeEvaluator(Evaluator):
             if name in method.variables.names:
                 asked[:, column] = result.values[:, method.variables.names.index(name)]
         before, after = (self.judge.masks(label, cases.label) for label in (cases.label, judged))
-        region = region_of_change(before, after, asked != cases.factual)
-        outside, inside = change(cases.image, result.image, region)
+        changed = asked != cases.factual
+        outside, inside = change(cases.image, result.image, region_of_change(before, after, changed))
         back = {variable: cases.of([variable])[:, 0]}
         figures = {
             "asked": asked,
             "measured": self.judge.measure(judged, result.image, cases.spacing, cases.label),
             "before": cases.before,
             "factual": cases.factual,
-            "outside": outside,
+            "outside": outside.masked_fill(~changed.any(1), nan),
             "inside": inside,
             "reversibility": reversibility(method, cases.image, result.image, result.values, back),
         }

@@ -7,7 +7,7 @@
                                                         (of the others)}}},
                         "slope":    {do: {"slope", "ci95", "intercept", "n"}},
                         "leakage":  {do: ratio},
-                        "locality": {do: {"leakage", "ci95", "outside", "inside", "n"}},
+                        "locality": {do: {"leakage", "ci95", "outside", "inside", "n", "n_inside"}},
                         "presence": {do: {group: {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
                         "positional": {do: {"leakage", "ci95", "others", "own", "n"}} of regions,
                         "composition": {"1", "10"}, "composition_sampled": {"1", "10"},
