@@ -44,9 +44,11 @@ def test_error_leaves_out_missing_targets_and_does_not_divide_by_zero() -> None:
 
 
 def test_drift_compares_the_judge_with_itself() -> None:
-    assert drift(np.array([12.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == 0
-    assert drift(np.array([13.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
-    gone = drift(np.array([3.0, 4.0]), np.array([2.0, 2.0]), np.array([0.0, 4.0]), ["a", "b"])
+    none = np.zeros(2)
+    assert drift(none[:1], none[:1], np.array([10.0]), ["a"])["drift"] == 0
+    assert drift(np.array([1.0]), none[:1], np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
+    assert drift(np.array([1.0]), np.array([3.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(20)
+    gone = drift(np.array([1.0, 2.0]), none, np.array([0.0, 4.0]), ["a", "b"])
     assert gone["drift_mae"] == pytest.approx(1.5) and gone["drift"] == pytest.approx(50)
 
 

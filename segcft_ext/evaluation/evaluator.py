@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from segcft_ext.checkpoints import freeze
 from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables
@@ -52,7 +53,8 @@ class JudgeEvaluator(Evaluator):
         val_data_loader: batches of test cases.
         network: the judge, a segmentor that took no part in the training of any method.
         datalist: the data.
-        methods: the models that are judged, by name; ``identity`` is added.
+        methods: the models that are judged, by name; ``identity`` is added, of which the first model's mechanisms tell
+            what ought to have changed.
         interventions: variables that are intervened on; every continuous measured one by default.
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
@@ -86,7 +88,8 @@ class JudgeEvaluator(Evaluator):
         self.draws = interventions_per_case
         self.interventions = intervened_variables(datalist, interventions)
         self.judge = Judge(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
-        self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names), **methods}
+        scm = next((method.scm for method in methods.values() if isinstance(method, DSCM)), None)
+        self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names, scm), **methods}
         for method in methods.values():
             if isinstance(method, nn.Module):
                 method.to(device)

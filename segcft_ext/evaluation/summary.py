@@ -155,7 +155,7 @@ def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: i
         )
         cells[name] = error(after, asked, rows["id"], seed)
         if name != do:
-            cells[name] |= drift(after, before, factual, rows["id"], seed)
+            cells[name] |= drift(after - before, asked - factual, factual, rows["id"], seed)
     return cells
 
 

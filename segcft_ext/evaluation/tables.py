@@ -117,8 +117,9 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         ("drift", "in % of the factual value") if figure == "mape" else ("drift_mae", "in the variable's unit")
     )
     drift_note = (
-        f"Mean absolute change between the judge's measurements before and after, {unit}. Lower is better, if the "
-        "intervened variable was reached: who does nothing moves nothing."
+        "Mean absolute change between the judge's measurements before and after, beyond what the model predicts (for "
+        f"the zero, the first method's model), {unit}. Lower is better, if the intervened variable was reached: who "
+        "does nothing moves nothing."
     )
     error_note = (
         "Mean absolute error of the judge's measurement against the value that the model predicts, "
