@@ -85,7 +85,7 @@ class Training:
                 WeightAverage(self.network, self.average),
                 LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
                 ValidationHandler(1, self.validator),
-                TrainingCheckpoint(folder / "training.pt", state, resume),
+                TrainingCheckpoint(folder / "training.pt", state, resume, [folder / "model.pt"]),
                 *handlers,
             ],
         )
@@ -142,6 +142,18 @@ def test_without_resume_the_training_starts_again(tmp_path):
     assert not equal(Training(tmp_path, epochs=2).run().network, first.network)
 
 
+def test_a_new_training_leaves_nothing_of_an_earlier_one_to_be_resumed_or_read(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    with pytest.raises(Killed):
+        Training(tmp_path, epochs=2, kill_at=Events.ITERATION_COMPLETED(once=1)).run()
+    assert not (tmp_path / "training.pt").exists() and not (tmp_path / "model.pt").exists()
+    resumed = Training(tmp_path, epochs=2, resume=True)
+    epochs = []
+    resumed.trainer.add_event_handler("EPOCH_COMPLETED", lambda engine: epochs.append(engine.state.epoch))
+    resumed.run()
+    assert epochs == [1, 2]
+
+
 def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
     assert Training(tmp_path, epochs=1, resume=True).run().trainer.state.epoch == 1
 
@@ -149,21 +161,33 @@ def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
 def test_checkpoint_of_another_definition_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
     with pytest.raises(CheckpointError, match=r"training\.pt: network: .*definition\.channels"):
-        Training(tmp_path, width=8, resume=True).run()
+        Training(tmp_path, epochs=1, width=8, resume=True).run()
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
-    training = Training(tmp_path, resume=True)
+    training = Training(tmp_path, epochs=1, resume=True)
     training.network.data = {"name": "others"}
     with pytest.raises(CheckpointError, match=r"training\.pt: network: data: .*'others'"):
         training.run()
 
 
-def test_checkpoint_of_a_longer_training_is_refused(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_checkpoint_of_a_training_of_another_length_is_refused(tmp_path, epochs):
     Training(tmp_path, epochs=2).run()
-    with pytest.raises(CheckpointError, match=r"training\.pt: epoch: the checkpoint holds 2, asked for .* 1 epochs"):
-        Training(tmp_path, epochs=1, resume=True).run()
+    before = (tmp_path / "training.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=rf"training\.pt: max_epochs: the checkpoint holds 2, asked for {epochs}"):
+        Training(tmp_path, epochs=epochs, resume=True).run()
+    assert (tmp_path / "training.pt").read_bytes() == before
+
+
+def test_checkpoint_of_a_training_with_other_epochs_is_refused(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    training = Training(tmp_path, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match=r"training\.pt: epoch_length: the checkpoint holds 2, asked for 6"):
+        training.trainer.data_loader = DataLoader(cases(), batch_size=1)
+        training.trainer.state.epoch_length = 6
+        training.run()
 
 
 def test_checkpoint_of_another_training_is_refused(tmp_path):
