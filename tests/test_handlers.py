@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
+from monai.handlers import LrScheduleHandler, MeanDice, from_engine
 from monai.transforms import Activationsd, AsDiscreted, Compose
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,6 +20,7 @@ from segcft_ext.batches import PrepareSegmentation
 from segcft_ext.checkpoints import CheckpointError, load_checkpoint, load_model
 from segcft_ext.handlers import (
     EpochSeed,
+    FinalValidationHandler,
     MLflowRun,
     ModelSaver,
     Progress,
@@ -47,7 +48,7 @@ def cases():
 class Training:
     """A training of a few steps with all handlers, as the bundles put it together."""
 
-    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=()):
+    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=(), interval=1):
         torch.manual_seed(0)
         self.network = Segmentor(LABELS, "UNet", channels=(width, width), strides=(2,), dropout=0.2)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -84,7 +85,7 @@ class Training:
                 EpochSeed(7),
                 WeightAverage(self.network, self.average),
                 LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
-                ValidationHandler(1, self.validator),
+                FinalValidationHandler(interval, self.validator),
                 TrainingCheckpoint(folder / "training.pt", state, resume, [folder / "model.pt"]),
                 *handlers,
             ],
@@ -199,6 +200,14 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
 def test_checkpoint_holds_plain_values_and_tensors_only(tmp_path):
     Training(tmp_path, epochs=1).run()
     assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [2, 4]), (5, [2, 4, 5])])
+def test_the_last_epoch_is_validated_and_once_only(tmp_path, epochs, expected):
+    training, validated = Training(tmp_path, epochs=epochs, interval=2), []
+    training.validator.add_event_handler("COMPLETED", lambda engine: validated.append(engine.state.epoch))
+    training.run()
+    assert validated == expected
 
 
 def test_best_model_is_kept(tmp_path):
