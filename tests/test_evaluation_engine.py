@@ -206,7 +206,7 @@ def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_pa
     assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
 
 
-def segmentor(datalist: Datalist, architecture: str, use: str, seed: int, **arguments: Any) -> Segmentor:
+def segmentor(datalist: Datalist, architecture: str, use: str | None, seed: int, **arguments: Any) -> Segmentor:
     torch.manual_seed(seed)
     network = Segmentor(datalist.labels, architecture, **arguments)
     network.describe(datalist, use)
@@ -219,7 +219,8 @@ def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None
     dscm = small_dscm(datalist)
     dscm.data["guide"] = upstream(guide)
     methods = {"Seg-CFT": dscm}
-    check_independent(segmentor(datalist, "BasicUNet", "judge", 1, features=(4, 4, 4, 4, 4, 4)), methods)
+    independent = segmentor(datalist, "BasicUNet", "judge", 1, features=(4, 4, 4, 4, 4, 4))
+    check_independent(independent, methods)
     refused = {
         "weights": guide,
         "data.use": segmentor(datalist, "BasicUNet", "guide", 1, features=(4, 4, 4, 4, 4, 4)),
@@ -228,6 +229,14 @@ def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None
     for key, judge in refused.items():
         with pytest.raises(CheckpointError, match=f"{key}.*Seg-CFT"):
             check_independent(judge, methods)
+    anything = segmentor(datalist, "BasicUNet", None, 1, features=(4, 4, 4, 4, 4, 4))
+    with pytest.raises(
+        CheckpointError, match=r"data.use: the judge holds None, the guide of method 'Seg-CFT' .* 'guide'"
+    ):
+        check_independent(anything, methods)
+    dscm.data["guide"]["data"]["use"] = None
+    with pytest.raises(CheckpointError, match=r"data.use: the judge holds 'judge', the guide .* None"):
+        check_independent(independent, methods)
     dscm.data["guide"] = None
     check_independent(guide, methods)  # without a guide nothing can be gamed
 
