@@ -23,7 +23,8 @@
 
 Paths are relative to the file. A missing value is ``null``; categories are given by their index. ``use`` divides the
 training split: ``guide`` cases train the guiding segmentor and the regressor, ``judge`` cases the independent judge.
-``spacing`` (mm, one number for each axis) may stand in an entry. ``truth`` names a renderer of true counterfactuals
+``spacing`` (mm, one number for each axis) may stand in an entry, and has to where a variable is measured in ``mm2`` or
+``mm3``. A measured variable has the unit of its measurement. ``truth`` names a renderer of true counterfactuals
 (phantoms only) and ``exogenous`` in an entry is what that renderer needs to draw the same case again. ``image`` may say
 what the stored range stands for: ``"window": [-150, 750], "intensity_unit": "HU"``.
 
@@ -54,7 +55,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.measurements import instantiate_measurement
+from segcft_ext.measurements import Area, instantiate_measurement
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate"]
 
@@ -62,6 +63,7 @@ FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
 KINDS = ("continuous", "binary", "categorical")
 USES = ("guide", "judge")
+PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
 
 
 class DatalistError(ValueError):
@@ -146,7 +148,9 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
         raise fail("labels", dict(labels), "distinct values, background 0")
 
     regions = _validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
-    variables = [_validate_variable(v, i, labels, regions, fail) for i, v in enumerate(content.get("variables") or [])]
+    variables = [
+        _validate_variable(v, i, labels, regions, len(size), fail) for i, v in enumerate(content.get("variables") or [])
+    ]
     names = [v.name for v in variables]
     if not names or len(set(names)) != len(names):
         raise fail("variables", names, "at least one, each name once")
@@ -208,7 +212,7 @@ def _validate_regions(regions: Any, dims: int, fail: Any) -> Regions:
 
 
 def _validate_variable(
-    variable: Any, index: int, labels: Mapping[str, int], regions: Regions | None, fail: Any
+    variable: Any, index: int, labels: Mapping[str, int], regions: Regions | None, dims: int, fail: Any
 ) -> Variable:
     where = f"variables[{index}]"
     if not isinstance(variable, Mapping) or not isinstance(variable.get("name"), str) or not variable["name"]:
@@ -220,18 +224,23 @@ def _validate_variable(
         raise fail(
             f"{where}.categories", categories, "two names for a binary variable, two or more for a categorical one"
         )
-    measurement = variable.get("measurement")
+    unit, measurement = str(variable.get("unit") or ""), variable.get("measurement")
     if measurement is not None:
         try:
-            instantiate_measurement(measurement)
+            ruler = instantiate_measurement(measurement)
         except (TypeError, ValueError) as error:
             raise fail(f"{where}.measurement", measurement, f"a measurement ({error})") from error
+        if isinstance(ruler, Area) and ruler.label not in labels.values():
+            raise fail(f"{where}.measurement.label", ruler.label, f"a value of the labels {dict(labels)}")
+        if ruler.unit in PHYSICAL_UNITS and ruler.unit != PHYSICAL_UNITS[dims - 2]:
+            raise fail(f"{where}.measurement.unit", ruler.unit, f"{PHYSICAL_UNITS[dims - 2]!r} of {dims}-D images")
+        if unit != ruler.unit:
+            raise fail(f"{where}.unit", unit, f"{ruler.unit!r}, as it is measured")
     structure, region = variable.get("structure") or "", variable.get("region") or ""
     if structure and structure not in labels:
         raise fail(f"{where}.structure", structure, f"one of {list(labels)}")
     if region and (regions is None or region not in regions.names):
         raise fail(f"{where}.region", region, f"one of the regions {list(regions.names) if regions else []}")
-    unit = str(variable.get("unit") or "")
     return Variable(variable["name"], kind, unit, tuple(categories), measurement, structure, region)
 
 
@@ -246,6 +255,9 @@ def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims:
         isinstance(spacing, list) and len(spacing) == dims and all(_is_number(s) and s > 0 for s in spacing)
     ):
         raise fail(f"{where}.spacing", spacing, f"{dims} positive numbers (mm)")
+    physical = [v.name for v in variables if v.measurement is not None and v.unit in PHYSICAL_UNITS]
+    if spacing is None and physical:
+        raise fail(f"{where}.spacing", None, f"{dims} positive numbers (mm), which {physical[0]} is measured with")
     arc = entry.get("arc_length")
     if arc is not None and not (
         isinstance(arc, list) and len(arc) == 2 and all(_is_number(a) for a in arc) and 0 <= arc[0] < arc[1]

@@ -102,9 +102,13 @@ def factual_values(
 
 
 def _absolute(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The given values, which are numbers or names of categories."""
+    """The given values, which are numbers, with any sign and also as text, or names of categories."""
     changes = parse_intervention(given or {})
     for name, change in changes.items():
-        if change.form not in ("absolute", "name"):
+        if change.form not in ("absolute", "additive", "name"):
             raise ValueError(f"variables: {name}: found {change.text!r}, expected a number or the name of a category")
-    return {name: change.text for name, change in changes.items()}
+    # as text, a number with a sign would be an offset
+    return {
+        name: change.amount if change.form != "name" and change.text[0] in "+-" else change.text
+        for name, change in changes.items()
+    }

@@ -118,3 +118,15 @@ class Oracle:
             other = 1 - NAMES.index(next(iter(do)))
             drawn[:, other] += 100 * self.wrong / SIZE**2
         return Counterfactual(render(drawn)[0], values)
+
+
+class Follower(Oracle):
+    """Makes the true counterfactual of a model in which the right disc's area follows the left one's, by a quarter."""
+
+    def counterfactual(
+        self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
+    ) -> Counterfactual:
+        if "left_area" in do and "right_area" not in do:
+            pixels = ((do["left_area"] - values[:, 0]) / 100 * SIZE**2 / 4).round()
+            do = {**do, "right_area": values[:, 1] + 100 * pixels / SIZE**2}
+        return super().counterfactual(image, values, do, temperature)

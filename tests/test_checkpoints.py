@@ -30,6 +30,7 @@ from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import fingerprint
 
 AREAS = [{"name": f"{name}_area", "kind": "continuous"} for name in ("left_lung", "right_lung", "heart")]
+AREA = {"_target_": "segcft_ext.measurements.Area", "label": 1}
 CONTENTS = [  # none of them a model of this project
     nn.Linear(2, 2).state_dict(),
     [1, 2],
@@ -226,8 +227,11 @@ def test_other_data_are_refused(key, change, message, datalist, tmp_path):
     ("change", "message"),
     [
         ({"name": "renamed"}, r"has 'heart_area', .*other\.json has \["),
-        ({"unit": "mm2"}, r"heart_area\.unit: the checkpoint holds 'percent', asked for by .*other\.json: 'mm2'"),
-        ({"measurement": {"_target_": "segcft_ext.measurements.Area", "label": 1}}, r"heart_area\.measurement"),
+        (
+            {"unit": "mm2", "measurement": AREA | {"unit": "mm2"}},
+            r"heart_area\.unit: the checkpoint holds 'percent', asked for by .*other\.json: 'mm2'",
+        ),
+        ({"measurement": AREA}, r"heart_area\.measurement"),
     ],
 )
 def test_other_variables_are_refused(change, message, datalist, tmp_path):
@@ -237,6 +241,7 @@ def test_other_variables_are_refused(change, message, datalist, tmp_path):
             variable.update(change)
     for split in ("training", "validation", "test"):
         for entry in content[split]:
+            entry["spacing"] = [1.0, 1.0]
             entry["variables"] = {v["name"]: entry["variables"].get(v["name"], 1.0) for v in content["variables"]}
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))

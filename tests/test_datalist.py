@@ -115,6 +115,10 @@ FAULTS = [
     (["variables", 2, "categories"], ["F"], r"variables\[2\].categories"),
     (["variables", 0, "measurement"], {"_target_": "os.system"}, r"variables\[0\].measurement"),
     (["variables", 0, "measurement"], {**AREA, "unit": "cm2"}, r"variables\[0\].measurement: .*cm2"),
+    (["variables", 0, "measurement"], {**AREA, "label": 2}, r"variables\[0\].measurement.label: found 2, .*'heart': 1"),
+    (["variables", 0, "measurement"], {**AREA, "unit": "mm2"}, r"variables\[0\].unit: found 'percent', expected 'mm2'"),
+    (["variables", 0, "measurement"], {**AREA, "unit": "mm3"}, r"measurement.unit: found 'mm3', expected 'mm2' of 2-D"),
+    (["variables", 0, "unit"], "%", r"variables\[0\].unit: found '%', expected 'percent'"),
     (["test"], None, "test: found None, expected a list of cases"),
     (["test", 0, "id"], "t1", r"test\[0\].id: found 't1', expected an id of its own \(also at training\[0\]\)"),
     (["test", 0, "source"], "", r"test\[0\].source"),
@@ -149,6 +153,18 @@ def test_a_fault_is_named_and_nothing_is_written(content, tmp_path, keys, value,
         write_datalist(path, content)
     assert str(path) in str(error.value)
     assert not path.exists()
+
+
+def test_a_measurement_in_millimetres_needs_the_spacing_of_every_case(content, tmp_path):
+    content["variables"][0] |= {"unit": "mm2", "measurement": {**AREA, "unit": "mm2"}}
+    message = (
+        r"training\[0\].spacing: found None, expected 2 positive numbers \(mm\), which heart_area is measured with"
+    )
+    with pytest.raises(DatalistError, match=message):
+        write_datalist(tmp_path / "datalist.json", content)
+    for case in (*content["training"], *content["validation"], *content["test"]):
+        case["spacing"] = [0.5, 0.5]
+    assert write_datalist(tmp_path / "datalist.json", content).variables[0].unit == "mm2"
 
 
 def test_unreadable_files_are_named(tmp_path):

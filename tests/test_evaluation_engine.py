@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from discs import NAMES, SIZE, DiscJudge, Oracle, disc_datalist
+from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
 
@@ -104,6 +104,30 @@ def test_what_an_edit_drags_along_is_drift_and_leakage(judged: tuple[JudgeEvalua
     assert 0 < figures["leakage"]["left_area"] < 1
 
 
+def test_what_the_model_predicts_of_a_descendant_is_no_drift(datalist: Datalist) -> None:
+    methods = {"follower": Follower(), "oracle": Oracle()}
+    engine = JudgeEvaluator("cpu", loader(datalist), DiscJudge(), datalist, methods, ["left_area"], 2)
+    engine.run()
+    cells = engine.evaluation["methods"]["follower"]["effectiveness"]["left_area"]
+    assert cells["right_area"]["mae"] == pytest.approx(0, abs=1e-4)
+    assert cells["right_area"]["drift"] == pytest.approx(0, abs=1e-3)
+    wanted = engine.pairs[engine.pairs["method"] == "follower"].eval("`asked.right_area` - `factual.right_area`")
+    assert wanted.abs().mean() > 0.1
+
+
+def test_doing_nothing_is_asked_for_the_descendants_that_the_model_predicts(datalist: Datalist) -> None:
+    dscm = small_dscm(datalist, parents={"right_area": ["left_area"]})
+    with torch.no_grad():
+        for parameter in dscm.scm.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    engine = JudgeEvaluator("cpu", loader(datalist), DiscJudge(), datalist, {"No-CFT": dscm}, ["left_area"], 2)
+    engine.run()
+    zero, model = (engine.pairs[engine.pairs["method"] == name].reset_index() for name in ("identity", "No-CFT"))
+    assert (zero["asked.right_area"] - zero["factual.right_area"]).abs().mean() > 0.01
+    assert zero["asked.right_area"].to_numpy() == pytest.approx(model["asked.right_area"].to_numpy())
+    assert engine.evaluation["identity"]["effectiveness"]["left_area"]["right_area"]["drift"] > 0
+
+
 def test_judge_and_its_floor(judged: tuple[JudgeEvaluator, Path]) -> None:
     evaluation = judged[0].evaluation
     assert evaluation["judge"] == {name: {"dice": 1, "area_mape": 0} for name in ("left", "right")}
@@ -182,7 +206,7 @@ def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_pa
     assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
 
 
-def segmentor(datalist: Datalist, architecture: str, use: str, seed: int, **arguments: Any) -> Segmentor:
+def segmentor(datalist: Datalist, architecture: str, use: str | None, seed: int, **arguments: Any) -> Segmentor:
     torch.manual_seed(seed)
     network = Segmentor(datalist.labels, architecture, **arguments)
     network.describe(datalist, use)
@@ -195,7 +219,8 @@ def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None
     dscm = small_dscm(datalist)
     dscm.data["guide"] = upstream(guide)
     methods = {"Seg-CFT": dscm}
-    check_independent(segmentor(datalist, "BasicUNet", "judge", 1, features=(4, 4, 4, 4, 4, 4)), methods)
+    independent = segmentor(datalist, "BasicUNet", "judge", 1, features=(4, 4, 4, 4, 4, 4))
+    check_independent(independent, methods)
     refused = {
         "weights": guide,
         "data.use": segmentor(datalist, "BasicUNet", "guide", 1, features=(4, 4, 4, 4, 4, 4)),
@@ -204,13 +229,22 @@ def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None
     for key, judge in refused.items():
         with pytest.raises(CheckpointError, match=f"{key}.*Seg-CFT"):
             check_independent(judge, methods)
+    anything = segmentor(datalist, "BasicUNet", None, 1, features=(4, 4, 4, 4, 4, 4))
+    with pytest.raises(
+        CheckpointError, match=r"data.use: the judge holds None, the guide of method 'Seg-CFT' .* 'guide'"
+    ):
+        check_independent(anything, methods)
+    dscm.data["guide"]["data"]["use"] = None
+    with pytest.raises(CheckpointError, match=r"data.use: the judge holds 'judge', the guide .* None"):
+        check_independent(independent, methods)
     dscm.data["guide"] = None
     check_independent(guide, methods)  # without a guide nothing can be gamed
 
 
-def small_dscm(datalist: Datalist, names: list[str] = NAMES) -> DSCM:
+def small_dscm(datalist: Datalist, names: list[str] = NAMES, parents: Any = None) -> DSCM:
     torch.manual_seed(0)
-    dscm = DSCM([{"name": name, "kind": "continuous"} for name in names], hvae=SMALL_HVAE, deformation=SMALL_HEAD)
+    variables = [{"name": name, "kind": "continuous"} for name in names]
+    dscm = DSCM(variables, parents, hvae=SMALL_HVAE, deformation=SMALL_HEAD)
     values = torch.tensor(np.stack([item["variables"] for item in datalist.items("training", variables=names)]))
     dscm.variables.fit(values, [datalist.variable(name).unit for name in names])
     dscm.describe(datalist)

@@ -13,7 +13,7 @@ from torch import nn
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.axioms import composition, reversibility
-from segcft_ext.evaluation.bootstrap import mean_interval
+from segcft_ext.evaluation.bootstrap import mean_interval, ratio_interval
 from segcft_ext.evaluation.effectiveness import drift, error, slope
 from segcft_ext.evaluation.judge import floor, structure_scores
 from segcft_ext.evaluation.locality import change, dilate, folding, leakage, margin, region_of_change
@@ -44,9 +44,11 @@ def test_error_leaves_out_missing_targets_and_does_not_divide_by_zero() -> None:
 
 
 def test_drift_compares_the_judge_with_itself() -> None:
-    assert drift(np.array([12.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == 0
-    assert drift(np.array([13.0]), np.array([12.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
-    gone = drift(np.array([3.0, 4.0]), np.array([2.0, 2.0]), np.array([0.0, 4.0]), ["a", "b"])
+    none = np.zeros(2)
+    assert drift(none[:1], none[:1], np.array([10.0]), ["a"])["drift"] == 0
+    assert drift(np.array([1.0]), none[:1], np.array([10.0]), ["a"])["drift"] == pytest.approx(10)
+    assert drift(np.array([1.0]), np.array([3.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(20)
+    gone = drift(np.array([1.0, 2.0]), none, np.array([0.0, 4.0]), ["a", "b"])
     assert gone["drift_mae"] == pytest.approx(1.5) and gone["drift"] == pytest.approx(50)
 
 
@@ -128,6 +130,23 @@ def test_leakage_of_no_change_is_zero() -> None:
     found = leakage(np.zeros(4), np.zeros(4), list("aabb"))
     assert found["leakage"] == 0
     assert found["ci95"] == [0, 0]
+
+
+def test_a_change_without_a_region_leaks_and_is_not_left_out() -> None:
+    """A haze over the whole image, in which nothing has appeared, beside a perfect case."""
+    found = leakage(np.array([0.5, 0.0, np.nan]), np.array([np.nan, 0.4, np.nan]), ["a", "b", "c"])
+    assert found["leakage"] == pytest.approx(0.25 / 0.4)
+    assert (found["n"], found["n_inside"]) == (2, 1)
+    assert found["ci95"][1] > 0
+
+
+def test_leakage_where_every_row_has_a_region_is_the_ratio_of_means() -> None:
+    outside, inside = np.random.default_rng(0).random((2, 12))
+    cases = list("aabbccddeeff")
+    found = leakage(outside, inside, cases)
+    assert found["leakage"] == pytest.approx(outside.mean() / inside.mean())
+    assert found["ci95"] == pytest.approx(ratio_interval(outside, inside, cases))
+    assert found["n"] == found["n_inside"] == 12
 
 
 def test_region_follows_only_what_ought_to_change() -> None:

@@ -175,6 +175,19 @@ def test_leakage_into_the_other_half_is_positional_and_outside(judged: tuple[Jud
     assert half.shape == SIZE and half[:32].mean() > 0.01 and half[32:].max() < 1e-4
 
 
+def test_what_fails_to_appear_counts_in_the_leakage(judged: tuple[JudgeEvaluator, Path]) -> None:
+    engine, do = judged[0], HALVES[0]
+    for method, figures in (("identity", engine.evaluation["identity"]), *engine.evaluation["methods"].items()):
+        rows = engine.pairs[(engine.pairs["method"] == method) & (engine.pairs["do"] == do)]
+        asked = rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]
+        unseen = (asked[f"factual.{do}"] == 0) & (asked[f"measured.{do}"] == 0)
+        assert figures["locality"][do]["n"] == len(asked) < len(rows)
+        assert figures["locality"][do]["n_inside"] == len(asked) - unseen.sum()
+        assert unseen.any() == (method == "identity")
+    (table,) = [table for table in evaluation_tables(engine.evaluation) if table.key == "leakage"]
+    assert "counts as outside" in table.note and "exact 0, spilling 0" in table.note
+
+
 def test_truth_leaves_out_what_asks_for_nothing(judged: tuple[JudgeEvaluator, Path]) -> None:
     engine = judged[0]
     do = HALVES[0]

@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
+from monai.handlers import LrScheduleHandler, MeanDice, from_engine
 from monai.transforms import Activationsd, AsDiscreted, Compose
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,6 +20,7 @@ from segcft_ext.batches import PrepareSegmentation
 from segcft_ext.checkpoints import CheckpointError, load_checkpoint, load_model
 from segcft_ext.handlers import (
     EpochSeed,
+    FinalValidationHandler,
     MLflowRun,
     ModelSaver,
     Progress,
@@ -47,7 +48,7 @@ def cases():
 class Training:
     """A training of a few steps with all handlers, as the bundles put it together."""
 
-    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=()):
+    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=(), interval=1):
         torch.manual_seed(0)
         self.network = Segmentor(LABELS, "UNet", channels=(width, width), strides=(2,), dropout=0.2)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -84,8 +85,8 @@ class Training:
                 EpochSeed(7),
                 WeightAverage(self.network, self.average),
                 LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
-                ValidationHandler(1, self.validator),
-                TrainingCheckpoint(folder / "training.pt", state, resume),
+                FinalValidationHandler(interval, self.validator),
+                TrainingCheckpoint(folder / "training.pt", state, resume, [folder / "model.pt"]),
                 *handlers,
             ],
         )
@@ -142,6 +143,18 @@ def test_without_resume_the_training_starts_again(tmp_path):
     assert not equal(Training(tmp_path, epochs=2).run().network, first.network)
 
 
+def test_a_new_training_leaves_nothing_of_an_earlier_one_to_be_resumed_or_read(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    with pytest.raises(Killed):
+        Training(tmp_path, epochs=2, kill_at=Events.ITERATION_COMPLETED(once=1)).run()
+    assert not (tmp_path / "training.pt").exists() and not (tmp_path / "model.pt").exists()
+    resumed = Training(tmp_path, epochs=2, resume=True)
+    epochs = []
+    resumed.trainer.add_event_handler("EPOCH_COMPLETED", lambda engine: epochs.append(engine.state.epoch))
+    resumed.run()
+    assert epochs == [1, 2]
+
+
 def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
     assert Training(tmp_path, epochs=1, resume=True).run().trainer.state.epoch == 1
 
@@ -149,21 +162,33 @@ def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
 def test_checkpoint_of_another_definition_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
     with pytest.raises(CheckpointError, match=r"training\.pt: network: .*definition\.channels"):
-        Training(tmp_path, width=8, resume=True).run()
+        Training(tmp_path, epochs=1, width=8, resume=True).run()
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
-    training = Training(tmp_path, resume=True)
+    training = Training(tmp_path, epochs=1, resume=True)
     training.network.data = {"name": "others"}
     with pytest.raises(CheckpointError, match=r"training\.pt: network: data: .*'others'"):
         training.run()
 
 
-def test_checkpoint_of_a_longer_training_is_refused(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_checkpoint_of_a_training_of_another_length_is_refused(tmp_path, epochs):
     Training(tmp_path, epochs=2).run()
-    with pytest.raises(CheckpointError, match=r"training\.pt: epoch: the checkpoint holds 2, asked for .* 1 epochs"):
-        Training(tmp_path, epochs=1, resume=True).run()
+    before = (tmp_path / "training.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=rf"training\.pt: max_epochs: the checkpoint holds 2, asked for {epochs}"):
+        Training(tmp_path, epochs=epochs, resume=True).run()
+    assert (tmp_path / "training.pt").read_bytes() == before
+
+
+def test_checkpoint_of_a_training_with_other_epochs_is_refused(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    training = Training(tmp_path, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match=r"training\.pt: epoch_length: the checkpoint holds 2, asked for 6"):
+        training.trainer.data_loader = DataLoader(cases(), batch_size=1)
+        training.trainer.state.epoch_length = 6
+        training.run()
 
 
 def test_checkpoint_of_another_training_is_refused(tmp_path):
@@ -175,6 +200,14 @@ def test_checkpoint_of_another_training_is_refused(tmp_path):
 def test_checkpoint_holds_plain_values_and_tensors_only(tmp_path):
     Training(tmp_path, epochs=1).run()
     assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [2, 4]), (5, [2, 4, 5])])
+def test_the_last_epoch_is_validated_and_once_only(tmp_path, epochs, expected):
+    training, validated = Training(tmp_path, epochs=epochs, interval=2), []
+    training.validator.add_event_handler("COMPLETED", lambda engine: validated.append(engine.state.epoch))
+    training.run()
+    assert validated == expected
 
 
 def test_best_model_is_kept(tmp_path):

@@ -6,8 +6,9 @@ from k is the factual value), with J_j the judge's measurement of variable j:
 
 * ``mape``: mean of ``|J_j(x~) - pa~_j| / |pa~_j|`` in percent;
 * ``mae``: mean of ``|J_j(x~) - pa~_j|`` in the unit of j;
-* ``drift``: mean of ``|J_j(x~) - J_j(x)| / |pa_j|`` in percent, for j != k. The judge is compared with itself, so
-  its own error cancels: what is left is what the edit moved; ``drift_mae`` is the same in the unit of j;
+* ``drift``: mean of ``|J_j(x~) - J_j(x) - (pa~_j - pa_j)| / |pa_j|`` in percent, for j != k. The judge is compared with
+  itself, so its own error cancels, and what the model predicts of a descendant is no drift: what is left is what the
+  edit moved and ought not to have; ``drift_mae`` is the same in the unit of j;
 * ``slope``: least squares of the achieved change ``J_k(x~) - J_k(x)`` on the wanted change ``pa~_k - pa_k``, with an
   intercept. 1 is right, 0 is no effect; a constant bias of the judge does not touch it.
 
@@ -58,14 +59,24 @@ def error(measured: np.ndarray, target: np.ndarray, cases: Sequence, seed: int =
     }
 
 
-def drift(after: np.ndarray, before: np.ndarray, factual: np.ndarray, cases: Sequence, seed: int = 0) -> dict[str, Any]:
-    """How far a variable that nobody touched moved, by the judge on both images, all of shape (N,).
+def drift(
+    achieved: np.ndarray, wanted: np.ndarray, factual: np.ndarray, cases: Sequence, seed: int = 0
+) -> dict[str, Any]:
+    """How far a variable that was not intervened on moved beyond what the model predicts, all of shape (N,).
+
+    Args:
+        achieved: its change as the judge sees it, ``J_j(x~) - J_j(x)``.
+        wanted: its change under the causal model, ``pa~_j - pa_j``; zero without an edge.
+        factual: its factual value.
+        cases: which case a row belongs to.
+        seed: of the bootstrap.
 
     Returns:
         ``drift`` in percent of the factual value and its 95 % interval ``drift_ci95``; ``drift_mae`` in the variable's
         unit and ``drift_mae_ci95``.
     """
-    absolute, percent = np.abs(after - before), relative(after - before, factual)
+    absolute = np.abs(achieved - wanted)
+    percent = relative(absolute, factual)
     finite = np.isfinite(percent)
     return {
         "drift": _mean(percent[finite]),

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from segcft_ext.checkpoints import freeze
 from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables
@@ -52,7 +53,8 @@ class JudgeEvaluator(Evaluator):
         val_data_loader: batches of test cases.
         network: the judge, a segmentor that took no part in the training of any method.
         datalist: the data.
-        methods: the models that are judged, by name; ``identity`` is added.
+        methods: the models that are judged, by name; ``identity`` is added, of which the first model's mechanisms tell
+            what ought to have changed.
         interventions: variables that are intervened on; every continuous measured one by default.
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
@@ -86,7 +88,8 @@ class JudgeEvaluator(Evaluator):
         self.draws = interventions_per_case
         self.interventions = intervened_variables(datalist, interventions)
         self.judge = Judge(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
-        self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names), **methods}
+        scm = next((method.scm for method in methods.values() if isinstance(method, DSCM)), None)
+        self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names, scm), **methods}
         for method in methods.values():
             if isinstance(method, nn.Module):
                 method.to(device)
@@ -183,15 +186,15 @@ class JudgeEvaluator(Evaluator):
             if name in method.variables.names:
                 asked[:, column] = result.values[:, method.variables.names.index(name)]
         before, after = (self.judge.masks(label, cases.label) for label in (cases.label, judged))
-        region = region_of_change(before, after, asked != cases.factual)
-        outside, inside = change(cases.image, result.image, region)
+        changed = asked != cases.factual
+        outside, inside = change(cases.image, result.image, region_of_change(before, after, changed))
         back = {variable: cases.of([variable])[:, 0]}
         figures = {
             "asked": asked,
             "measured": self.judge.measure(judged, result.image, cases.spacing, cases.label),
             "before": cases.before,
             "factual": cases.factual,
-            "outside": outside,
+            "outside": outside.masked_fill(~changed.any(1), nan),
             "inside": inside,
             "reversibility": reversibility(method, cases.image, result.image, result.values, back),
         }

@@ -135,7 +135,7 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
 
     Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
     other training cases than each guide named in the checkpoints (``data["guide"]``, see
-    :mod:`segcft_ext.provenance`).
+    :mod:`segcft_ext.provenance`). Both must say which cases they were trained on: who does not was trained on all.
 
     Raises:
         CheckpointError: names judge, method, key, and what both hold.
@@ -144,9 +144,10 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
         guide = method.data.get("guide") if isinstance(method, SelfDescribing) else None
         if guide is None:
             continue
+        use, guided_use = judge.data.get("use"), guide["data"].get("use")
         pairs = [
             ("weights", fingerprint(judge), guide["fingerprint"], "another network"),
-            ("data.use", judge.data.get("use"), guide["data"].get("use"), "other training cases"),
+            ("data.use", use, guided_use, "other training cases"),
         ]
         if guide["class"] == type(judge).__name__:
             held, guided = judge.definition["architecture"], guide["definition"]["architecture"]
@@ -157,3 +158,8 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
                     f"{judge.origin}: {key}: the judge holds {held!r}, and so does the guide of method {name!r} "
                     f"({method.origin}); an independent judge needs {expected}"
                 )
+        if use is None or guided_use is None:
+            raise CheckpointError(
+                f"{judge.origin}: data.use: the judge holds {use!r}, the guide of method {name!r} ({method.origin}) "
+                f"{guided_use!r}, and None stands for all cases; an independent judge needs other training cases"
+            )

@@ -9,8 +9,10 @@ to give way, such as the lumen beside a plaque, does so within that margin.
     outside = mean |x~ - x| outside of the region        inside = mean |x~ - x| inside of it
     leakage = outside / inside                           (both averaged over cases and interventions first)
 
-The ratio of averages is used because a single edit may ask for nearly no change, which makes its own ratio noise. Where
-nothing changed at all the leakage is 0.
+The ratio of averages is used because a single edit may ask for nearly no change, which makes its own ratio noise. Both
+run over the interventions that ask for a change. One that asks an absent structure to appear, and after which the judge
+sees none, has no region: it counts ``outside``, with the whole image, and not ``inside``, so that a failure is not left
+out. Where nothing changed at all the leakage is 0.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcft_ext.evaluation.bootstrap import ratio_interval
+from segcft_ext.evaluation.bootstrap import interval
 
 __all__ = ["change", "dilate", "folding", "leakage", "margin", "region_of_change"]
 
@@ -81,25 +83,35 @@ def change(factual: Tensor, counterfactual: Tensor, region: Tensor) -> tuple[Ten
 
 
 def leakage(outside: np.ndarray, inside: np.ndarray, cases: Sequence, seed: int = 0) -> dict[str, Any]:
-    """Leakage over counterfactuals whose changes are given, both of shape (N,).
+    """Leakage over counterfactuals whose changes are given, both of shape (N,), NaN where there is none to count.
 
     Returns:
-        ``leakage`` with its 95 % interval ``ci95``, the mean changes ``outside`` and ``inside``, and ``n``.
+        ``leakage`` with its 95 % interval ``ci95``, the mean changes ``outside`` and ``inside``, and over how many
+        counterfactuals these are taken, ``n`` and ``n_inside``.
     """
-    known = np.isfinite(outside) & np.isfinite(inside)
-    outside, inside = outside[known], inside[known]
+    sides = np.stack([outside, inside], 1)
+    known = np.isfinite(sides)
+    sums, counts = np.where(known, sides, 0).sum(0), known.sum(0)
+    means = [float(total / count) if count else float("nan") for total, count in zip(sums, counts)]
     result: dict[str, Any] = {
         "leakage": float("nan"),
-        "ci95": ratio_interval(outside, inside, np.asarray(cases)[known], seed),
-        "outside": float(outside.mean()) if len(outside) else float("nan"),
-        "inside": float(inside.mean()) if len(inside) else float("nan"),
-        "n": len(outside),
+        "ci95": interval(np.hstack([np.where(known, sides, 0), known]), cases, _ratio_of_means, seed),
+        "outside": means[0],
+        "inside": means[1],
+        "n": int(counts[0]),
+        "n_inside": int(counts[1]),
     }
-    if len(outside) and not outside.any():
+    if counts[0] and not sums[0]:
         result |= {"leakage": 0.0, "ci95": [0.0, 0.0]}
-    elif len(outside) and inside.any():
+    elif counts[0] and sums[1]:
         result["leakage"] = result["outside"] / result["inside"]
     return result
+
+
+def _ratio_of_means(sums: np.ndarray) -> np.ndarray:
+    """Mean outside over mean inside, shape (R,), of both sums and both counts, shape (R, 4)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (sums[:, 0] / sums[:, 2]) / (sums[:, 1] / sums[:, 3])
 
 
 def folding(jacobian_determinant: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compat
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.provenance import upstream
+from segcft_ext.scm import SCM
 
 __all__ = ["IDENTITY", "Identity", "Method", "describe_methods", "load_methods"]
 
@@ -47,14 +48,19 @@ class Identity:
 
     Args:
         names: the variables.
+        scm: what predicts the descendants of an intervened variable, over variables of its own; without one they are
+            predicted to keep their values.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.variables = _Listed(names)
+    def __init__(self, names: Sequence[str], scm: SCM | None = None) -> None:
+        self.variables = _Listed(names) if scm is None else scm.variables
+        self.scm = scm
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
     ) -> Counterfactual:
+        if self.scm is not None:
+            return Counterfactual(image, self.scm.counterfactual(values, do))
         values = values.clone()
         for name, target in do.items():
             values[:, self.variables.names.index(name)] = target

@@ -7,7 +7,7 @@
                                                         (of the others)}}},
                         "slope":    {do: {"slope", "ci95", "intercept", "n"}},
                         "leakage":  {do: ratio},
-                        "locality": {do: {"leakage", "ci95", "outside", "inside", "n"}},
+                        "locality": {do: {"leakage", "ci95", "outside", "inside", "n", "n_inside"}},
                         "presence": {do: {group: {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
                         "positional": {do: {"leakage", "ci95", "others", "own", "n"}} of regions,
                         "composition": {"1", "10"}, "composition_sampled": {"1", "10"},
@@ -155,7 +155,7 @@ def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: i
         )
         cells[name] = error(after, asked, rows["id"], seed)
         if name != do:
-            cells[name] |= drift(after, before, factual, rows["id"], seed)
+            cells[name] |= drift(after - before, asked - factual, factual, rows["id"], seed)
     return cells
 
 

@@ -3,6 +3,7 @@
 from segcft_ext.handlers.counterfactual_writer import CounterfactualWriter
 from segcft_ext.handlers.dscm_figures import DSCMFigures
 from segcft_ext.handlers.epoch_seed import EpochSeed
+from segcft_ext.handlers.final_validation import FinalValidationHandler
 from segcft_ext.handlers.metrics_file import MetricsFile
 from segcft_ext.handlers.mlflow_run import MLflowRun
 from segcft_ext.handlers.model_saver import ModelSaver
@@ -15,6 +16,7 @@ __all__ = [
     "CounterfactualWriter",
     "DSCMFigures",
     "EpochSeed",
+    "FinalValidationHandler",
     "MLflowRun",
     "MetricsFile",
     "ModelSaver",

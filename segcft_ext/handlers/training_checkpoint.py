@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import Workflow
 
@@ -15,6 +16,7 @@ from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpo
 __all__ = ["TrainingCheckpoint"]
 
 PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
+LENGTH = ("max_epochs", "epoch_length")
 
 
 class TrainingCheckpoint:
@@ -22,51 +24,71 @@ class TrainingCheckpoint:
 
     Place it after the handlers that change the state at the end of an epoch (schedule, validation). With
     :class:`~segcft_ext.handlers.epoch_seed.EpochSeed`, which makes the randomness a function of the epoch, a training
-    that was killed at any moment and resumed ends with the weights of one that was not.
+    that was killed at any moment and resumed ends with the weights of one that was not. Its length is part of it: a
+    schedule over so many steps cannot go on over others.
+
+    A training that starts anew removes what an earlier one has left, so that neither is ever taken for the other.
 
     Args:
         path: the file.
         objects: what to save besides the trainer's own progress, by name: anything with ``state_dict``, or the
             validator, of which the progress and the best metric are saved.
         resume: restore from the file, if it exists, when the training starts.
+        products: files that the training will write, such as the best model, and that are removed with an earlier
+            checkpoint.
 
     Raises:
         CheckpointError: at the start, when the file belongs to another definition of the training.
     """
 
-    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        objects: Mapping[str, Any],
+        resume: bool = False,
+        products: Sequence[str | os.PathLike[str]] = (),
+    ) -> None:
         self.path = Path(path)
         self.objects = objects
         self.resume = resume
+        self.products = [Path(product) for product in products]
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Workflow) -> None:
-        if not self.resume:
+        if self.resume and self.path.exists():
+            self.restore(engine)
+            engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
             return
-        if not self.path.exists():
+        if self.resume:
             engine.logger.info(f"{self.path} does not exist: the training starts from the beginning")
-            return
-        self.restore(engine)
-        if engine.state.epoch > engine.state.max_epochs:
-            raise CheckpointError(
-                f"{self.path}: epoch: the checkpoint holds {engine.state.epoch}, asked for a training "
-                f"of {engine.state.max_epochs} epochs"
-            )
-        engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
+        self.start_anew(engine)
+
+    def start_anew(self, engine: Workflow) -> None:
+        idist.barrier()  # until every process has looked for the checkpoint, and has loaded what it starts from
+        if engine.state.rank == 0:
+            for file in (self.path, *self.products):
+                file.unlink(missing_ok=True)
 
     def save(self, engine: Workflow) -> None:
         if engine.state.rank == 0:
-            save_atomically({name: _state(item) for name, item in self._all(engine).items()}, self.path)
+            states = {name: _state(item) for name, item in self._all(engine).items()}
+            save_atomically(states | {"length": _length(engine)}, self.path)
 
     def restore(self, engine: Workflow) -> None:
         objects = self._all(engine)
         checkpoint = load_checkpoint(self.path)
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        if found != sorted(objects):
-            raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {sorted(objects)}")
+        if found != (expected := sorted([*objects, "length"])):
+            raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {expected}")
+        for key, asked in _length(engine).items():
+            if (held := checkpoint["length"][key]) != asked:
+                raise CheckpointError(
+                    f"{self.path}: {key}: the checkpoint holds {held}, asked for {asked}; a training goes on with the "
+                    "length that it was started with"
+                )
         for name, item in objects.items():
             try:
                 _restore(item, checkpoint[name])
@@ -75,6 +97,10 @@ class TrainingCheckpoint:
 
     def _all(self, engine: Workflow) -> dict[str, Any]:
         return {"trainer": engine, **self.objects}
+
+
+def _length(engine: Workflow) -> dict[str, int]:
+    return plain({key: getattr(engine.state, key) for key in LENGTH})
 
 
 def _state(item: Any) -> Any:
