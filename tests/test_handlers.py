@@ -86,7 +86,7 @@ class Training:
                 WeightAverage(self.network, self.average),
                 LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
                 FinalValidationHandler(interval, self.validator),
-                TrainingCheckpoint(folder / "training.pt", state, resume, [folder / "model.pt"]),
+                TrainingCheckpoint(folder / "training.pt", state, resume),
                 *handlers,
             ],
         )
@@ -143,11 +143,11 @@ def test_without_resume_the_training_starts_again(tmp_path):
     assert not equal(Training(tmp_path, epochs=2).run().network, first.network)
 
 
-def test_a_new_training_leaves_nothing_of_an_earlier_one_to_be_resumed_or_read(tmp_path):
+def test_a_new_training_leaves_nothing_of_an_earlier_one_to_be_resumed(tmp_path):
     Training(tmp_path, epochs=2).run()
     with pytest.raises(Killed):
         Training(tmp_path, epochs=2, kill_at=Events.ITERATION_COMPLETED(once=1)).run()
-    assert not (tmp_path / "training.pt").exists() and not (tmp_path / "model.pt").exists()
+    assert not (tmp_path / "training.pt").exists()
     resumed = Training(tmp_path, epochs=2, resume=True)
     epochs = []
     resumed.trainer.add_event_handler("EPOCH_COMPLETED", lambda engine: epochs.append(engine.state.epoch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +27,22 @@ class TrainingCheckpoint:
     that was killed at any moment and resumed ends with the weights of one that was not. Its length is part of it: a
     schedule over so many steps cannot go on over others.
 
-    A training that starts anew removes what an earlier one has left, so that neither is ever taken for the other.
+    A training that starts anew removes the file of an earlier one, so that it is not resumed by mistake.
 
     Args:
         path: the file.
         objects: what to save besides the trainer's own progress, by name: anything with ``state_dict``, or the
             validator, of which the progress and the best metric are saved.
         resume: restore from the file, if it exists, when the training starts.
-        products: files that the training will write, such as the best model, and that are removed with an earlier
-            checkpoint.
 
     Raises:
         CheckpointError: at the start, when the file belongs to another definition of the training.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        objects: Mapping[str, Any],
-        resume: bool = False,
-        products: Sequence[str | os.PathLike[str]] = (),
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = False) -> None:
         self.path = Path(path)
         self.objects = objects
         self.resume = resume
-        self.products = [Path(product) for product in products]
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -67,10 +58,9 @@ class TrainingCheckpoint:
         self.start_anew(engine)
 
     def start_anew(self, engine: Workflow) -> None:
-        idist.barrier()  # until every process has looked for the checkpoint, and has loaded what it starts from
+        idist.barrier()  # until every process has looked for the file
         if engine.state.rank == 0:
-            for file in (self.path, *self.products):
-                file.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     def save(self, engine: Workflow) -> None:
         if engine.state.rank == 0:
