@@ -55,7 +55,7 @@ class Counterfactual:
         velocity: its generator in pixels of the head's grid, or None.
         anatomy: logits of the label map that the head sees in the factual image, see
             :class:`~segcft_ext.networks.deformation.Features`, or None.
-        residual: what the head painted before the deformation, shape of the image, or None.
+        residual: what the head painted before the deformation, at half the image's resolution, or None.
     """
 
     image: Tensor
@@ -168,11 +168,10 @@ class DSCM(SelfDescribing):
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
         edit = self.deformation(abduction.features, factual, parents)
-        residual = edit.residual(abduction.image)
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)
-        return Counterfactual(warped, values, displacement, edit.velocity, residual, abduction.features.anatomy)
+        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, abduction.features.anatomy)
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
-from segcft_ext.networks.deformation import DeformationHead, Edit, jacobian_determinant, unfolded
+from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant, unfolded
 
 
 def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
@@ -121,56 +121,49 @@ def test_what_is_painted_starts_at_nothing_and_vanishes_with_the_action(spatial_
     parents, target = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     fresh = head(head.features(image), parents, target)
     torch.testing.assert_close(head.blend(image, image, fresh), image, rtol=0, atol=0)
-    torch.nn.init.normal_(head.paint_head.weight)
+    torch.nn.init.normal_(head.residual_head.weight)
     edit = head(head.features(image), parents, target)
-    assert edit.paint is not None and edit.paint.shape == (2, 2, 1, *[8] * spatial_dims)
-    assert not edit.paint[0].any() and edit.paint[1].any()
+    assert edit.residual is not None and edit.residual.shape == (2, 1, *[8] * spatial_dims)
+    assert not edit.residual[0].any() and edit.residual[1].any()
     painted = head.blend(image, image, edit)
     assert torch.equal(painted[0], image[0]) and (painted[1] != image[1]).any()
 
 
 def test_a_variable_is_either_moved_or_painted() -> None:
     head = moving_head(painted=[1])
-    torch.nn.init.normal_(head.paint_head.weight)
+    torch.nn.init.normal_(head.residual_head.weight)
     features, parents = head.features(torch.rand(1, 1, 16, 16)), torch.zeros(1, 2)
     moved, painted = (head(features, parents, torch.tensor([action])) for action in ([1.0, 0.0], [0.0, 1.0]))
-    assert moved.velocity.any() and moved.paint is not None and not moved.paint.any()
-    assert not painted.velocity.any() and painted.paint is not None and painted.paint.any()
+    assert moved.velocity.any() and moved.residual is not None and not moved.residual.any()
+    assert not painted.velocity.any() and painted.residual is not None and painted.residual.any()
 
 
 def test_paint_saturates_and_does_not_vanish_as_it_appears() -> None:
     head = moving_head(painted=[0, 1])
-    torch.nn.init.normal_(head.paint_head.weight)
+    torch.nn.init.normal_(head.residual_head.weight)
     torch.nn.init.zeros_(head.film.weight)  # the action is then seen in the amount of paint only
     features = head.features(torch.rand(1, 1, 16, 16))
 
     def paint(change: float) -> torch.Tensor:
-        painted = head(features, torch.zeros(1, 2), torch.tensor([[0.0, change]])).paint
-        assert painted is not None
-        return painted
+        residual = head(features, torch.zeros(1, 2), torch.tensor([[0.0, change]])).residual
+        assert residual is not None
+        return residual
 
     torch.testing.assert_close(paint(1.0), paint(0.1) * (1 / 1.1) / 0.5)
     torch.testing.assert_close(paint(-1.0), paint(-0.1) * (1 / 1.1) / 0.5)
     assert not torch.allclose(paint(-1.0), -paint(1.0), rtol=0.1)
 
 
-def test_paint_takes_away_what_is_there() -> None:
-    image = torch.rand(2, 1, 8, 8)
-    offset, gain = torch.full_like(image, 0.3), torch.full_like(image, -1)
-    edit = Edit(torch.zeros(2, 2, 2, 2), torch.ones(2, 1, 2, 2), torch.stack([offset, gain], dim=1))
-    torch.testing.assert_close(moving_head(painted=[1]).blend(image, image, edit), offset)
-
-
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_what_belongs_to_a_region_is_painted_in_it(spatial_dims: int) -> None:
     head = moving_head(spatial_dims, painted=[0, 1], bands={1: (1, 0.25, 0.5)})
-    torch.nn.init.normal_(head.paint_head.weight)
+    torch.nn.init.normal_(head.residual_head.weight)
     features = head.features(torch.rand(1, 1, *[32] * spatial_dims))
     everywhere, there = (
-        head(features, torch.zeros(1, 2), torch.tensor([action])).paint for action in ([1.0, 0.0], [0.0, 1.0])
+        head(features, torch.zeros(1, 2), torch.tensor([action])).residual for action in ([1.0, 0.0], [0.0, 1.0])
     )
     assert everywhere is not None and there is not None
-    columns = [paint.transpose(0, 4).flatten(1).any(1) for paint in (everywhere, there)]
+    columns = [residual.transpose(0, 3).flatten(1).any(1) for residual in (everywhere, there)]
     assert columns[0].all()
     assert columns[1].nonzero()[:, 0].tolist() == [4, 5, 6, 7]
 
@@ -211,7 +204,7 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
 def test_gradients_reach_the_whole_head(painted: list[int], classes: int) -> None:
     head = moving_head(painted=painted, classes=classes)
     if painted:
-        torch.nn.init.normal_(head.paint_head.weight, std=0.1)
+        torch.nn.init.normal_(head.residual_head.weight, std=0.1)
     image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
     features = head.features(image)
     edit = head(features, torch.zeros(2, 2), torch.ones(2, 2))

@@ -50,20 +50,13 @@ class Edit:
     Attributes:
         velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
-        paint: offset and gain of the intensity before the warp at half the image's resolution, shape (B, 2, C, *half);
-            zero where the action changes nothing; or None.
+        residual: change of intensity before the warp, shape (B, C, *half), zero where the action changes nothing; or
+            None.
     """
 
     velocity: Tensor
     gate: Tensor
-    paint: Tensor | None = None
-
-    def residual(self, image: Tensor) -> Tensor | None:
-        """What is painted on an image (B, C, \\*spatial): offset + gain * image, of its shape, or None."""
-        if self.paint is None:
-            return None
-        offset, gain = _enlarge(self.paint.flatten(1, 2), image.shape[2:]).chunk(2, dim=1)
-        return offset + gain * image
+    residual: Tensor | None = None
 
 
 class DeformationHead(nn.Module):
@@ -75,11 +68,10 @@ class DeformationHead(nn.Module):
     zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
     gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
-    What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) (a_k + b_k x) is
-    added to the image x instead of to the velocity, with an offset a_k and a gain b_k made from e, pa and pa~ at half
-    the image's resolution. They start at zero, too. A large plaque is not brighter than a small one, it is larger: so
-    s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and to let it vanish are two things: either has an
-    a_k, and only what vanishes has a b_k, with which it can give way to something else whatever its intensity was.
+    What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) R_k(e, pa, pa~) is
+    added to the image, at half its resolution, instead of to the velocity. It starts at zero, too. A large plaque is
+    not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and
+    to let it vanish are two things, so there is an R_k for either.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
     the label map is one of the things that fields and paint are made from.
@@ -154,8 +146,8 @@ class DeformationHead(nn.Module):
         if painted:
             widths = [hidden_channels, *channels[: grid_stage - 1][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-            self.paint_head = conv(widths[-1], 3 * parent_channels * in_channels, 3, padding=1)
-            heads.append(self.paint_head)
+            self.residual_head = conv(widths[-1], 2 * parent_channels * in_channels, 3, padding=1)
+            heads.append(self.residual_head)
         for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -206,25 +198,29 @@ class DeformationHead(nn.Module):
         for paint, fine in zip(self.paint, finer, strict=True):
             hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
             hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
-        appear, vanish, gain = self.paint_head(hidden).unflatten(1, (3, self.parent_channels, -1)).unbind(1)
+        appear, vanish = self.residual_head(hidden).unflatten(1, (2, self.parent_channels, -1)).unbind(1)
         painted = change.masked_fill(~self.is_painted, 0)
         amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
-        paints = torch.stack([torch.where(amount > 0, appear, vanish), torch.where(amount > 0, 0, gain)], dim=2)
-        paints = paints * amount[:, :, None] * self._bands(paints)
-        return Edit(velocity, gate, paints.sum(1))
+        residuals = torch.where(amount > 0, appear, vanish) * amount
+        return Edit(velocity, gate, (residuals * self._bands(residuals)).sum(1))
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
-        """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, painted on."""
-        gated = image + _enlarge(edit.gate, image.shape[2:]) * (counterfactual - image)
-        residual = edit.residual(image)
-        return gated if residual is None else (gated + residual).clamp(-1, 1)
+        """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
+        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
+        gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
+        image = image + gate * (counterfactual - image)
+        if edit.residual is None:
+            return image
+        residual = F.interpolate(edit.residual, size=image.shape[2:], mode=mode, align_corners=True)
+        return (image + residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
         displacement = self.integrate(velocity.float())
+        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
         displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
-        return unfolded(_enlarge(displacement, size))
+        return unfolded(F.interpolate(displacement, size=tuple(size), mode=mode, align_corners=True))
 
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
@@ -233,12 +229,12 @@ class DeformationHead(nn.Module):
         # The copy has the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
         return torch.where(still, image, warped).detach() + (warped - warped.detach())
 
-    def _bands(self, paints: Tensor) -> Tensor:
-        """Share of each pixel of paints (B, P, 2, C, *spatial) that its channel may paint, (P, 1, 1, *spatial)."""
-        share = paints.new_ones(self.parent_channels, 1, 1, *paints.shape[4:])
+    def _bands(self, residuals: Tensor) -> Tensor:
+        """Share of each pixel of residuals (B, P, C, *spatial) that its channel may paint, (P, 1, *spatial)."""
+        share = residuals.new_ones(self.parent_channels, 1, *residuals.shape[3:])
         for channel, (axis, low, high) in self.bands.items():
-            size = paints.shape[4 + axis]
-            pixel = torch.arange(size, device=paints.device)
+            size = residuals.shape[3 + axis]
+            pixel = torch.arange(size, device=residuals.device)
             row = band_share(pixel, low * size, high * size)
             share[channel] *= row.view([size if a == axis else 1 for a in range(self.spatial_dims)])
         return share
@@ -250,12 +246,6 @@ class DeformationHead(nn.Module):
             ramp = (torch.minimum(position, 1 - position) / self.margin).clamp(max=1)
             window = window * ramp.view([-1 if a == axis else 1 for a in range(self.spatial_dims)])
         return window
-
-
-def _enlarge(field: Tensor, size: Sequence[int]) -> Tensor:
-    """A field (B, C, *coarse) at the resolution of an image of this size; corners stay where they are."""
-    mode = "bilinear" if field.ndim == 4 else "trilinear"
-    return F.interpolate(field, size=tuple(size), mode=mode, align_corners=True)
 
 
 def _structures(features: Features, like: Tensor) -> list[Tensor]:
