@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -139,10 +141,11 @@ def _graph(points: np.ndarray, pairs: np.ndarray) -> networkx.Graph:
 
 
 def split_vessels(lines: Polylines) -> list[Vessel]:
-    """The vessels of each tree, the longest first.
+    """The vessels of each tree, the longest first; every vessel that leaves the ostium is one of its own.
 
-    Lines belong together where they share a point or the place of one. The ostium is the end that the point array
-    ``start_points`` marks (the public ImageCAS-X has one, a skeleton too); else the end that the file gives first.
+    Lines belong together where they share a point or the place of one. The ostium is the point that the point array
+    ``start_points`` marks (the public ImageCAS-X has one, a skeleton too). Else it is a point where lines only begin:
+    the one where most do, of several the one given first.
     """
     places, node = np.unique(lines.points.round(4), axis=0, return_inverse=True)
     node = node.reshape(-1)  # numpy 2.0 gave it another shape
@@ -157,11 +160,21 @@ def split_vessels(lines: Polylines) -> list[Vessel]:
     vessels = []
     for tree, nodes in enumerate(sorted(networkx.connected_components(forest), key=lambda c: min(order[n] for n in c))):
         branches = forest.subgraph(nodes)
-        ends = sorted((n for n in nodes if branches.degree[n] == 1), key=lambda n: order[n])
-        root = next((n for n in ends if n in marked), ends[0])
+        root = _ostium(branches, [line for line in given if line[0] in nodes], marked, order)
         distance = networkx.single_source_dijkstra_path_length(branches, root)
         vessels += [Vessel(places[way], float(distance[way[0]]), tree) for way in _ways(branches, root)]
     return vessels
+
+
+def _ostium(
+    tree: networkx.Graph, lines: Sequence[np.ndarray], marked: Collection[int], order: Mapping[int, int]
+) -> int:
+    """The node that is marked; else where most lines begin and none passes or ends; else the end given first."""
+    nodes = sorted(tree, key=lambda n: order[n])
+    begins = Counter(int(line[0]) for line in lines)
+    passed = {int(n) for line in lines for n in line[1:]}
+    starts = [n for n in nodes if n in begins and n not in passed] or [n for n in nodes if tree.degree[n] == 1]
+    return next((n for n in nodes if n in marked), max(starts, key=lambda n: begins[n]))
 
 
 def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:

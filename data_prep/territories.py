@@ -63,7 +63,7 @@ def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[A
         points = curve(np.linspace(0, length, max(2, round(length / STEP)) + 1))
         radii, start = _radii(points, label), vessel.start
         elders = [axis for axis in axes if axis.tree == vessel.tree]
-        if elders and start > 0:
+        if elders:
             distance, nearest = KDTree(np.concatenate([e.points for e in elders])).query(points)
             inside = distance < np.concatenate([e.radii for e in elders])[nearest]
             # At least two points stay: a vessel that never leaves its elder is then found to be short.

@@ -152,6 +152,30 @@ def test_without_a_mark_the_end_given_first_is_the_ostium():
     np.testing.assert_allclose(split_vessels(back)[0].points[-1], [RADIUS, 0, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_two_vessels_of_one_ostium_both_begin_there(marked):
+    """The left main may be missing: the ostium is then no end, but a point within the tree."""
+    first, second = (np.outer(np.arange(n), d) for n, d in ((61, [0, 0.6, -0.8]), (41, [0.8, 0, -0.6])))
+    marks = np.zeros((102, 1))
+    marks[[0, 61]] = 1
+    lines = [np.arange(61, 102), np.arange(61)]
+    vessels = split_vessels(
+        Polylines(np.concatenate([first, second]), lines, {"start_points": marks} if marked else {})
+    )
+    assert [round(arc_length(v.points)[-1]) for v in vessels] == [60, 40]
+    for vessel in vessels:
+        assert vessel.start == 0 and vessel.tree == 0
+        np.testing.assert_array_equal(vessel.points[0], [0, 0, 0])
+
+
+def test_a_side_branch_that_is_given_first_does_not_begin_the_tree():
+    trunk = np.outer(np.arange(41), [0, 0, 1.0])
+    side = trunk[10] + np.outer(np.arange(21), [0, 0.6, 0.8])
+    vessels = split_vessels(Polylines(np.concatenate([side, trunk]), [np.arange(21), np.arange(21, 62)]))
+    assert [v.start for v in vessels] == pytest.approx([0, 10])
+    np.testing.assert_array_equal(vessels[0].points[[0, -1]], trunk[[0, -1]])
+
+
 def test_a_cycle_is_cut_and_two_trees_stay_two():
     square = np.array([[0, 0, 0], [10, 0, 0], [10, 10.5, 0], [0, 10, 0], [50, 0, 0], [50, 9, 0]], float)
     vessels = split_vessels(Polylines(square, [np.array([0, 1, 2, 3, 0]), np.array([4, 5])]))
