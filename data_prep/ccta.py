@@ -276,6 +276,8 @@ class _Planner:
         for name, path in scan.centrelines:
             try:
                 vessels = split_vessels(read_centrelines(path, self.convention))
+                if not vessels:
+                    raise Rejected("centreline_unreadable", "all points of the centreline coincide")
             except Rejected as fault:
                 planned.append(_Planned(name, fault=(fault.reason, fault.text)))
                 continue

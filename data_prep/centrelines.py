@@ -36,6 +36,9 @@ CONVENTIONS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
 RAS: x runs to the right, y to anterior, z to superior, as in NIfTI; LPS: x to the left, y to posterior, as in DICOM,
 ITK, VTK and 3D Slicer's files."""
 
+LARGEST = 1000.0
+"""No tree of vessels extends farther, mm."""
+
 STEP = 0.25
 """Distance of the points of a dense curve, mm."""
 
@@ -68,7 +71,8 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
         convention: of the file's coordinates, a key of :data:`CONVENTIONS`.
 
     Raises:
-        Rejected: when it cannot be read, or holds coordinates that are not finite.
+        Rejected: when it cannot be read, holds coordinates that are not finite, or
+            points that lie at one place or farther apart than in any heart.
     """
     try:
         data = path.read_bytes()
@@ -79,6 +83,11 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
     found = parse_polydata(data) if is_vtk else _parse_csv(data)
     if not np.isfinite(found.points).all():
         raise Rejected("centreline_unreadable", "the centreline has coordinates that are not finite")
+    used = found.points[np.concatenate(found.lines)]
+    extent = float(np.ptp(used, axis=0).max())
+    if not 0 < extent <= LARGEST:
+        text = f"the centreline's points lie {extent:.4g} mm apart, expected more than 0 and at most {LARGEST:g} mm"
+        raise Rejected("centreline_unreadable", text)
     return Polylines(found.points * CONVENTIONS[convention], found.lines, found.arrays)
 
 

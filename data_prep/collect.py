@@ -33,7 +33,7 @@ from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
-from data_prep.readers import real_path
+from data_prep.readers import FAULTS, real_path
 from data_prep.splits import split_cases
 from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_variables
@@ -263,7 +263,7 @@ class _Worker:
 
     def _prepare(self, item: Item, identifier: str) -> Outcome:
         try:
-            case = self.source.load(item)
+            case = self._load(item)
             check_label_map(case.label, self.source.labels, self.source.may_lack)
             check_chest(case.image, case.label, self.source.labels)
             if self.unit.startswith("mm") and case.spacing is None:
@@ -288,6 +288,15 @@ class _Worker:
                 for folder, array in (("images", pixels), ("labels", case.label))
             },
         )
+
+    def _load(self, item: Item) -> Case:
+        """One case; what no check foresaw costs that case and not the run, unless files of the source are gone."""
+        try:
+            return self.source.load(item)
+        except OSError:
+            raise
+        except FAULTS as error:
+            raise Rejected("unreadable", f"the case cannot be loaded ({type(error).__name__})") from error
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
         variables = measured_variables(self.source.labels, unit, self.source.regions)

@@ -234,6 +234,17 @@ def test_each_fault_has_its_reason(tmp_path, reason):
     assert rejection(source_of(root)).reason == reason
 
 
+@pytest.mark.parametrize("text", ["x,y,z\n1,2,3\n1,2,3\n", "x,y,z\n1,2,3\n1,2,3.00001\n", "x,y,z\n0,0,0\n1e300,0,0\n"])
+def test_a_bad_centreline_costs_its_own_case_only(tmp_path, text):
+    root = write_scan(tmp_path)
+    (root / "centerlines" / "one.bad.csv").write_text(text, encoding="utf-8")
+    source = source_of(root)
+    assert sorted(item.name for item in source.items) == ["one/bad", "one/left"]
+    good, bad = sorted((item.name == "one/bad", item.index) for item in source.items)
+    assert source.load(source.items[good[1]]).label.any()
+    assert rejection(source, bad[1]).reason == "centreline_unreadable"
+
+
 def test_a_mirrored_centreline_is_told_from_one_that_is_elsewhere(tmp_path):
     source = source_of(write_scan(tmp_path, lps=False))
     assert "read as RAS it would lie inside" in rejection(source).text

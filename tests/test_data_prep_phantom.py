@@ -75,3 +75,17 @@ def test_chest_phantoms_from_the_command_line(tmp_path):
     assert json.loads((tmp_path / "out" / "datalist.json").read_text())["name"] == "out"
     with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
         main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])
+
+
+def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch):
+    class Broken(FlatPhantom):
+        def render(self, variables, exogenous):
+            if exogenous["grey"] < 0.3:
+                raise OverflowError("of this case only")
+            return super().render(variables, exogenous)
+
+    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), tmp_path / "out", name="flat")
+    assert 0 < summary.rejected["unreadable"] < 20
+    monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full; 0 of 12 cases"):
+        make(tmp_path / "full")

@@ -193,7 +193,13 @@ def test_a_table_of_coordinates_is_read_in_either_convention(tmp_path, conventio
     assert [line.tolist() for line in found.lines] == [[0, 1, 2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("text", ["", "x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n1,2,3\n", "x,y,z\n1,2,3\n1,2,nan\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n1,2,3\n", "x,y,z\n1,2,3\n1,2,nan\n", "x,y,z\n1,2,3\n1,2,3\n",
+        "x,y,z\n1,2,3\n2,2,3\n123456789012,2,3\n", "x,y,z\n1,2,3\n1e300,2,3\n",
+    ],
+)  # fmt: skip
 def test_a_bad_table_is_rejected(tmp_path, text):
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     with pytest.raises(Rejected) as caught:
