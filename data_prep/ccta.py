@@ -28,7 +28,7 @@ from data_prep.journal import stamp
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
 from data_prep.territories import Axis, foreign, trace_axes
-from data_prep.volumes import AIR, Volume, check_same_grid, read_ct, read_labels
+from data_prep.volumes import AIR, Volume, align_axes, check_same_grid, read_ct, read_labels
 
 __all__ = ["SHORTEST", "CctaSource"]
 
@@ -191,7 +191,7 @@ class CctaSource(Source):
     def _read(self, scan: int) -> _Opened:
         _check_files(self._scans[scan])
         image = read_ct(self._scans[scan].volumes[0])
-        label = read_labels(self._scans[scan].labels[0], self._values)
+        label = align_axes(read_labels(self._scans[scan].labels[0], self._values), image)
         check_same_grid(image, label)
         vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
         return _Opened(image, label, trace_axes(vessels, label, self._sigma))

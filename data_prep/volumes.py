@@ -14,13 +14,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from data_prep.cases import Rejected
 from data_prep.dicom import decode_pixels
 from data_prep.nifti import MILLIMETRES
 from data_prep.readers import FAULTS, quiet
 
-__all__ = ["Volume", "check_same_grid", "read_ct", "read_labels"]
+__all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR = -1000.0
@@ -86,6 +87,16 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
     table = np.zeros(highest + 1, np.uint8)
     table[list(new)] = list(new.values())
     return Volume(table[found], volume.affine)
+
+
+def align_axes(label: Volume, image: Volume) -> Volume:
+    """The label volume with its axes in the image's order and directions; voxels stay where they are in space.
+
+    A DICOM series and labels drawn on its NIfTI copy as a rule differ in these: dcm2niix turns the rows over.
+    """
+    to_image = io_orientation(np.linalg.inv(image.affine) @ label.affine)
+    affine = label.affine @ inv_ornt_aff(to_image, label.voxels.shape)
+    return Volume(apply_orientation(label.voxels, to_image), affine)
 
 
 def check_same_grid(image: Volume, label: Volume) -> None:

@@ -105,6 +105,23 @@ def test_a_dicom_series_lies_where_the_same_nifti_file_does(tmp_path, tilt):
     np.testing.assert_allclose(moved if flipped else series.affine, nifti.affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("directions", [(1, 1, 1), (1, -1, 1), (-1, 1, -1)])
+def test_labels_in_another_order_of_axes_are_turned_to_the_image(scan, tmp_path, axes, directions):
+    _, label, affine = draw()
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, old in enumerate(axes):
+        turn[old, new] = directions[old]
+        turn[old, 3] = 0 if directions[old] > 0 else label.shape[old] - 1
+    turned = label[tuple(slice(None, None, step) for step in directions)].transpose(axes)
+    for folder in ("volumes", "centerlines"):
+        (tmp_path / folder).symlink_to(scan / folder)
+    write_nifti(tmp_path / "segmentations" / "one.coronary.nii.gz", turned, affine @ turn)
+    found, expected = (source.load(source.items[0]) for source in (source_of(tmp_path), source_of(scan)))
+    np.testing.assert_array_equal(found.label, expected.label)
+
+
 def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetres(tmp_path):
     hu, _, affine = draw()
     image = nibabel.Nifti1Image((hu + 1024).astype(np.uint16), np.diag([1000, 1000, 1000, 1]) @ affine)
