@@ -89,3 +89,20 @@ def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_pat
     monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full; 0 of 12 cases"):
         make(tmp_path / "full")
+
+
+def test_what_the_datalist_cannot_hold_is_refused_before_an_earlier_result_is_touched(tmp_path):
+    make(tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for change, options, text in (
+        ({"regions": {"axis": 0, "of": "image", "names": ["a", "b"], "boundaries": [0, 0.7, 0.6]}}, {}, "boundaries"),
+        ({"variables": [{"name": "heart_area", "kind": "continuous"}]}, {}, "each name once"),
+        ({}, {"fractions": {"training": 0.9, "validation": 0.2, "test": 0.2}}, "fractions"),
+        ({}, {"fractions": {"training": "much", "validation": 0.2, "test": 0.2}}, "fractions"),
+    ):
+        source = PhantomSource(FlatPhantom(), 12, (16, 16), 1, TRUTH)
+        for name, value in change.items():
+            setattr(source, name, value)
+        with pytest.raises(ValueError, match=text):
+            prepare(source, tmp_path / "out", **options)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
