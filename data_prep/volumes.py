@@ -17,7 +17,7 @@ import pydicom
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from data_prep.cases import Rejected
-from data_prep.dicom import decode_pixels
+from data_prep.dicom import decode_pixels, is_dicom
 from data_prep.nifti import MILLIMETRES
 from data_prep.readers import FAULTS, quiet
 
@@ -145,9 +145,17 @@ def _read_nifti(path: Path) -> Volume:
     return Volume(np.asarray(voxels), np.diag([unit, unit, unit, 1.0]) @ image.affine)
 
 
+def _is_dicom_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
+
+
 def _read_series(folder: Path) -> Volume:
-    """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine.
+
+    Files that are no DICOM files are passed over: exports come with texts and previews.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom_file(path)]
     datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]
     if not datasets:
         raise Rejected("unreadable", "the folder holds no DICOM image")

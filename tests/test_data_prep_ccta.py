@@ -1,5 +1,6 @@
 """CT volumes to straightened vessels: reading, geometry, whose label it is, and every fault with its reason."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource
 from data_prep.centrelines import Vessel, arc_length
 from data_prep.executors import _batches
+from data_prep.journal import stamp
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import foreign, trace_axes
 from data_prep.volumes import Volume, read_ct
@@ -308,8 +310,8 @@ def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
             lambda folder: (folder / "b.dcm").write_bytes((folder / "005.dcm").read_bytes()),
             "incomplete_series",
         ),
-        ("text", lambda folder: (folder / "notes.txt").write_text("no DICOM"), "unreadable"),
         ("empty", lambda folder: [path.unlink() for path in folder.iterdir()], "unreadable"),
+        ("texts", lambda folder: [path.write_text("no DICOM") for path in folder.iterdir()], "unreadable"),
     ):
         folder = write_series(tmp_path / name, hu[..., :12], affine)
         change(folder)
@@ -318,6 +320,20 @@ def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
         with pytest.raises(Rejected) as caught:
             read_ct(folder)
         assert caught.value.reason == reason, name
+
+
+def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_is_seen(tmp_path):
+    hu, _, affine = draw()
+    folder = write_series(tmp_path / "series", hu, affine)
+    expected, before = read_ct(folder), stamp(folder)
+    (folder / "readme.txt").write_text("no DICOM")
+    np.testing.assert_array_equal(read_ct(folder).voxels, expected.voxels)
+    (folder / "readme.txt").unlink()
+    assert stamp(folder) == before
+    slice_ = folder / "005.dcm"
+    slice_.write_bytes(slice_.read_bytes()[:-1] + b"\1")
+    os.utime(slice_, ns=(1, 1))
+    assert stamp(folder) != before
 
 
 @pytest.mark.parametrize(
