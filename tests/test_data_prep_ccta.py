@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
@@ -164,6 +165,7 @@ def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
         ("list", "p1", "LAD"), ("list", "p1", "again"),
     ]  # fmt: skip
     assert source.load(source.items[0]).label.any()
+    assert "nothing of the centreline is left" in rejection(source, 1).text  # it is the same line
     table.write_text("volume,mask\na,b\n", encoding="utf-8")
     with pytest.raises(ValueError, match="mask"):
         list_scans(table)
@@ -201,6 +203,47 @@ def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
         outside = ~member[own] & (places[:, 2] > 0) & (places[:, 2] < 40)
         assert kept[outside & (depth < -0.5)].mean() < 0.03
     assert not foreign(axes[:1], 0, places, np.zeros(len(places))).any()
+
+
+def test_files_of_one_scan_share_their_stem(tmp_path):
+    """Three vessels, each drawn from the ostium on in a file of its own, with points and jitter of its own."""
+    trunk = np.outer(np.arange(81) * 0.5, [0, 0, 1.0])
+    side = trunk[40] + np.outer(np.arange(1, 31) * 0.5, [np.sqrt(0.5), 0, np.sqrt(0.5)])
+    other = np.outer(np.arange(1, 61) * 0.5, [0, 1.0, 0])
+    random = np.random.default_rng(0)
+    files = {"LAD": trunk, "D1": np.concatenate([trunk[1:41:3], side]), "LCX": np.concatenate([trunk[:1], other])}
+    affine = np.diag([0.4, 0.4, 0.4, 1.0])
+    affine[:3, 3] = (-8, -8, -4)
+    index = np.stack(np.meshgrid(*map(np.arange, (90, 110, 120)), indexing="ij"), axis=-1)
+    distance = KDTree(np.concatenate([trunk, side, other])).query(index @ affine[:3, :3].T + affine[:3, 3])[0]
+    label = (distance < 1.5).astype(np.uint8)
+    hu = np.where(label, 350, np.where(index[..., 0] < 10, -900, -90)).astype(np.int16)
+    write_nifti(tmp_path / "volumes" / "one.nii.gz", hu, affine)
+    write_nifti(tmp_path / "segmentations" / "one.nii.gz", label, affine)
+    for name, points in files.items():
+        write_csv(tmp_path / "centerlines" / f"one_{name}.csv", points + random.normal(0, 0.05, points.shape))
+    source = source_of(tmp_path, convention="RAS", size=(64, 40, 40), shortest=10)
+    cases = {item.name: source.load(item) for item in source.items}
+    assert set(cases) == {"one/LAD", "one/D1", "one/LCX"}
+    assert cases["one/LAD"].arc_length == pytest.approx((0, 40), abs=0.5)
+    assert cases["one/D1"].arc_length == pytest.approx((20 + 1.5 * np.sqrt(2), 35), abs=1.2)
+    assert cases["one/LCX"].arc_length == pytest.approx((1.5, 30), abs=0.7)
+    volume = sum(float((case.label > 0).sum() * np.prod(case.spacing)) for case in cases.values())
+    assert volume == pytest.approx(float(label.sum()) * 0.4**3, rel=0.06)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_centreline_drawn_backwards_is_noted(tmp_path, backwards):
+    hu, _, affine = draw()
+    index = np.stack(np.meshgrid(*map(np.arange, hu.shape), indexing="ij"), axis=-1)
+    distance, nearest = KDTree(centreline(800)).query(index @ affine[:3, :3].T + affine[:3, 3])
+    label = (distance < 2.2 - 1.2 * nearest / 800).astype(np.uint8)
+    root = write_scan(tmp_path)
+    write_nifti(root / "volumes" / "one.img.nii.gz", np.where(label, 380, -90).astype(np.int16), affine)
+    write_nifti(root / "segmentations" / "one.coronary.nii.gz", label, affine)
+    write_csv(line(root), lps()[:: -1 if backwards else 1])
+    source = source_of(root)
+    assert source.load(source.items[0]).notes == (("centreline_reversed",) if backwards else ())
 
 
 FAULTS = {

@@ -9,6 +9,7 @@ from data_prep.centrelines import (
     arc_length,
     check_centreline,
     find_centrelines,
+    join_lines,
     read_centrelines,
     smooth_curve,
     split_vessels,
@@ -174,6 +175,26 @@ def test_a_side_branch_that_is_given_first_does_not_begin_the_tree():
     vessels = split_vessels(Polylines(np.concatenate([side, trunk]), [np.arange(21), np.arange(21, 62)]))
     assert [v.start for v in vessels] == pytest.approx([0, 10])
     np.testing.assert_array_equal(vessels[0].points[[0, -1]], trunk[[0, -1]])
+
+
+@pytest.mark.parametrize("beside", [0.0, 0.6])
+def test_a_branch_may_begin_between_the_points_of_its_parent_or_a_little_beside_it(beside):
+    trunk = np.outer(np.arange(0, 41, 2), [0, 0, 1.0])
+    side = np.array([0, beside, 11]) + np.outer(np.arange(25), [0, 0.6, 0.8])
+    for lines in ([trunk, side], [side, trunk]):
+        parts = [Polylines(points, [np.arange(len(points))]) for points in lines]
+        vessels = split_vessels(join_lines(parts))
+        assert [(v.start, v.tree) for v in vessels] == [(0, 0), (pytest.approx(11), 0)]
+        np.testing.assert_array_equal(vessels[0].points[[0, -1]], trunk[[0, -1]])
+        np.testing.assert_allclose(vessels[1].points[0], [0, 0, 11])
+        assert [lines[v.line] is line for v, line in zip(vessels, (trunk, side))] == [True, True]
+
+
+def test_far_ends_that_meet_do_not_join_two_trees():
+    first = np.outer(np.arange(41), [0, 0, 1.0])
+    second = np.array([20, 0.5, 40]) - np.outer(np.arange(21), [1.0, 0, 0])
+    lines = join_lines([Polylines(first, [np.arange(41)]), Polylines(second, [np.arange(21)])])
+    assert [v.tree for v in split_vessels(lines)] == [0, 1]
 
 
 def test_a_cycle_is_cut_and_two_trees_stay_two():
