@@ -72,21 +72,32 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
     """
     volume = _read(_read_nifti, "label volume's NIfTI file", path)
     found = volume.voxels
-    if not np.issubdtype(found.dtype, np.integer):
-        if not np.isfinite(found).all() or (found != np.rint(found)).any():
-            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
-        found = found.astype(np.int64)
     new = {0: 0} | {original: value for value, originals in values.items() for original in originals}
     highest = max(new)
-    if found.min() < 0 or found.max() > highest:
-        text = f"the label volume holds values from {found.min()} to {found.max()}, expected 0 to {highest}"
-        raise Rejected("unknown_label", text)
-    unknown = [value for value in np.flatnonzero(np.bincount(found.reshape(-1))).tolist() if value not in new]
-    if unknown:
-        raise Rejected("unknown_label", f"the label volume holds the values {unknown}, which no structure has")
     table = np.zeros(highest + 1, np.uint8)
     table[list(new)] = list(new.values())
-    return Volume(table[found], volume.affine)
+    counts = np.zeros(highest + 1, np.int64)
+    renamed = np.empty(found.shape, np.uint8, order="F")
+    for k in range(found.shape[2]):  # bincount needs eight bytes for each value
+        whole = _whole_numbers(found[..., k])
+        if whole.min() < 0 or whole.max() > highest:
+            text = f"the label volume holds values from {found.min():g} to {found.max():g}, expected 0 to {highest}"
+            raise Rejected("unknown_label", text)
+        counts += np.bincount(whole.reshape(-1), minlength=len(counts))
+        renamed[..., k] = table[whole]
+    unknown = [value for value in np.flatnonzero(counts).tolist() if value not in new]
+    if unknown:
+        raise Rejected("unknown_label", f"the label volume holds the values {unknown}, which no structure has")
+    return Volume(renamed, volume.affine)
+
+
+def _whole_numbers(values: np.ndarray) -> np.ndarray:
+    """The values as integers; what lies outside of all labels stays there."""
+    if not np.issubdtype(values.dtype, np.integer):
+        if not np.isrealobj(values) or not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
+        values = values.clip(-1, 2**31)
+    return values.astype(np.int64)
 
 
 def align_axes(label: Volume, image: Volume) -> Volume:

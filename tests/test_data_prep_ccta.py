@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -17,7 +18,7 @@ from data_prep.executors import _batches
 from data_prep.journal import stamp
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import foreign, trace_axes
-from data_prep.volumes import Volume, read_ct
+from data_prep.volumes import Volume, read_ct, read_labels
 from segcft_ext.datalist import read_datalist
 from tests.ct_volumes import centreline, draw, write_csv, write_nifti, write_scan, write_series
 
@@ -123,6 +124,32 @@ def test_labels_in_another_order_of_axes_are_turned_to_the_image(scan, tmp_path,
     write_nifti(tmp_path / "segmentations" / "one.coronary.nii.gz", turned, affine @ turn)
     found, expected = (source.load(source.items[0]) for source in (source_of(tmp_path), source_of(scan)))
     np.testing.assert_array_equal(found.label, expected.label)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_label_volume_is_read_without_copies_of_it(tmp_path, dtype):
+    label = np.zeros((160, 160, 80), dtype)
+    label[40:60, 40:60, 20:60], label[60:70] = 7, 9
+    nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "a.nii")
+    tracemalloc.start()
+    found = read_labels(tmp_path / "a.nii", {1: (7, 8), 2: (9,)}).voxels
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.where(label == 7, 1, np.where(label == 9, 2, 0)))
+    assert peak < 2 * label.size + 2**20
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(5, "unknown_label"), (-1, "unknown_label"), (1e30, "unknown_label"), (0.5, "bad_label"),
+                          (np.nan, "bad_label"), (1j, "bad_label")],
+)  # fmt: skip
+def test_a_value_that_no_structure_has_is_found(tmp_path, value, reason):
+    label = np.zeros((8, 8, 8), np.complex64 if isinstance(value, complex) else np.float32)
+    label[3, 4, 5] = value
+    nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "a.nii")
+    with pytest.raises(Rejected) as caught:
+        read_labels(tmp_path / "a.nii", {1: (7,)})
+    assert caught.value.reason == reason
 
 
 def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetres(tmp_path):
