@@ -65,7 +65,8 @@ def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[A
         elders = [axis for axis in axes if axis.tree == vessel.tree]
         if elders:
             distance, nearest = KDTree(np.concatenate([e.points for e in elders])).query(points)
-            inside = distance < np.concatenate([e.radii for e in elders])[nearest]
+            # where both begin, the label may not reach quite as far as the lines: its radius is 0 there
+            inside = distance < np.maximum(np.concatenate([e.radii for e in elders]), STEP)[nearest]
             # At least two points stay: a vessel that never leaves its elder is then found to be short.
             first = min(int(np.argmin(inside)) if not inside.all() else len(points), len(points) - 2)
             start += float(arc_length(points)[first])

@@ -220,6 +220,11 @@ def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
     # At 45° the branch's axis leaves the trunk after 2 mm / sin 45°.
     assert axes[1].start == pytest.approx(20 + 2 * np.sqrt(2), abs=0.6)
 
+    # A copy of the stem is the trunk's, although the label begins 1 mm behind the lines.
+    begun = Volume(label.voxels * (world[..., 2] > 1), affine)
+    copy = trace_axes([vessels[0], Vessel(trunk[:50] + 0.05, 0.0, 0)], begun, 0.0)[1]
+    assert copy.length < 1
+
     places = world[label.voxels > 0]
     member = np.stack([mask[label.voxels > 0] for mask in masks])
     for own, points in ((0, trunk), (2, stranger)):
