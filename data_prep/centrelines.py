@@ -43,6 +43,9 @@ SMALLEST, LARGEST = 0.001, 1000.0
 REACH = 1.0
 """A line that begins so near to another one begins on it, mm: less than any coronary artery's diameter."""
 
+STAIRS = 1.0
+"""Smoothing of a line from voxel to voxel, mm."""
+
 STEP = 0.25
 """Distance of the points of a dense curve, mm."""
 
@@ -142,7 +145,16 @@ def find_centrelines(vessels: np.ndarray, affine: np.ndarray) -> Polylines:
         ostia[root] = 1
         ways = _ways(tree, root)
         lines += [w for i, w in enumerate(ways) if i == 0 or arc_length(points[w])[-1] > 2 * radii[w[0]] + 1]
+    for line in lines:  # an elder vessel before those that leave it, so that these begin where it lies in the end
+        points[line[1:]] = _without_stairs(points[line])[1:]
     return Polylines(points, lines, {"start_points": ostia[:, None]})
+
+
+def _without_stairs(points: np.ndarray) -> np.ndarray:
+    """The points of a line from voxel to voxel, whose stairs make it longer by a tenth, moved onto a smooth curve."""
+    arc = arc_length(points)
+    curve, length = smooth_curve(points, STAIRS)
+    return curve(arc * length / arc[-1])
 
 
 def _radius_near(tree: networkx.Graph, end: int, radii: np.ndarray, reach: float = 5.0) -> float:
