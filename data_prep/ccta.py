@@ -29,7 +29,7 @@ from data_prep.journal import stamp
 from data_prep.polydata import Polylines
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
-from data_prep.territories import Axis, foreign, trace_axes
+from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import AIR, Volume, align_axes, check_same_grid, read_ct, read_labels
 
 __all__ = ["SHORTEST", "CctaSource"]
@@ -219,7 +219,7 @@ class CctaSource(Source):
             raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
 
     def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Where a sample's label is another vessel's, boolean, of the label's shape."""
+        """Where a sample's label is another vessel's or another limb's, boolean, of the label's shape."""
         axis = opened.axes[own]
         labelled = np.nonzero(label)
         affine = opened.image.affine
@@ -229,7 +229,7 @@ class CctaSource(Source):
         radius = np.interp(at, arc_length(axis.points), axis.radii)
         depth = radius - np.sqrt(sum(offset**2 for offset in offsets))
         found = np.zeros(label.shape, bool)
-        found[labelled] = foreign(opened.axes, own, places, depth)
+        found[labelled] = foreign(opened.axes, own, places, depth) | other_limb(axis, places, depth, at)
         return found
 
 

@@ -17,7 +17,7 @@ from data_prep.centrelines import Vessel, arc_length
 from data_prep.executors import _batches
 from data_prep.journal import stamp
 from data_prep.scans import find_scans, list_scans
-from data_prep.territories import foreign, trace_axes
+from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import Volume, read_ct, read_labels
 from segcft_ext.datalist import read_datalist
 from tests.ct_volumes import centreline, draw, write_csv, write_nifti, write_scan, write_series
@@ -235,6 +235,23 @@ def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
         outside = ~member[own] & (places[:, 2] > 0) & (places[:, 2] < 40)
         assert kept[outside & (depth < -0.5)].mean() < 0.03
     assert not foreign(axes[:1], 0, places, np.zeros(len(places))).any()
+
+
+def test_the_other_limb_of_a_vessel_that_bends_back_is_not_shown_twice():
+    """Two limbs of 30 mm, 6 mm apart, and an arch between them; the vessel is 1.5 mm in radius."""
+    straight, turn = np.arange(0, 30, 0.5), np.linspace(0, np.pi, 20)
+    limbs = [np.stack([np.full(60, x), y, np.zeros(60)], axis=1) for x, y in ((-3, straight), (3, straight[::-1]))]
+    arch = np.stack([-3 * np.cos(turn), 30 + 3 * np.sin(turn), np.zeros(20)], axis=1)
+    points = np.concatenate([limbs[0], arch, limbs[1]])
+    axis = Axis(points, np.full(len(points), 1.5), 0.0, 0)
+    at = np.tile(arc_length(points), 2)
+    beside = points + np.array([0, 0, 1.4])
+    for shift, expected in ((0, False), (6, True)):  # of the places of the first limb: its own, and the other limb's
+        places = np.concatenate([points, beside]) + np.array([shift, 0, 0])
+        first = np.tile(np.arange(len(points)) < 60, 2)
+        depth = 1.5 - np.tile([shift, np.hypot(shift, 1.4)], (len(points), 1)).T.reshape(-1)
+        assert (other_limb(axis, places, depth, at)[first] == expected).all()
+    assert not other_limb(axis, beside, np.full(len(points), 0.1), arc_length(points)).any()
 
 
 def test_files_of_one_scan_share_their_stem(tmp_path):
