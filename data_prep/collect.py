@@ -102,8 +102,8 @@ def prepare(
         fractions: share of each split, :data:`~data_prep.splits.FRACTIONS` by default.
         unit: of the areas: "percent" of the image; "mm2" ("mm3" of volumes), which rejects cases of unknown spacing;
             or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
-        workers: processes; the result does not depend on it. By default, for many cases, one for each core (see
-            :func:`~data_prep.executors.default_workers`).
+        workers: processes; the result does not depend on it. By default, for many cases, one for each core, four at
+            most (see :func:`~data_prep.executors.default_workers`).
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
         strict: stop at a rejected case.
         salt: salt of the ids; by default that of ``mapping``, or a random one.

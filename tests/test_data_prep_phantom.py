@@ -68,11 +68,13 @@ def test_phantoms_depend_on_the_seed_alone(tmp_path):
 
 
 def test_chest_phantoms_from_the_command_line(tmp_path):
-    main(["phantom", "--kind", "chest", "--count", "12", "--size", "32", "--out", str(tmp_path / "out")])
+    main(["phantom", "--kind", "chest", "--count", "12", "--size", "32x32", "--out", str(tmp_path / "out")])
     datalist = read_datalist(tmp_path / "out" / "datalist.json")
     assert datalist.size == (32, 32) and len(entries_of(datalist)) == 12
     assert datalist.truth == {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": 32}
     assert json.loads((tmp_path / "out" / "datalist.json").read_text())["name"] == "out"
+    with pytest.raises(SystemExit, match="a chest is square"):
+        main(["phantom", "--kind", "chest", "--size", "32x64", "--out", str(tmp_path / "wide")])
     with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
         main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])
 
