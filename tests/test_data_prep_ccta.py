@@ -264,7 +264,8 @@ def test_files_of_one_scan_share_their_stem(tmp_path):
     affine = np.diag([0.4, 0.4, 0.4, 1.0])
     affine[:3, 3] = (-8, -8, -4)
     index = np.stack(np.meshgrid(*map(np.arange, (90, 110, 120)), indexing="ij"), axis=-1)
-    distance = KDTree(np.concatenate([trunk, side, other])).query(index @ affine[:3, :3].T + affine[:3, 3])[0]
+    tree = KDTree(np.concatenate([trunk, side, other]))
+    distance = tree.query(index @ affine[:3, :3].T + affine[:3, 3], distance_upper_bound=2)[0]
     label = (distance < 1.5).astype(np.uint8)
     hu = np.where(label, 350, np.where(index[..., 0] < 10, -900, -90)).astype(np.int16)
     write_nifti(tmp_path / "volumes" / "one.nii.gz", hu, affine)
@@ -285,7 +286,7 @@ def test_files_of_one_scan_share_their_stem(tmp_path):
 def test_a_centreline_drawn_backwards_is_noted(tmp_path, backwards):
     hu, _, affine = draw()
     index = np.stack(np.meshgrid(*map(np.arange, hu.shape), indexing="ij"), axis=-1)
-    distance, nearest = KDTree(centreline(800)).query(index @ affine[:3, :3].T + affine[:3, 3])
+    distance, nearest = KDTree(centreline(800)).query(index @ affine[:3, :3].T + affine[:3, 3], distance_upper_bound=3)
     label = (distance < 2.2 - 1.2 * nearest / 800).astype(np.uint8)
     root = write_scan(tmp_path)
     write_nifti(root / "volumes" / "one.img.nii.gz", np.where(label, 380, -90).astype(np.int16), affine)
