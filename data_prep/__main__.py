@@ -94,11 +94,12 @@ def folder(
         id_column: column with the image's file name, with or without suffix.
         source_column: column that names the source; without it the source is the FOLDER.
         patient_column: column that names the patient; a patient's cases stay in one split.
-        size: of the prepared images in pixels, as 64, or as height and width 96,64.
+        size: of the prepared images in pixels, as 64, or as height and width 96x64.
         unit: of the areas. "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
         seed: of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
+            four at most.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -172,10 +173,11 @@ def padchest(
         table: PadChest's table, CSV or .csv.gz.
         chexmask: CheXmask's table for PadChest, of the original resolution or pre-processed; unpacked CSV.
         out: folder to write to; what an earlier run left there is replaced.
-        size: of the prepared images in pixels, as 64, or as height and width 96,64.
+        size: of the prepared images in pixels, as 64, or as height and width 96x64.
         seed: of the splits; a patient's images stay in one split.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
+            four at most.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -210,7 +212,7 @@ def padchest(
 def ccta(
     *places: str,
     out: str,
-    labels: Any = "lumen=1,calcified_plaque=2,noncalcified_plaque=3",
+    labels: Any = None,
     dims: int = 2,
     size: Any = None,
     angles: Any = "0",
@@ -247,8 +249,9 @@ def ccta(
     Args:
         places: one or several folders or lists.
         out: folder to write to; what an earlier run left there is replaced.
-        labels: the values of each structure in the label volumes. Values that are to be passed over stand under
-            background ("background=20-23,lumen=1"); any other one rejects the volume.
+        labels: the values of each structure in the label volumes, "lumen=1,calcified_plaque=2,noncalcified_plaque=3" by
+            default. Values that are to be passed over stand under background ("background=20-23,lumen=1"); any other
+            one rejects the volume.
         dims: 2 for longitudinal cuts, 3 for straightened volumes.
         size: samples along the vessel and across it; 256x64 by default.
         angles: of the cuts in degrees, "0,90"; each cut of each vessel is a case. 0 points to superior at the ostium.
@@ -263,7 +266,8 @@ def ccta(
         boundaries: of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
         seed: of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
+            four at most.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
@@ -276,7 +280,7 @@ def ccta(
     low, high = _numbers("window", window, 2)
     source = CctaSource(
         [scan for path in paths for scan in (find_scans(path) if path.is_dir() else list_scans(path))],
-        _label_values(labels),
+        _label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
         size=_vessel_size(size, _whole("dims", dims)),
         spacing=_numbers("across", across, 1)[0],
         angles=_numbers("angles", angles),
@@ -337,7 +341,8 @@ def phantom(
         boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
         seed: of the cases and of the splits.
         fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core.
+        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
+            four at most.
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
@@ -345,7 +350,9 @@ def phantom(
     if kind == "chest":
         if (_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
-        pixels = _whole("size", 64 if size is None else size)
+        height, pixels = _image_size(64 if size is None else size)
+        if height != pixels:
+            raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
     elif kind == "coronary":
@@ -523,8 +530,7 @@ def _fraction(given: str) -> float:
 def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
     if dims not in (2, 3):
         raise ValueError(f"dims: found {dims}, expected 2 or 3")
-    parts = str(given or "256x64").replace("x", ",").split(",")
-    numbers = [_whole("size", part) for part in parts]
+    numbers = _sizes(given or "256x64")
     if len(numbers) == 2 and dims == 3:
         numbers.append(numbers[1])
     if len(numbers) != dims:
@@ -570,10 +576,16 @@ def _flag(option: str, given: Any) -> bool:
     return str(given) == "True"
 
 
+def _sizes(given: Any) -> list[int]:
+    """Whole numbers from 64, "96x64", "96,64" or a list."""
+    parts = given.lower().replace("x", ",") if isinstance(given, str) else given
+    return [_whole("size", n) for n in _names(parts if isinstance(parts, (str, list, tuple)) else [parts])]
+
+
 def _image_size(given: Any) -> tuple[int, int]:
-    numbers = [_whole("size", n) for n in _names(given if isinstance(given, (str, list, tuple)) else [given])]
+    numbers = _sizes(given)
     if len(numbers) not in (1, 2) or min(numbers) < 8:
-        raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96,64)")
+        raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96x64)")
     return numbers[0], numbers[-1]
 
 

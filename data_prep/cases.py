@@ -61,6 +61,7 @@ NOTES = {
     "missing_row": "the table has no row for the case, so its variables are missing",
     "detector_spacing": "the pixel spacing is the detector's, so areas are those of the shadow",
     "burned_in_text": "the file says that text is burned into its pixels: it may identify the patient",
+    "centreline_reversed": "the vessel widens towards its end: its centreline may run from the far end to the ostium",
     "burned_in_unknown": "the file does not say whether text is burned into its pixels",
 }
 """What is worth knowing about a case that is accepted all the same."""

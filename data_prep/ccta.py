@@ -19,22 +19,27 @@ from data_prep.centrelines import (
     arc_length,
     check_centreline,
     find_centrelines,
+    join_lines,
     read_centrelines,
     split_vessels,
 )  # fmt: skip
 from data_prep.coronary_vessel import LABELS
 from data_prep.ct import WINDOW
 from data_prep.journal import stamp
+from data_prep.polydata import Polylines
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
-from data_prep.territories import Axis, foreign, trace_axes
-from data_prep.volumes import AIR, Volume, check_same_grid, read_ct, read_labels
+from data_prep.territories import Axis, foreign, other_limb, trace_axes
+from data_prep.volumes import AIR, Volume, align_axes, check_same_grid, read_ct, read_labels
 
 __all__ = ["SHORTEST", "CctaSource"]
 
 SHORTEST = 20.0
 LUMEN_HU = (50.0, 1000.0)
 """Between these lies the median over any lumen that is filled with contrast medium."""
+
+ENDS, WIDENING = 10.0, 1.25
+"""A vessel whose last so many mm are wider than its first ones by this factor may have been drawn backwards."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class CctaSource(Source):
     def fingerprint(self, item: Item) -> list[Any]:
         """The scan's files, its vessels, which of them and which cut it is, and the options."""
         scan, position, angle = self._cases[item.index]
-        planned = [(p.name, p.fault, p.vessel and p.vessel.points.tolist()) for p in self._plans[scan]]
+        planned = [(p.name, p.fault, p.vessel and _as_list(p.vessel)) for p in self._plans[scan]]
         digest = hashlib.sha256(repr(planned).encode("utf-8", "surrogateescape")).hexdigest()
         files = [stamp(path) for path in (*self._scans[scan].volumes, *self._scans[scan].labels)]
         options = [self._values, self._spacing, self._order, self._sigma, self._shortest, self._convention]
@@ -173,6 +178,7 @@ class CctaSource(Source):
             label=label,
             spacing=(along, *[self._spacing] * len(across)),
             arc_length=(axis.start, axis.start + axis.length),
+            notes=("centreline_reversed",) if _widens(axis, planned.vessel) else (),
         )
 
     def _open(self, scan: int) -> _Opened:
@@ -191,7 +197,7 @@ class CctaSource(Source):
     def _read(self, scan: int) -> _Opened:
         _check_files(self._scans[scan])
         image = read_ct(self._scans[scan].volumes[0])
-        label = read_labels(self._scans[scan].labels[0], self._values)
+        label = align_axes(read_labels(self._scans[scan].labels[0], self._values), image)
         check_same_grid(image, label)
         vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
         return _Opened(image, label, trace_axes(vessels, label, self._sigma))
@@ -213,7 +219,7 @@ class CctaSource(Source):
             raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
 
     def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Where a sample's label is another vessel's, boolean, of the label's shape."""
+        """Where a sample's label is another vessel's or another limb's, boolean, of the label's shape."""
         axis = opened.axes[own]
         labelled = np.nonzero(label)
         affine = opened.image.affine
@@ -223,8 +229,12 @@ class CctaSource(Source):
         radius = np.interp(at, arc_length(axis.points), axis.radii)
         depth = radius - np.sqrt(sum(offset**2 for offset in offsets))
         found = np.zeros(label.shape, bool)
-        found[labelled] = foreign(opened.axes, own, places, depth)
+        found[labelled] = foreign(opened.axes, own, places, depth) | other_limb(axis, places, depth, at)
         return found
+
+
+def _as_list(vessel: Vessel) -> list[Any]:
+    return [vessel.points.tolist(), vessel.start, vessel.tree, vessel.marked]
 
 
 def _check_structures(structures: Mapping[str, Sequence[int]]) -> None:
@@ -234,6 +244,13 @@ def _check_structures(structures: Mapping[str, Sequence[int]]) -> None:
     values = [value for listed in structures.values() for value in listed]
     if len(set(values)) != len(values) or not all(0 < value < 65536 for value in values):
         raise ValueError(f"labels: found the values {values}, expected whole numbers above 0, each once")
+
+
+def _widens(axis: Axis, vessel: Vessel) -> bool:
+    """Whether a vessel is clearly wider at its end than at its ostium, which nothing but the order of points tells."""
+    arc = arc_length(axis.points)
+    first, last = (float(axis.radii[part].mean()) for part in (arc <= ENDS, arc >= arc[-1] - ENDS))
+    return vessel.start == 0 and not vessel.marked and last > WIDENING * first
 
 
 def _check_files(scan: Scan) -> None:
@@ -271,19 +288,28 @@ class _Planner:
     def __call__(self, scan: Scan) -> list[_Planned]:
         if not scan.centrelines:
             return self._from_label(scan)
-        planned: list[_Planned] = []
-        trees = 0
+        files, unreadable = [], []
         for name, path in scan.centrelines:
             try:
-                vessels = split_vessels(read_centrelines(path, self.convention))
+                files.append((name, read_centrelines(path, self.convention)))
             except Rejected as fault:
-                planned.append(_Planned(name, fault=(fault.reason, fault.text)))
-                continue
-            for i, vessel in enumerate(vessels, start=1):
-                numbered = name if len(vessels) == 1 else f"{name} {i}"
-                planned.append(_Planned(numbered, Vessel(vessel.points, vessel.start, trees + vessel.tree)))
-            trees += 1 + max(vessel.tree for vessel in vessels)
-        return planned
+                unreadable.append(_Planned(name, fault=(fault.reason, fault.text)))
+        return self._from_lines(files) + unreadable
+
+    def _from_lines(self, files: Sequence[tuple[str, Polylines]]) -> list[_Planned]:
+        """The vessels of all files together, which may share their stem; each has the name of the file it ends in."""
+        if not files:
+            return []
+        owners = [owner for owner, (_, lines) in enumerate(files) for _ in lines.lines]
+        vessels = split_vessels(join_lines([lines for _, lines in files]))
+        of_file = [[v for v in vessels if owners[v.line] == owner] for owner in range(len(files))]
+        planned = []
+        for vessel in vessels:
+            name, own = files[owners[vessel.line]][0], of_file[owners[vessel.line]]
+            number = next(i for i, other in enumerate(own, start=1) if other is vessel)
+            planned.append(_Planned(name if len(own) == 1 else f"{name} {number}", vessel))
+        fault = "centreline_short", "nothing of the centreline is left beside the others of the scan"
+        return planned + [_Planned(name, fault=fault) for (name, _), own in zip(files, of_file) if not own]
 
     def _from_label(self, scan: Scan) -> list[_Planned]:
         """What is shorter than a vessel has to be is a piece of the label and no case."""

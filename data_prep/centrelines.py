@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import networkx
 import numpy as np
+from networkx.utils import UnionFind
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from scipy.spatial import KDTree
@@ -24,8 +27,8 @@ from data_prep.cases import Rejected
 from data_prep.polydata import Polylines, parse_polydata
 
 __all__ = [
-    "CONVENTIONS", "Vessel", "arc_length", "check_centreline", "find_centrelines", "read_centrelines", "smooth_curve",
-    "split_vessels",
+    "CONVENTIONS", "Vessel", "arc_length", "check_centreline", "find_centrelines", "join_lines", "read_centrelines",
+    "smooth_curve", "split_vessels",
 ]  # fmt: skip
 
 CONVENTIONS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
@@ -33,6 +36,15 @@ CONVENTIONS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
 
 RAS: x runs to the right, y to anterior, z to superior, as in NIfTI; LPS: x to the left, y to posterior, as in DICOM,
 ITK, VTK and 3D Slicer's files."""
+
+SMALLEST, LARGEST = 0.001, 1000.0
+"""Between these lies the extent of any centreline, mm."""
+
+REACH = 1.0
+"""A line that begins so near to another one begins on it, mm: less than any coronary artery's diameter."""
+
+STAIRS = 1.0
+"""Smoothing of a line from voxel to voxel, mm."""
 
 STEP = 0.25
 """Distance of the points of a dense curve, mm."""
@@ -46,11 +58,15 @@ class Vessel:
         points: shape (N, 3), RAS mm.
         start: arc length from the ostium to the first point, mm.
         tree: index of the tree; vessels of a tree stand in the order of their length.
+        line: index of the line on which it ends.
+        marked: whether the ostium of its tree was marked as such.
     """
 
     points: np.ndarray
     start: float
     tree: int
+    line: int = 0
+    marked: bool = False
 
 
 def arc_length(points: np.ndarray) -> np.ndarray:
@@ -66,7 +82,8 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
         convention: of the file's coordinates, a key of :data:`CONVENTIONS`.
 
     Raises:
-        Rejected: when it cannot be read, or holds coordinates that are not finite.
+        Rejected: when it cannot be read, holds coordinates that are not finite, or
+            points that lie at one place or farther apart than in any heart.
     """
     try:
         data = path.read_bytes()
@@ -77,6 +94,11 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
     found = parse_polydata(data) if is_vtk else _parse_csv(data)
     if not np.isfinite(found.points).all():
         raise Rejected("centreline_unreadable", "the centreline has coordinates that are not finite")
+    used = found.points[np.concatenate(found.lines)]
+    extent = float(np.ptp(used, axis=0).max())
+    if not SMALLEST <= extent <= LARGEST:
+        text = f"the centreline's points lie {extent:.4g} mm apart, expected {SMALLEST:g} to {LARGEST:g} mm"
+        raise Rejected("centreline_unreadable", text)
     return Polylines(found.points * CONVENTIONS[convention], found.lines, found.arrays)
 
 
@@ -123,7 +145,16 @@ def find_centrelines(vessels: np.ndarray, affine: np.ndarray) -> Polylines:
         ostia[root] = 1
         ways = _ways(tree, root)
         lines += [w for i, w in enumerate(ways) if i == 0 or arc_length(points[w])[-1] > 2 * radii[w[0]] + 1]
+    for line in lines:  # an elder vessel before those that leave it, so that these begin where it lies in the end
+        points[line[1:]] = _without_stairs(points[line])[1:]
     return Polylines(points, lines, {"start_points": ostia[:, None]})
+
+
+def _without_stairs(points: np.ndarray) -> np.ndarray:
+    """The points of a line from voxel to voxel, whose stairs make it longer by a tenth, moved onto a smooth curve."""
+    arc = arc_length(points)
+    curve, length = smooth_curve(points, STAIRS)
+    return curve(arc * length / arc[-1])
 
 
 def _radius_near(tree: networkx.Graph, end: int, radii: np.ndarray, reach: float = 5.0) -> float:
@@ -139,29 +170,86 @@ def _graph(points: np.ndarray, pairs: np.ndarray) -> networkx.Graph:
 
 
 def split_vessels(lines: Polylines) -> list[Vessel]:
-    """The vessels of each tree, the longest first.
+    """The vessels of each tree, the longest first; every vessel that leaves the ostium is one of its own.
 
-    Lines belong together where they share a point or the place of one. The ostium is the end that the point array
-    ``start_points`` marks (the public ImageCAS-X has one, a skeleton too); else the end that the file gives first.
+    Lines belong together where they share a point or the place of one, or where one begins within :data:`REACH` mm of
+    another. The ostium is the point that the point array ``start_points`` marks (the public ImageCAS-X has one, a
+    skeleton too). Else it is a point where lines only begin: the one where most do, of several the one given first.
     """
     places, node = np.unique(lines.points.round(4), axis=0, return_inverse=True)
     node = node.reshape(-1)  # numpy 2.0 gave it another shape
     marks = lines.arrays.get("start_points", np.zeros((len(lines.points), 1)))[:, 0]
     marked = set(node[marks != 0].tolist())
-    given = [node[line] for line in lines.lines if line.size > 1]
-    if not given:
+    numbers = [number for number, line in enumerate(lines.lines) if line.size > 1]
+    if not numbers:
         return []
+    places, given = _attach(places, [node[lines.lines[number]] for number in numbers])
+    holder = {int(n): number for number, line in reversed(list(zip(numbers, given))) for n in line}
     pairs = np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in given])
     forest = networkx.minimum_spanning_tree(_graph(places, pairs))
     order = {int(n): i for i, n in reversed(list(enumerate(np.concatenate(given))))}
     vessels = []
     for tree, nodes in enumerate(sorted(networkx.connected_components(forest), key=lambda c: min(order[n] for n in c))):
         branches = forest.subgraph(nodes)
-        ends = sorted((n for n in nodes if branches.degree[n] == 1), key=lambda n: order[n])
-        root = next((n for n in ends if n in marked), ends[0])
+        root = _ostium(branches, [line for line in given if line[0] in nodes], marked, order)
         distance = networkx.single_source_dijkstra_path_length(branches, root)
-        vessels += [Vessel(places[way], float(distance[way[0]]), tree) for way in _ways(branches, root)]
+        vessels += [
+            Vessel(places[way], float(distance[way[0]]), tree, holder[int(way[-1])], root in marked)
+            for way in _ways(branches, root)
+        ]
     return vessels
+
+
+def join_lines(parts: Sequence[Polylines]) -> Polylines:
+    """The lines of several files, one after the other, with their ``start_points``."""
+    offsets = np.cumsum([0, *(len(part.points) for part in parts)])
+    marks = [part.arrays.get("start_points", np.zeros((len(part.points), 1)))[:, :1] for part in parts]
+    return Polylines(
+        np.concatenate([part.points for part in parts]),
+        [line + offset for part, offset in zip(parts, offsets) for line in part.lines],
+        {"start_points": np.concatenate(marks)},
+    )
+
+
+def _attach(places: np.ndarray, lines: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Move the first node of each line onto the line of another tree near which it lies, as a node of that line too.
+
+    Only beginnings are moved: the far ends of vessels of two trees may meet, at the apex for instance.
+    """
+    places, lines = places.copy(), list(lines)
+    trees = UnionFind()
+    for line in lines:
+        trees.union(*line.tolist())
+    for begin in [int(line[0]) for line in lines]:
+        others = [k for k, line in enumerate(lines) if trees[int(line[0])] != trees[begin]]
+        found = [(*_foot(places[lines[k]], places[begin]), k) for k in others]
+        distance, segment, foot, k = min(found, key=lambda f: f[0], default=(np.inf, 0, places[begin], 0))
+        if distance <= REACH:
+            places[begin] = foot
+            lines[k] = np.insert(lines[k], segment + 1, begin)
+            trees.union(begin, int(lines[k][0]))
+    return places, lines
+
+
+def _foot(line: np.ndarray, place: np.ndarray) -> tuple[float, int, np.ndarray]:
+    """Distance of a place from a polygon (N, 3), the nearest segment, and the nearest point of that."""
+    first, along = line[:-1], np.diff(line, axis=0)
+    squared = np.maximum((along**2).sum(1), 1e-12)
+    feet = first + np.clip(((place - first) * along).sum(1) / squared, 0, 1)[:, None] * along
+    distances = np.linalg.norm(feet - place, axis=1)
+    nearest = int(distances.argmin())
+    return float(distances[nearest]), nearest, feet[nearest]
+
+
+def _ostium(
+    tree: networkx.Graph, lines: Sequence[np.ndarray], marked: Collection[int], order: Mapping[int, int]
+) -> int:
+    """The node that is marked; else where most lines begin and none passes or ends; else the end given first."""
+    nodes = sorted(tree, key=lambda n: order[n])
+    begins = Counter(int(line[0]) for line in lines)
+    passed = {int(n) for line in lines for n in line[1:]}
+    starts = [n for n in nodes if n in begins and n not in passed] or [n for n in nodes if tree.degree[n] == 1]
+    return next((n for n in [*starts, *nodes] if n in marked), max(starts, key=lambda n: begins[n]))
 
 
 def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:

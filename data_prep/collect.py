@@ -33,12 +33,12 @@ from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
-from data_prep.readers import real_path
-from data_prep.splits import split_cases
+from data_prep.readers import FAULTS, real_path
+from data_prep.splits import check_fractions, split_cases
 from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_variables
 from segcft_ext.datalist import Datalist, write_datalist
-from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS
+from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.measurements import instantiate_measurement, measure_label_map
 
 __all__ = ["UNITS", "Summary", "prepare"]
@@ -102,16 +102,16 @@ def prepare(
         fractions: share of each split, :data:`~data_prep.splits.FRACTIONS` by default.
         unit: of the areas: "percent" of the image; "mm2" ("mm3" of volumes), which rejects cases of unknown spacing;
             or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
-        workers: processes; the result does not depend on it. By default, for many cases, one for each core (see
-            :func:`~data_prep.executors.default_workers`).
+        workers: processes; the result does not depend on it. By default, for many cases, one for each core, four at
+            most (see :func:`~data_prep.executors.default_workers`).
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
         strict: stop at a rejected case.
         salt: salt of the ids; by default that of ``mapping``, or a random one.
         mapping: file, outside ``out``, for the salt and the names behind the ids; None writes no such file.
 
     Raises:
-        ValueError: when an option is wrong, too few cases are accepted to fill every split, or, if ``strict``, a case
-            is rejected.
+        ValueError: when an option is wrong, which is found before anything in ``out`` is touched; when too few cases
+            are accepted to fill every split; or, if ``strict``, a case is rejected.
         OSError: when something cannot be written; what is finished is kept.
         WorkersLost: when the processes die; what is finished is kept.
     """
@@ -122,6 +122,9 @@ def prepare(
         raise ValueError(f"workers: found {workers}, expected 1 or more")
     if mapping is not None and real_path(out) in real_path(mapping).parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
+    check_fractions(fractions)
+    for possible in (metric, "percent") if unit == "auto" else (unit,):
+        validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         _make_writable(folder)
     salt = salt if salt is not None else read_salt(mapping) if mapping else ""
@@ -157,20 +160,7 @@ def prepare(
         parts = split_cases([source.items[i] for i in accepted], seed, fractions)
         if unit == "auto":
             unit = metric if all(metric in outcomes[i].measured for i in accepted) else "percent"
-        content: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "name": name or real_path(out).name,
-            "image": {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)},
-            "labels": dict(source.labels),
-            "variables": [*measured_variables(source.labels, unit, source.regions), *source.variables],
-            "truth": source.truth,
-            **{split: [] for split in SPLITS},
-        }
-        if source.window is not None:
-            *window, content["image"]["intensity_unit"] = source.window
-            content["image"]["window"] = window
-        if source.regions is not None:
-            content["regions"] = dict(source.regions)
+        content = _header(source, name or real_path(out).name, unit)
         for i, (split, use) in zip(accepted, parts):
             content[split].append(_entry(ids[i], source, source.items[i], outcomes[i], unit, use))
         datalist = write_datalist(out / "datalist.json", content)
@@ -179,6 +169,24 @@ def prepare(
         journal.remove()
     notes = Counter(note for i in accepted for note in outcomes[i].notes)
     return Summary(datalist, len(outcomes), rejected, notes, resumed)
+
+
+def _header(source: Source, name: str, unit: str) -> dict[str, Any]:
+    """A datalist without cases."""
+    image: dict[str, Any] = {"size": list(source.size), "intensity_range": list(INTENSITY_RANGE)}
+    if source.window is not None:
+        *window, image["intensity_unit"] = source.window
+        image["window"] = window
+    header = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "image": image,
+        "labels": dict(source.labels),
+        "variables": [*measured_variables(source.labels, unit, source.regions), *source.variables],
+        "truth": source.truth,
+        **{split: [] for split in SPLITS},
+    }
+    return header if source.regions is None else header | {"regions": dict(source.regions)}
 
 
 def _make_writable(folder: Path) -> None:
@@ -263,7 +271,7 @@ class _Worker:
 
     def _prepare(self, item: Item, identifier: str) -> Outcome:
         try:
-            case = self.source.load(item)
+            case = self._load(item)
             check_label_map(case.label, self.source.labels, self.source.may_lack)
             check_chest(case.image, case.label, self.source.labels)
             if self.unit.startswith("mm") and case.spacing is None:
@@ -288,6 +296,15 @@ class _Worker:
                 for folder, array in (("images", pixels), ("labels", case.label))
             },
         )
+
+    def _load(self, item: Item) -> Case:
+        """One case; what no check foresaw costs that case and not the run, unless files of the source are gone."""
+        try:
+            return self.source.load(item)
+        except OSError:
+            raise
+        except FAULTS as error:
+            raise Rejected("unreadable", f"the case cannot be loaded ({type(error).__name__})") from error
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
         variables = measured_variables(self.source.labels, unit, self.source.regions)

@@ -331,7 +331,8 @@ class Vessel:
         for structure in STRUCTURES[1:]:
             level = np.where(taken, np.inf, self.growth_at(structure, at))
             growth = {
-                band: self._solve(structure, grid, band, level, area, 1.0) for band, area in wanted[structure].items()
+                band: self._solve(structure, grid, band, level, area, 1.0, factual)
+                for band, area in wanted[structure].items()
             }
             if factual:
                 self.state.plaque[structure] = [
@@ -366,13 +367,29 @@ class Vessel:
         self.state.lumen += changes
         return bool(changes)
 
-    def _solve(self, structure: str, grid: Grid, band: Band, level: np.ndarray, wanted: float, current: float) -> float:
+    def _solve(
+        self,
+        structure: str,
+        grid: Grid,
+        band: Band,
+        level: np.ndarray,
+        wanted: float,
+        current: float,
+        factual: bool = False,
+    ) -> float:
         """The threshold of ``level`` below which the band holds the area; ``current`` if that does already."""
         edges = np.arange(len(grid.s) + 1) / len(grid.s)
         share = np.clip(np.minimum(edges[1:], band[1]) - np.maximum(edges[:-1], band[0]), 0, None) * len(grid.s)
+        pixel = float(np.prod(grid.spacing))
+        if not factual and structure != "lumen":
+            # a row that a boundary cuts is measured in both bands, but changes only with the one of its middle
+            middle = grid.s.reshape(-1) / self.length
+            beyond = (middle < band[0]) | (middle >= band[1])
+            held = (level < current).reshape(len(share), -1).sum(1) * share * pixel
+            wanted = max(0.0, wanted - float(held[beyond].sum()))
+            share[beyond] = 0
         rows = np.flatnonzero(share > 1e-9)
         values = level[rows]
-        pixel = float(np.prod(grid.spacing))
         weights = np.broadcast_to((share[rows] * pixel).reshape(-1, *[1] * (values.ndim - 1)), values.shape)
         usable = values < np.inf
         values, weights = values[usable], weights[usable]

@@ -31,9 +31,14 @@ SYNC_SECONDS = 5.0
 
 
 def stamp(path: Path) -> list[Any]:
-    """Where a file is, its size, and when it was changed: what differs when the file was replaced."""
+    """Where a file is, its size, and when it was changed: what differs when the file was replaced.
+
+    Of a folder with the slices of a series: the stamp of each file, since a folder does not show that one was replaced.
+    """
     try:
         status = path.stat()
+        if path.is_dir():
+            return [os.path.abspath(path), *(stamp(file) for file in sorted(path.iterdir()) if file.is_file())]
     except OSError:
         return [os.path.abspath(path)]
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]

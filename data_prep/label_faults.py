@@ -105,7 +105,7 @@ def robust_z(values: np.ndarray) -> np.ndarray:
 
 def _unusual_structures(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
     faults = []
-    loose, small = np.array(shapes.loose), np.stack(shapes.small)
+    loose = np.array(shapes.loose)
     for column, name in enumerate(datalist.structures):
         present = np.isfinite(loose[:, column])
         if present.mean() > NEARLY_ALL:
@@ -116,7 +116,9 @@ def _unusual_structures(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
             for i in np.flatnonzero(pieces):
                 share = loose[i, column]
                 faults.append(Fault("fragments", *shapes.cases[i], share, f"{name}: {100 * share:.0f} % apart"))
-        masks = small[present] == datalist.labels[name]
+        masks = np.empty((np.count_nonzero(present), *shapes.small[0].shape), bool)
+        for mask, i in zip(masks, np.flatnonzero(present)):
+            np.equal(shapes.small[i], datalist.labels[name], out=mask)
         overlap = _overlap_with_mean(masks)
         z, typical = robust_z(overlap), np.median(overlap) if overlap.size else 0
         for i, value, score in zip(np.flatnonzero(present), overlap, z):
@@ -150,7 +152,7 @@ def _overlap_with_mean(masks: np.ndarray) -> np.ndarray:
         return np.empty(0)
     mean = masks.mean(0) >= 0.5
     total = masks.sum((1, 2)) + mean.sum()
-    return np.where(mean.any(), 2 * (masks & mean).sum((1, 2)) / np.maximum(total, 1), 1.0)
+    return np.where(mean.any(), 2 * masks[:, mean].sum(1) / np.maximum(total, 1), 1.0)
 
 
 def _loose_share(mask: np.ndarray) -> float:

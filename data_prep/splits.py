@@ -14,10 +14,24 @@ import numpy as np
 
 from data_prep.cases import Item
 
-__all__ = ["FRACTIONS", "assign", "split_cases"]
+__all__ = ["FRACTIONS", "assign", "check_fractions", "split_cases"]
 
 FRACTIONS = {"training": 0.7, "validation": 0.1, "test": 0.2}
 USES = {"guide": 0.5, "judge": 0.5}
+
+
+def check_fractions(fractions: Mapping[str, float] | None) -> dict[str, float]:
+    """The share of each split, :data:`FRACTIONS` where none are given.
+
+    Raises:
+        ValueError: when the fractions are not a division.
+    """
+    found = dict(fractions or FRACTIONS)
+    shares = list(found.values())
+    numbers = all(isinstance(share, (int, float)) and share > 0 for share in shares)
+    if set(found) != set(FRACTIONS) or not numbers or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"fractions: found {found}, expected positive shares of {list(FRACTIONS)} that sum to 1")
+    return found
 
 
 def split_cases(
@@ -28,9 +42,7 @@ def split_cases(
     Raises:
         ValueError: when the fractions are not a division, or so few cases are left that a split or use is empty.
     """
-    fractions = dict(fractions or FRACTIONS)
-    if set(fractions) != set(FRACTIONS) or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ValueError(f"fractions: found {fractions}, expected positive shares of {list(FRACTIONS)} that sum to 1")
+    fractions = check_fractions(fractions)
     splits = assign(items, fractions, seed)
     training = [i for i, split in enumerate(splits) if split == "training"]
     uses: dict[int, str] = dict(zip(training, assign([items[i] for i in training], USES, seed + 1)))

@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 from data_prep.centrelines import Vessel, arc_length, smooth_curve
 from data_prep.volumes import Volume
 
-__all__ = ["Axis", "foreign", "trace_axes"]
+__all__ = ["Axis", "foreign", "other_limb", "trace_axes"]
 
 STEP = 0.5
 """Distance of the balls along a vessel, mm."""
@@ -63,9 +63,10 @@ def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[A
         points = curve(np.linspace(0, length, max(2, round(length / STEP)) + 1))
         radii, start = _radii(points, label), vessel.start
         elders = [axis for axis in axes if axis.tree == vessel.tree]
-        if elders and start > 0:
+        if elders:
             distance, nearest = KDTree(np.concatenate([e.points for e in elders])).query(points)
-            inside = distance < np.concatenate([e.radii for e in elders])[nearest]
+            # where both begin, the label may not reach quite as far as the lines: its radius is 0 there
+            inside = distance < np.maximum(np.concatenate([e.radii for e in elders]), STEP)[nearest]
             # At least two points stay: a vessel that never leaves its elder is then found to be short.
             first = min(int(np.argmin(inside)) if not inside.all() else len(points), len(points) - 2)
             start += float(arc_length(points)[first])
@@ -103,6 +104,23 @@ def foreign(axes: Sequence[Axis], own: int, places: np.ndarray, depth: np.ndarra
         return np.zeros(len(places), bool)
     distance, nearest = KDTree(np.concatenate(centres)).query(places)
     return np.concatenate(radii)[nearest] - distance > depth
+
+
+def other_limb(vessel: Axis, places: np.ndarray, depth: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Which places lie deeper in a part of the vessel farther along it: where it bends back, both limbs are near.
+
+    Args:
+        vessel: the vessel.
+        places: shape (M, 3), RAS mm.
+        depth: how far each place lies beneath the vessel's wall at its own section (negative: beyond it), (M,), mm.
+        at: arc length of each place's section from the axis' first point, shape (M,), mm.
+
+    Returns:
+        Shape (M,), boolean.
+    """
+    distance, nearest = KDTree(vessel.points).query(places)
+    apart = np.abs(arc_length(vessel.points)[nearest] - at)
+    return (apart > REACH) & (vessel.radii[nearest] - distance > depth)
 
 
 def _radii(points: np.ndarray, label: Volume) -> np.ndarray:

@@ -14,13 +14,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from data_prep.cases import Rejected
-from data_prep.dicom import decode_pixels
+from data_prep.dicom import decode_pixels, is_dicom
 from data_prep.nifti import MILLIMETRES
 from data_prep.readers import FAULTS, quiet
 
-__all__ = ["Volume", "check_same_grid", "read_ct", "read_labels"]
+__all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR = -1000.0
@@ -71,21 +72,42 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
     """
     volume = _read(_read_nifti, "label volume's NIfTI file", path)
     found = volume.voxels
-    if not np.issubdtype(found.dtype, np.integer):
-        if not np.isfinite(found).all() or (found != np.rint(found)).any():
-            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
-        found = found.astype(np.int64)
     new = {0: 0} | {original: value for value, originals in values.items() for original in originals}
     highest = max(new)
-    if found.min() < 0 or found.max() > highest:
-        text = f"the label volume holds values from {found.min()} to {found.max()}, expected 0 to {highest}"
-        raise Rejected("unknown_label", text)
-    unknown = [value for value in np.flatnonzero(np.bincount(found.reshape(-1))).tolist() if value not in new]
-    if unknown:
-        raise Rejected("unknown_label", f"the label volume holds the values {unknown}, which no structure has")
     table = np.zeros(highest + 1, np.uint8)
     table[list(new)] = list(new.values())
-    return Volume(table[found], volume.affine)
+    counts = np.zeros(highest + 1, np.int64)
+    renamed = np.empty(found.shape, np.uint8, order="F")
+    for k in range(found.shape[2]):  # bincount needs eight bytes for each value
+        whole = _whole_numbers(found[..., k])
+        if whole.min() < 0 or whole.max() > highest:
+            text = f"the label volume holds values from {found.min():g} to {found.max():g}, expected 0 to {highest}"
+            raise Rejected("unknown_label", text)
+        counts += np.bincount(whole.reshape(-1), minlength=len(counts))
+        renamed[..., k] = table[whole]
+    unknown = [value for value in np.flatnonzero(counts).tolist() if value not in new]
+    if unknown:
+        raise Rejected("unknown_label", f"the label volume holds the values {unknown}, which no structure has")
+    return Volume(renamed, volume.affine)
+
+
+def _whole_numbers(values: np.ndarray) -> np.ndarray:
+    """The values as integers; what lies outside of all labels stays there."""
+    if not np.issubdtype(values.dtype, np.integer):
+        if not np.isrealobj(values) or not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
+        values = values.clip(-1, 2**31)
+    return values.astype(np.int64)
+
+
+def align_axes(label: Volume, image: Volume) -> Volume:
+    """The label volume with its axes in the image's order and directions; voxels stay where they are in space.
+
+    A DICOM series and labels drawn on its NIfTI copy as a rule differ in these: dcm2niix turns the rows over.
+    """
+    to_image = io_orientation(np.linalg.inv(image.affine) @ label.affine)
+    affine = label.affine @ inv_ornt_aff(to_image, label.voxels.shape)
+    return Volume(apply_orientation(label.voxels, to_image), affine)
 
 
 def check_same_grid(image: Volume, label: Volume) -> None:
@@ -134,9 +156,17 @@ def _read_nifti(path: Path) -> Volume:
     return Volume(np.asarray(voxels), np.diag([unit, unit, unit, 1.0]) @ image.affine)
 
 
+def _is_dicom_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
+
+
 def _read_series(folder: Path) -> Volume:
-    """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine.
+
+    Files that are no DICOM files are passed over: exports come with texts and previews.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom_file(path)]
     datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]
     if not datasets:
         raise Rejected("unreadable", "the folder holds no DICOM image")

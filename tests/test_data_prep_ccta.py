@@ -1,20 +1,24 @@
 """CT volumes to straightened vessels: reading, geometry, whose label it is, and every fault with its reason."""
 
+import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource
 from data_prep.centrelines import Vessel, arc_length
 from data_prep.executors import _batches
+from data_prep.journal import stamp
 from data_prep.scans import find_scans, list_scans
-from data_prep.territories import foreign, trace_axes
-from data_prep.volumes import Volume, read_ct
+from data_prep.territories import Axis, foreign, other_limb, trace_axes
+from data_prep.volumes import Volume, read_ct, read_labels
 from segcft_ext.datalist import read_datalist
 from tests.ct_volumes import centreline, draw, write_csv, write_nifti, write_scan, write_series
 
@@ -105,6 +109,49 @@ def test_a_dicom_series_lies_where_the_same_nifti_file_does(tmp_path, tilt):
     np.testing.assert_allclose(moved if flipped else series.affine, nifti.affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("directions", [(1, 1, 1), (1, -1, 1), (-1, 1, -1)])
+def test_labels_in_another_order_of_axes_are_turned_to_the_image(scan, tmp_path, axes, directions):
+    _, label, affine = draw()
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, old in enumerate(axes):
+        turn[old, new] = directions[old]
+        turn[old, 3] = 0 if directions[old] > 0 else label.shape[old] - 1
+    turned = label[tuple(slice(None, None, step) for step in directions)].transpose(axes)
+    for folder in ("volumes", "centerlines"):
+        (tmp_path / folder).symlink_to(scan / folder)
+    write_nifti(tmp_path / "segmentations" / "one.coronary.nii.gz", turned, affine @ turn)
+    found, expected = (source.load(source.items[0]) for source in (source_of(tmp_path), source_of(scan)))
+    np.testing.assert_array_equal(found.label, expected.label)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_label_volume_is_read_without_copies_of_it(tmp_path, dtype):
+    label = np.zeros((160, 160, 80), dtype)
+    label[40:60, 40:60, 20:60], label[60:70] = 7, 9
+    nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "a.nii")
+    tracemalloc.start()
+    found = read_labels(tmp_path / "a.nii", {1: (7, 8), 2: (9,)}).voxels
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.where(label == 7, 1, np.where(label == 9, 2, 0)))
+    assert peak < 2 * label.size + 2**20
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(5, "unknown_label"), (-1, "unknown_label"), (1e30, "unknown_label"), (0.5, "bad_label"),
+                          (np.nan, "bad_label"), (1j, "bad_label")],
+)  # fmt: skip
+def test_a_value_that_no_structure_has_is_found(tmp_path, value, reason):
+    label = np.zeros((8, 8, 8), np.complex64 if isinstance(value, complex) else np.float32)
+    label[3, 4, 5] = value
+    nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "a.nii")
+    with pytest.raises(Rejected) as caught:
+        read_labels(tmp_path / "a.nii", {1: (7,)})
+    assert caught.value.reason == reason
+
+
 def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetres(tmp_path):
     hu, _, affine = draw()
     image = nibabel.Nifti1Image((hu + 1024).astype(np.uint16), np.diag([1000, 1000, 1000, 1]) @ affine)
@@ -145,6 +192,7 @@ def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
         ("list", "p1", "LAD"), ("list", "p1", "again"),
     ]  # fmt: skip
     assert source.load(source.items[0]).label.any()
+    assert "nothing of the centreline is left" in rejection(source, 1).text  # it is the same line
     table.write_text("volume,mask\na,b\n", encoding="utf-8")
     with pytest.raises(ValueError, match="mask"):
         list_scans(table)
@@ -172,6 +220,11 @@ def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
     # At 45° the branch's axis leaves the trunk after 2 mm / sin 45°.
     assert axes[1].start == pytest.approx(20 + 2 * np.sqrt(2), abs=0.6)
 
+    # A copy of the stem is the trunk's, although the label begins 1 mm behind the lines.
+    begun = Volume(label.voxels * (world[..., 2] > 1), affine)
+    copy = trace_axes([vessels[0], Vessel(trunk[:50] + 0.05, 0.0, 0)], begun, 0.0)[1]
+    assert copy.length < 1
+
     places = world[label.voxels > 0]
     member = np.stack([mask[label.voxels > 0] for mask in masks])
     for own, points in ((0, trunk), (2, stranger)):
@@ -182,6 +235,65 @@ def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
         outside = ~member[own] & (places[:, 2] > 0) & (places[:, 2] < 40)
         assert kept[outside & (depth < -0.5)].mean() < 0.03
     assert not foreign(axes[:1], 0, places, np.zeros(len(places))).any()
+
+
+def test_the_other_limb_of_a_vessel_that_bends_back_is_not_shown_twice():
+    """Two limbs of 30 mm, 6 mm apart, and an arch between them; the vessel is 1.5 mm in radius."""
+    straight, turn = np.arange(0, 30, 0.5), np.linspace(0, np.pi, 20)
+    limbs = [np.stack([np.full(60, x), y, np.zeros(60)], axis=1) for x, y in ((-3, straight), (3, straight[::-1]))]
+    arch = np.stack([-3 * np.cos(turn), 30 + 3 * np.sin(turn), np.zeros(20)], axis=1)
+    points = np.concatenate([limbs[0], arch, limbs[1]])
+    axis = Axis(points, np.full(len(points), 1.5), 0.0, 0)
+    at = np.tile(arc_length(points), 2)
+    beside = points + np.array([0, 0, 1.4])
+    for shift, expected in ((0, False), (6, True)):  # of the places of the first limb: its own, and the other limb's
+        places = np.concatenate([points, beside]) + np.array([shift, 0, 0])
+        first = np.tile(np.arange(len(points)) < 60, 2)
+        depth = 1.5 - np.tile([shift, np.hypot(shift, 1.4)], (len(points), 1)).T.reshape(-1)
+        assert (other_limb(axis, places, depth, at)[first] == expected).all()
+    assert not other_limb(axis, beside, np.full(len(points), 0.1), arc_length(points)).any()
+
+
+def test_files_of_one_scan_share_their_stem(tmp_path):
+    """Three vessels, each drawn from the ostium on in a file of its own, with points and jitter of its own."""
+    trunk = np.outer(np.arange(81) * 0.5, [0, 0, 1.0])
+    side = trunk[40] + np.outer(np.arange(1, 31) * 0.5, [np.sqrt(0.5), 0, np.sqrt(0.5)])
+    other = np.outer(np.arange(1, 61) * 0.5, [0, 1.0, 0])
+    random = np.random.default_rng(0)
+    files = {"LAD": trunk, "D1": np.concatenate([trunk[1:41:3], side]), "LCX": np.concatenate([trunk[:1], other])}
+    affine = np.diag([0.4, 0.4, 0.4, 1.0])
+    affine[:3, 3] = (-8, -8, -4)
+    index = np.stack(np.meshgrid(*map(np.arange, (90, 110, 120)), indexing="ij"), axis=-1)
+    tree = KDTree(np.concatenate([trunk, side, other]))
+    distance = tree.query(index @ affine[:3, :3].T + affine[:3, 3], distance_upper_bound=2)[0]
+    label = (distance < 1.5).astype(np.uint8)
+    hu = np.where(label, 350, np.where(index[..., 0] < 10, -900, -90)).astype(np.int16)
+    write_nifti(tmp_path / "volumes" / "one.nii.gz", hu, affine)
+    write_nifti(tmp_path / "segmentations" / "one.nii.gz", label, affine)
+    for name, points in files.items():
+        write_csv(tmp_path / "centerlines" / f"one_{name}.csv", points + random.normal(0, 0.05, points.shape))
+    source = source_of(tmp_path, convention="RAS", size=(64, 40, 40), shortest=10)
+    cases = {item.name: source.load(item) for item in source.items}
+    assert set(cases) == {"one/LAD", "one/D1", "one/LCX"}
+    assert cases["one/LAD"].arc_length == pytest.approx((0, 40), abs=0.5)
+    assert cases["one/D1"].arc_length == pytest.approx((20 + 1.5 * np.sqrt(2), 35), abs=1.2)
+    assert cases["one/LCX"].arc_length == pytest.approx((1.5, 30), abs=0.7)
+    volume = sum(float((case.label > 0).sum() * np.prod(case.spacing)) for case in cases.values())
+    assert volume == pytest.approx(float(label.sum()) * 0.4**3, rel=0.06)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_centreline_drawn_backwards_is_noted(tmp_path, backwards):
+    hu, _, affine = draw()
+    index = np.stack(np.meshgrid(*map(np.arange, hu.shape), indexing="ij"), axis=-1)
+    distance, nearest = KDTree(centreline(800)).query(index @ affine[:3, :3].T + affine[:3, 3], distance_upper_bound=3)
+    label = (distance < 2.2 - 1.2 * nearest / 800).astype(np.uint8)
+    root = write_scan(tmp_path)
+    write_nifti(root / "volumes" / "one.img.nii.gz", np.where(label, 380, -90).astype(np.int16), affine)
+    write_nifti(root / "segmentations" / "one.coronary.nii.gz", label, affine)
+    write_csv(line(root), lps()[:: -1 if backwards else 1])
+    source = source_of(root)
+    assert source.load(source.items[0]).notes == (("centreline_reversed",) if backwards else ())
 
 
 FAULTS = {
@@ -234,6 +346,17 @@ def test_each_fault_has_its_reason(tmp_path, reason):
     assert rejection(source_of(root)).reason == reason
 
 
+@pytest.mark.parametrize("text", ["x,y,z\n1,2,3\n1,2,3\n", "x,y,z\n1,2,3\n1,2,3.00001\n", "x,y,z\n0,0,0\n1e300,0,0\n"])
+def test_a_bad_centreline_costs_its_own_case_only(tmp_path, text):
+    root = write_scan(tmp_path)
+    (root / "centerlines" / "one.bad.csv").write_text(text, encoding="utf-8")
+    source = source_of(root)
+    assert sorted(item.name for item in source.items) == ["one/bad", "one/left"]
+    good, bad = sorted((item.name == "one/bad", item.index) for item in source.items)
+    assert source.load(source.items[good[1]]).label.any()
+    assert rejection(source, bad[1]).reason == "centreline_unreadable"
+
+
 def test_a_mirrored_centreline_is_told_from_one_that_is_elsewhere(tmp_path):
     source = source_of(write_scan(tmp_path, lps=False))
     assert "read as RAS it would lie inside" in rejection(source).text
@@ -280,8 +403,8 @@ def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
             lambda folder: (folder / "b.dcm").write_bytes((folder / "005.dcm").read_bytes()),
             "incomplete_series",
         ),
-        ("text", lambda folder: (folder / "notes.txt").write_text("no DICOM"), "unreadable"),
         ("empty", lambda folder: [path.unlink() for path in folder.iterdir()], "unreadable"),
+        ("texts", lambda folder: [path.write_text("no DICOM") for path in folder.iterdir()], "unreadable"),
     ):
         folder = write_series(tmp_path / name, hu[..., :12], affine)
         change(folder)
@@ -290,6 +413,20 @@ def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
         with pytest.raises(Rejected) as caught:
             read_ct(folder)
         assert caught.value.reason == reason, name
+
+
+def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_is_seen(tmp_path):
+    hu, _, affine = draw()
+    folder = write_series(tmp_path / "series", hu, affine)
+    expected, before = read_ct(folder), stamp(folder)
+    (folder / "readme.txt").write_text("no DICOM")
+    np.testing.assert_array_equal(read_ct(folder).voxels, expected.voxels)
+    (folder / "readme.txt").unlink()
+    assert stamp(folder) == before
+    slice_ = folder / "005.dcm"
+    slice_.write_bytes(slice_.read_bytes()[:-1] + b"\1")
+    os.utime(slice_, ns=(1, 1))
+    assert stamp(folder) != before
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_nifti_masks_and_other_structures(tmp_path):
             (tmp_path / "1.10" / folder).mkdir(parents=True, exist_ok=True)
             nifti = nibabel.Nifti1Image(pixels.T.astype(np.int16), np.diag([-1, -1, 1, 1]))
             nibabel.save(nifti, tmp_path / "1.10" / folder / f"{i}.nii.gz")
-    datalist = run(tmp_path, "--images", "img", "--masks", '{"heart": "seg/h"}', "--size", "20,30", folders=["1.10"])
+    datalist = run(tmp_path, "--images", "img", "--masks", '{"heart": "seg/h"}', "--size", "20x30", folders=["1.10"])
     assert datalist.labels == {"background": 0, "heart": 1} and datalist.size == (20, 30)
     assert {entry["source"] for entry in all_entries(datalist)} == {"1.10"}
 

@@ -1,5 +1,7 @@
 import json
 import re
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from small_chests import small_chests
 
 from data_prep.__main__ import main
 from data_prep.inspection import write_inspection
-from data_prep.label_faults import find_faults, robust_z
+from data_prep.label_faults import _Shapes, _unusual_structures, find_faults, robust_z
 from data_prep.storage import read_array, write_array
 from segcft_ext.datalist import write_datalist
 
@@ -149,3 +151,16 @@ def test_volumes_of_any_structures_are_shown_by_their_middle(tmp_path):
 def test_a_missing_datalist_ends_with_one_line(tmp_path):
     with pytest.raises(SystemExit, match="no such datalist"):
         main(["inspect", str(tmp_path / "datalist.json")])
+
+
+def test_the_masks_of_a_source_are_held_once_while_shapes_are_compared():
+    count = 1000
+    small = [np.zeros((64, 64), np.uint8) for _ in range(count)]
+    for picture in small:
+        picture[20:30, 20:30] = 1
+    shapes = _Shapes([("test", {})] * count, [[0.0]] * count, small)
+    tracemalloc.start()
+    faults = _unusual_structures(shapes, SimpleNamespace(structures=["heart"], labels={"heart": 1}))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert faults == [] and peak < 1.5 * count * 64 * 64

@@ -68,10 +68,43 @@ def test_phantoms_depend_on_the_seed_alone(tmp_path):
 
 
 def test_chest_phantoms_from_the_command_line(tmp_path):
-    main(["phantom", "--kind", "chest", "--count", "12", "--size", "32", "--out", str(tmp_path / "out")])
+    main(["phantom", "--kind", "chest", "--count", "12", "--size", "32x32", "--out", str(tmp_path / "out")])
     datalist = read_datalist(tmp_path / "out" / "datalist.json")
     assert datalist.size == (32, 32) and len(entries_of(datalist)) == 12
     assert datalist.truth == {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": 32}
     assert json.loads((tmp_path / "out" / "datalist.json").read_text())["name"] == "out"
+    with pytest.raises(SystemExit, match="a chest is square"):
+        main(["phantom", "--kind", "chest", "--size", "32x64", "--out", str(tmp_path / "wide")])
     with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
         main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])
+
+
+def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch):
+    class Broken(FlatPhantom):
+        def render(self, variables, exogenous):
+            if exogenous["grey"] < 0.3:
+                raise OverflowError("of this case only")
+            return super().render(variables, exogenous)
+
+    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), tmp_path / "out", name="flat")
+    assert 0 < summary.rejected["unreadable"] < 20
+    monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full; 0 of 12 cases"):
+        make(tmp_path / "full")
+
+
+def test_what_the_datalist_cannot_hold_is_refused_before_an_earlier_result_is_touched(tmp_path):
+    make(tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for change, options, text in (
+        ({"regions": {"axis": 0, "of": "image", "names": ["a", "b"], "boundaries": [0, 0.7, 0.6]}}, {}, "boundaries"),
+        ({"variables": [{"name": "heart_area", "kind": "continuous"}]}, {}, "each name once"),
+        ({}, {"fractions": {"training": 0.9, "validation": 0.2, "test": 0.2}}, "fractions"),
+        ({}, {"fractions": {"training": "much", "validation": 0.2, "test": 0.2}}, "fractions"),
+    ):
+        source = PhantomSource(FlatPhantom(), 12, (16, 16), 1, TRUTH)
+        for name, value in change.items():
+            setattr(source, name, value)
+        with pytest.raises(ValueError, match=text):
+            prepare(source, tmp_path / "out", **options)
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

@@ -229,3 +229,19 @@ def test_whole_vessels_from_the_command_line(tmp_path: Path) -> None:
     assert sum(len(datalist.entries[split]) for split in SPLITS) == 8
     with pytest.raises(SystemExit, match="size: found '64', expected samples along and across"):
         main([*arguments, "--size", "64", "--out", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("boundaries", [[0, 0.2, 0.4, 0.6, 0.8, 1], [0, 1 / 3, 2 / 3, 1]])
+def test_a_plaque_meets_its_area_where_a_boundary_cuts_a_row(boundaries: list[float]) -> None:
+    """Such a row counts in both regions by its shares, but is painted with one: both areas are within half a pixel."""
+    phantom = CoronaryPhantom((128, 32), region_definition(None, boundaries), descendants=False)
+    for seed in range(3):
+        variables, exogenous = phantom.sample(seed)
+        pixel = np.prod(phantom.spacing(exogenous))
+        for name in [name for name in variables if name.startswith("calcified")]:
+            try:
+                after = phantom.vessel({**variables, name: 6.0}, exogenous).fitted_label()
+            except ValueError:
+                continue  # no room
+            measured = phantom._measure(after, phantom._grid(exogenous), phantom._names(None))
+            assert abs(measured[name] - 6.0) <= 0.501 * pixel
