@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table
+from segcft_ext.command_line import check_options
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -448,23 +448,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given and given[0] in commands:
-            _check_options(given[0], commands[given[0]], given[1:])
+            check_options(f"python -m data_prep {given[0]}", commands[given[0]], given[1:])
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
     except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
-
-
-def _check_options(name: str, command: Callable[..., None], given: Sequence[str]) -> None:
-    """Refuse a misspelt option at once: Fire would do all the work first and complain afterwards."""
-    known = [*signature(command).parameters, "help"]
-    for argument in given:
-        option = argument.partition("=")[0]
-        if option == "--":  # what follows are Fire's own flags
-            return
-        if option.startswith("--") and option[2:].replace("-", "_") not in known:
-            raise ValueError(f"{name}: no option {option}; see python -m data_prep {name} --help")
 
 
 def _as_text(argument: str) -> str:

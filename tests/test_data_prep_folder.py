@@ -323,8 +323,8 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         (["--masks", "nowhere"], "expected there: left_lung"),
         (["--out", "circle"], "circle: cannot be written to"),
         (["--out", "north/images/out"], "out: north/images/out lies in the folder of images .*north/images"),
-        (["--strikt"], "folder: no option --strikt"),
-        (["--id-colum=file"], "folder: no option --id-colum"),
+        (["--strikt"], "no option --strikt; see python -m data_prep folder --help"),
+        (["--id-colum=file"], "no option --id-colum;"),
     ],
 )
 def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
