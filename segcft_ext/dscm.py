@@ -123,7 +123,7 @@ class DSCM(SelfDescribing):
     def with_deformation(self, deformation: Mapping[str, Any]) -> DSCM:
         """This model with a fresh deformation head, whose fields are zero: it makes the same counterfactuals."""
         extended = DSCM(**{**self.definition, "deformation": deformation})
-        extended.data = self.data
+        extended.data, extended.origin = self.data, self.origin
         kept = {key: value for key, value in self.state_dict().items() if not key.startswith("deformation.")}
         missing, unexpected = extended.load_state_dict({**kept, EXTRA_STATE: extended.get_extra_state()}, strict=False)
         wrong = [key for key in missing if not key.startswith("deformation.")] + unexpected
@@ -241,7 +241,8 @@ def pretrained(
 
     Args:
         checkpoint: a ``model.pt``; None builds an untrained network, so that a bundle can be looked at without one.
-        deformation: arguments of the head, or None to leave the model as it is.
+        deformation: arguments of the head, or None to leave the model as it is. Variables in ``painted`` and ``bands``
+            that the model does not have are passed over: it may have been pretrained on some of the datalist's.
         default: arguments of :class:`DSCM`, used without a checkpoint only.
 
     Raises:
@@ -249,7 +250,10 @@ def pretrained(
     """
     dscm = load_model(checkpoint, DSCM) if checkpoint else DSCM(**(default or {}))
     if deformation is not None and dscm.deformation is None:
-        dscm = dscm.with_deformation(deformation)
+        names = dscm.variables.names
+        painted = [name for name in deformation.get("painted", ()) if name in names]
+        bands = {name: band for name, band in deformation.get("bands", {}).items() if name in names}
+        dscm = dscm.with_deformation({**deformation, "painted": painted, "bands": bands})
     return dscm
 
 

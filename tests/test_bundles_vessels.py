@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_docs import kept_logging, run_in_process
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import LoadImage
 from PIL import Image
 from small_vessels import small_vessels
 
+from data_prep.regions import derive_regions, region_definition
 from segcft_ext.checkpoints import load_model, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
@@ -94,6 +95,26 @@ def test_fine_tuning_adds_a_head_of_the_same_dimensions(ran: Path, datalist: Dat
     tuned = load_model(ran / "seg_cft" / "model.pt", DSCM)
     assert tuned.deformation is not None and tuned.deformation.spatial_dims == datalist.spatial_dims
     assert tuned.data["guide"]["data"]["labels"] == dict(datalist.labels)
+
+
+def test_a_head_is_added_to_a_model_of_some_of_the_variables(tmp_path: Path) -> None:
+    whole = small_vessels(tmp_path / "whole", training=12)
+    halves = derive_regions(whole.path, tmp_path / "datalist.json", region_definition(boundaries=[0, 0.5, 1]))
+    painted = [v["name"] for v in halves.measured_variables if v.get("zero_inflated")]
+    kept = ["lumen_area_proximal", painted[0]]
+    hvae = {"channels": [4, 4], "strides": [2], "blocks": [0, 1], "latent_channels": 2}
+    dscm = DSCM(halves.definitions(kept), hvae=hvae)
+    dscm.fit(halves)
+    save_model(dscm, tmp_path / "dscm.pt")
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "seg_cft_finetuning" / "configs" / "train.json"))
+    for key, value in {"datalist": str(halves.path), "dscm": str(tmp_path / "dscm.pt"), "deformation": True}.items():
+        parser[key] = value
+    tuned = parser.get_parsed_content("network_def")
+    assert tuned.variables.names == kept
+    assert tuned.origin == str(tmp_path / "dscm.pt")
+    assert tuned.definition["deformation"]["painted"] == painted[:1] != painted
+    assert set(tuned.definition["deformation"]["bands"]) == set(kept) < set(halves.bands)
 
 
 def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
