@@ -204,6 +204,14 @@ class DSCM(SelfDescribing):
         self.variables.fit(**datalist.training_values(self.variables.names))
         self.describe(datalist)
 
+    def negative_elbo(self, image: Tensor, values: Tensor) -> Tensor:
+        """The negative ELBO of images (B, 1, \\*spatial) with their variables (B, K), in nats per dimension, (B,).
+
+        Of sampled latents, whatever the temperature of counterfactuals: at the posterior's mean its width costs nothing
+        but KL, and a fine-tuning that is held to such an ELBO would widen it until a sample decodes to noise.
+        """
+        return self.hvae.negative_elbo(image, self.hvae.posterior(image, self.variables.encode(values)))
+
     def select_trained(self, hvae: bool) -> DSCM:
         """For fine-tuning: gradients for the deformation head and, if asked, the HVAE; none for the mechanisms."""
         self.scm.requires_grad_(False)

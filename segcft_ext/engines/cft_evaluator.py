@@ -52,8 +52,7 @@ class CFTEvaluator(CaseEvaluator):
         self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
     ) -> dict[str, Tensor]:
         dscm = self.dscm
-        posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
-        output = {"negative_elbo": dscm.hvae.negative_elbo(image, posterior)}
+        output = {"negative_elbo": dscm.negative_elbo(image, values)}
         if self.guide is None:
             return output
         abduction = dscm.abduct(image, values, self.temperature)

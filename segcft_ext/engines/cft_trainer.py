@@ -108,15 +108,9 @@ class CFTTrainer(GuardedTrainer):
             **vars(terms),
         }
         if self.constrained:
-            output["negative_elbo"] = self._negative_elbo(image, values)
+            output["negative_elbo"] = dscm.negative_elbo(image, values).mean()
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
         return output
-
-    def _negative_elbo(self, image: Tensor, values: Tensor) -> Tensor:
-        # Of sampled latents, whatever the counterfactual's temperature: at the posterior's mean its width costs nothing
-        # but KL, and fine-tuning would widen it until a sample decodes to noise.
-        hvae = self.dscm.hvae
-        return hvae.negative_elbo(image, hvae.posterior(image, self.dscm.variables.encode(values))).mean()
 
     def _progress(self) -> float:
         return (self.state.iteration - 1) / max(1, (self.state.max_epochs or 1) * (self.state.epoch_length or 1))
@@ -129,5 +123,5 @@ class CFTTrainer(GuardedTrainer):
         for batchdata in self.state.dataloader or ():
             image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
             with self.autocast():
-                measured.append(self._negative_elbo(image, values))
+                measured.append(self.dscm.negative_elbo(image, values).mean())
         self.lagrangian.set_bound(mean_over_processes(torch.stack(measured).mean()))
