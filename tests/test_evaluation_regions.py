@@ -197,6 +197,13 @@ def test_truth_leaves_out_what_asks_for_nothing(judged: tuple[JudgeEvaluator, Pa
     assert truth["n"] == changed.sum() < len(rows)
     assert math.isfinite(truth["psnr"]) and truth["psnr_near"] < truth["psnr"]
     assert truth["variables"][do]["mae"] > 1
+    parts = truth["presence"]
+    assert sum(part["n"] for part in parts.values()) == truth["n"]
+    assert parts["absent_present"]["n"] == ((rows[f"factual.{do}"] == 0) & changed).sum() > 0
+    assert sum(part["psnr"] * part["n"] for part in parts.values() if part["n"]) / truth["n"] == pytest.approx(
+        truth["psnr"]
+    )
+    assert math.isnan(parts["absent_absent"]["psnr"])
     assert engine.evaluation["methods"]["exact"]["truth"][do]["dice"] == 1
     assert engine.evaluation["methods"]["exact"]["truth"][do]["variables"][do]["mae"] == pytest.approx(0, abs=1e-4)
 
@@ -214,6 +221,10 @@ def test_tables_files_and_report(judged: tuple[JudgeEvaluator, Path], tmp_path: 
     assert missed.endswith("missed, share") and left.endswith("seen, share")
     assert [rows[ZERO][1].value for rows in (appear, vanish)] == [1, 1]
     assert [rows["exact"][1].value for rows in (appear, vanish)] == [0, 0]
+    parted = tables["truth_presence"]
+    assert {column.rpartition(": ")[2] for column in parted.columns} == {"appears", "vanishes", "changes"}
+    truth = judged[0].evaluation["identity"]["truth"][HALVES[0]]["presence"]
+    assert dict(parted.rows)[ZERO][0].value == pytest.approx(truth["absent_present"]["psnr"])
     shown = {entry["kind"]: entry for entry in json.loads((folder / "figures" / "figures.json").read_text())}
     assert "the lines part the regions" in shown["maps"]["caption"] and "set to zero" in shown["sweep"]["caption"]
     text = write_report(tmp_path / "report.html", folder).read_text()

@@ -17,7 +17,7 @@ import numpy as np
 from segcft_ext.evaluation.bootstrap import mean_interval
 from segcft_ext.evaluation.effectiveness import error
 
-__all__ = ["GROUPS", "presence", "presence_floor"]
+__all__ = ["GROUPS", "groups", "presence", "presence_floor"]
 
 # is it there before, and ought it to be after?
 GROUPS = {
@@ -26,6 +26,11 @@ GROUPS = {
     "present_absent": (True, False),
     "present_present": (True, True),
 }
+
+
+def groups(target: np.ndarray, factual: np.ndarray) -> dict[str, np.ndarray]:
+    """Which of N interventions belong to each of :data:`GROUPS`, boolean masks of shape (N,)."""
+    return {name: ((factual > 0) == before) & ((target > 0) == after) for name, (before, after) in GROUPS.items()}
 
 
 def presence(
@@ -37,10 +42,7 @@ def presence(
         For each of :data:`GROUPS` what :func:`~segcft_ext.evaluation.effectiveness.error` gives, with ``seen`` and its
         interval ``seen_ci95``; NaN where no counterfactual belongs to it.
     """
-    return {
-        name: _seen(measured, target, cases, ((factual > 0) == before) & ((target > 0) == after), seed)
-        for name, (before, after) in GROUPS.items()
-    }
+    return {name: _seen(measured, target, cases, rows, seed) for name, rows in groups(target, factual).items()}
 
 
 def presence_floor(

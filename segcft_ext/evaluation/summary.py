@@ -15,7 +15,8 @@
                         "folding": {do: {"share", "minimum"}} or null without a deformation,
                         "realism": {"fid", "kid", "kid_sd", "n"},
                         "truth": {do: {"psnr", "psnr_near", "ssim", "mae", "dice", "n",
-                                       "variables": {measured: {"mape", …}}}}
+                                       "variables": {measured: {"mape", …}},
+                                       "presence": {group: {"psnr", "psnr_ci95", "n"}} of what may be zero}}
                                  or null without a renderer}},
      "identity": the same for x~ = x,
      "judge": {structure: {"dice", "area_mape"}},
@@ -45,7 +46,7 @@ from segcft_ext.evaluation.judge import floor, summarise_structures
 from segcft_ext.evaluation.locality import leakage
 from segcft_ext.evaluation.methods import IDENTITY
 from segcft_ext.evaluation.positional import positional_leakage
-from segcft_ext.evaluation.presence import presence, presence_floor
+from segcft_ext.evaluation.presence import groups, presence, presence_floor
 from segcft_ext.evaluation.realism import realism
 
 __all__ = ["flat_metrics", "summarise"]
@@ -95,7 +96,7 @@ def summarise(
             "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
             "folding": _each(by_do, "folded", _folding),
             "realism": _realism(features[str(name)], features["real"], seed),
-            "truth": _each(by_do, "truth.psnr", lambda part: _truth(part, measured, seed)),
+            "truth": _each(by_do, "truth.psnr", lambda part: _truth(part, measured, may_be_zero, seed)),
         }
     real = cases[cases["method"] == "judge"]
     return {
@@ -199,16 +200,27 @@ def _folding(rows: pd.DataFrame) -> dict[str, float]:
     return {"share": float(rows["folded"].mean()), "minimum": float(rows["jacobian_minimum"].min())}
 
 
-def _truth(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
+def _truth(rows: pd.DataFrame, measured: Sequence[str], may_be_zero: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rows = rows[rows["truth.psnr"].notna()]
     for figure in ("psnr", "psnr_near", "ssim", "mae", "dice"):
-        known = rows[rows[f"truth.{figure}"].notna()]  # no Dice of what is truly absent
-        found[figure] = float(known[f"truth.{figure}"].mean())
-        found[f"{figure}_ci95"] = mean_interval(known[f"truth.{figure}"].to_numpy(), known["id"], seed)
+        found |= _true_figure(rows, figure, seed)
     found["n"] = len(rows)
+    do = str(rows["do"].iloc[0])
+    if do in may_be_zero:
+        parts = groups(rows[f"asked.{do}"].to_numpy(), rows[f"factual.{do}"].to_numpy())
+        found["presence"] = {
+            group: _true_figure(rows[part], "psnr", seed) | {"n": int(part.sum())} for group, part in parts.items()
+        }
     found["variables"] = {
         name: error(rows[f"measured.{name}"].to_numpy(), rows[f"true.{name}"].to_numpy(), rows["id"], seed)
         for name in measured
     }
     return found
+
+
+def _true_figure(rows: pd.DataFrame, figure: str, seed: int) -> dict[str, Any]:
+    known = rows[rows[f"truth.{figure}"].notna()]  # no Dice of what is truly absent
+    values = known[f"truth.{figure}"].to_numpy()
+    mean = float(values.mean()) if len(values) else float("nan")
+    return {figure: mean, f"{figure}_ci95": mean_interval(values, known["id"], seed)}
