@@ -33,7 +33,8 @@ class GuidePrediction:
         support: soft mask of where each variable lives, shape (B, J, *spatial), in [0, 1].
         log_odds: that a pixel counts for the variable, shape (B, J, *spatial), minus infinity where none can; None from
             a guide that does not count pixels.
-        pixel: what a pixel that counts adds to the value, shape (B, J), or None.
+        pixel: what a pixel that counts adds to the value, shape (B, J), zero for a variable that is no count of
+            pixels; or None.
     """
 
     values: Tensor
@@ -52,6 +53,11 @@ class Guide(nn.Module, ABC):
 
     names: list[str]
     network: nn.Module
+
+    def see(self, image: Tensor) -> Tensor:
+        """The network's output in full precision, whatever the trainer's: a guide is a ruler."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.network(image.float())
 
     @abstractmethod
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
@@ -83,15 +89,15 @@ class SegmentorGuide(Guide):
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Class probabilities, shape (B, C, \\*spatial)."""
-        return torch.softmax(self.network(image).float(), dim=1)
+        return torch.softmax(self.see(image), dim=1)
 
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
-        logits = self.network(image).float()
+        logits = self.see(image)
         probabilities = torch.softmax(logits, dim=1)
         values = measure(self.measurements, probabilities, image, spacing, reference)
         measurements = self.measurements.values()
         support = torch.cat([m.support(probabilities, reference) for m in measurements], dim=1)
-        log_odds, pixel = torch.full_like(support, -torch.inf), torch.ones_like(values)
+        log_odds, pixel = torch.full_like(support, -torch.inf), torch.zeros_like(values)
         for j, measurement in enumerate(measurements):
             if isinstance(measurement, Area):
                 log_odds[:, j : j + 1] = measurement.log_odds(logits, reference)
@@ -109,7 +115,7 @@ class RegressorGuide(Guide):
 
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         support = image.new_ones(()).expand(len(image), len(self.names), *image.shape[2:])
-        return GuidePrediction(self.network(image).float(), support)
+        return GuidePrediction(self.see(image), support)
 
 
 def load_guide(

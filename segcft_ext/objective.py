@@ -74,8 +74,9 @@ class CFTTerms:
         others: distance of the variables that the action leaves as they are.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
         paint: mean absolute residual; zero without one.
-        minimality: mean squared change of the image, over the size of the structures that do change.
-        smoothness: bending energy of the velocity; zero without a deformation head.
+        minimality: mean squared change of the image.
+        smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
+            head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
         anatomy: Dice loss and cross-entropy of what the deformation head sees in the factual image; zero without.
         preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
@@ -138,7 +139,7 @@ class CFTObjective(nn.Module):
         preservation: float = 0.25,
         paint: float = 8.0,
         minimality: float = 0.0,
-        smoothness: float = 0.06,
+        smoothness: float = 0.00023,
         folding: float = 300.0,
         anatomy: float = 1.0,
         folding_margin: float = 0.2,
@@ -200,7 +201,7 @@ class CFTObjective(nn.Module):
 
         relabelling = image.new_zeros(())
         if factual_prediction.log_odds is not None and prediction.log_odds is not None and prediction.pixel is not None:
-            change = torch.where(changed, (wanted - factual) / prediction.pixel, 0)
+            change = torch.where(changed & (prediction.pixel > 0), (wanted - factual) / prediction.pixel, 0)
             change = change.masked_fill(vanishes, -torch.inf)
             wrong = _relabelling(factual_prediction.log_odds, prediction.log_odds, change)
             relabelling = _mean_where(changed, wrong * prediction.pixel * scale)
@@ -212,18 +213,19 @@ class CFTObjective(nn.Module):
         sizes = (changed * before.mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
         locality = ((outside * (counterfactual.image - image).abs()).flatten(1).mean(1) / sizes).mean()
 
-        minimality = ((counterfactual.image - image).square().flatten(1).mean(1) / sizes).mean()
+        minimality = (counterfactual.image - image).square().mean()
 
-        unit = factual_prediction.values.sum(0) / before.sum((0, 2)).clamp(min=1e-6)  # of a pixel
-        exchanged = (after - before).abs().sum(2) * unit * scale
-        preservation = _mean_where(kept, exchanged)
+        preservation = image.new_zeros(())
+        if prediction.pixel is not None:
+            exchanged = (after - before).abs().sum(2) * prediction.pixel * scale
+            preservation = _mean_where(kept, exchanged)
 
         paint = smoothness = folding = anatomy = image.new_zeros(())
         if counterfactual.residual is not None:
             paint = counterfactual.residual.abs().mean()
         determinant = counterfactual.jacobian_determinant
         if counterfactual.velocity is not None and determinant is not None:
-            smoothness = bending_energy(counterfactual.velocity)
+            smoothness = bending_energy(counterfactual.velocity) * min(counterfactual.velocity.shape[2:]) ** 2
             folding = F.relu(self.folding_margin - determinant).square().mean()
         if counterfactual.anatomy is not None:
             labels = F.interpolate(reference, size=counterfactual.anatomy.shape[2:], mode="area")

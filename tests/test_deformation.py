@@ -94,6 +94,15 @@ def test_jacobian_of_linear_maps() -> None:
         torch.testing.assert_close(determinant, torch.linalg.det(matrix).expand_as(determinant))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_pixel_that_passes_its_diagonal_neighbour_folds(dims: int) -> None:
+    displacement = torch.zeros(1, dims, *[5] * dims)
+    displacement[(0, slice(None), *[2] * dims)] = -0.6
+    for field in (displacement, -displacement):
+        assert jacobian_determinant(field).min() == pytest.approx(1 - 0.6 * dims)
+        assert (jacobian_determinant(unfolded(field)) > 0).all()
+
+
 @pytest.mark.parametrize("size", [(32, 32), (16, 12, 20)])
 def test_what_folds_is_smoothed_and_nothing_else_is_touched(size: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Guides let gradients through and keep their own weights; the objective asks for what it should."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,14 @@ def test_the_gradient_reaches_the_image_and_no_weight(make) -> None:  # type: ig
     assert image.grad is not None and image.grad.abs().sum() > 0
     assert all(p.grad is None and not p.requires_grad for p in guide.parameters())
     assert all(torch.equal(before[name], guide.state_dict()[name]) for name in before)  # batch norm too
+
+
+@pytest.mark.parametrize("make", [segmentor_guide, regressor_guide])
+def test_a_guide_measures_in_full_precision(make) -> None:  # type: ignore[no-untyped-def]
+    guide, image = make(), torch.rand(2, 1, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = guide(image.bfloat16().float()).values
+    assert torch.equal(values, guide(image.bfloat16().float()).values)
 
 
 def test_a_segmentor_measures_its_own_support() -> None:
@@ -199,8 +208,23 @@ def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
     changed = image.clone()
     changed[..., :24] = 0.5
     found = terms(CFTObjective(), [13.0, 10.0], Counterfactual(changed, asked.values))
-    assert found.minimality == pytest.approx(0.5**2)  # of the structure that changes, and nowhere else
-    assert CFTObjective(minimality=2).total(found) - CFTObjective().total(found) == pytest.approx(2 * 0.5**2)
+    assert found.minimality == pytest.approx(0.5**2 * 24 / 64)
+    assert CFTObjective(minimality=2).total(found) - CFTObjective().total(found) == pytest.approx(2 * found.minimality)
+
+
+def test_what_a_movement_costs_does_not_depend_on_the_resolution() -> None:
+    image, _, asked, _ = scene()
+
+    def smoothness(*grid: int) -> float:
+        axes = [torch.arange(size) / min(grid) for size in grid]
+        wave = torch.sin(2 * torch.pi * (axes[0][:, None] + axes[1]))
+        velocity = min(grid) * torch.stack([wave, -wave])[None]  # in grid pixels
+        moved = Counterfactual(image, asked.values, torch.zeros(1, 2, 64, 64), velocity)
+        return float(terms(CFTObjective(), [13.0, 10.0], moved).smoothness)
+
+    # Of sin(2 pi (x + y)) the mean of (f_xx² + 2 f_xy² + f_yy²) is 4 (2 pi)⁴ / 2, here of either of two components.
+    assert smoothness(256, 256) == pytest.approx(2 * (2 * math.pi) ** 4, rel=0.01)
+    assert smoothness(128, 64) == pytest.approx(smoothness(256, 256), rel=0.02)
 
 
 def test_an_edit_that_moves_another_variable_is_punished() -> None:
@@ -267,11 +291,12 @@ def test_a_mask_that_moves_costs_even_when_its_area_does_not_change() -> None:
     image, values, asked, factual = scene()
     aside = factual.support.clone()
     aside[:, 1] = factual.support[:, 1].roll(-4, dims=-1)  # b is pushed aside, as large as it was
-    prediction = GuidePrediction(torch.tensor([[13.0, 10.0]]), aside)
+    pixel = torch.tensor([[0.0, 0.1]])
+    prediction = GuidePrediction(torch.tensor([[13.0, 10.0]]), aside, pixel=pixel)
     found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1], REFERENCE)
-    # 4 of 24 columns are lost and 4 gained, of an area of 10, in scaled units of 2 / 40.
+    # 4 columns of 64 pixels are lost and 4 gained, each pixel 0.1, in scaled units of 2 / 40.
     assert found.effectiveness == 0
-    assert found.preservation == pytest.approx(10 * 8 / 24 * 2 / 40)
+    assert found.preservation == pytest.approx(8 * 64 * 0.1 * 2 / 40)
     still = CFTObjective()(
         image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1], REFERENCE
     )

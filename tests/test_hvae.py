@@ -127,3 +127,12 @@ def test_an_image_longer_than_wide_is_reduced_to_one_pixel(dims: int) -> None:
 def test_settings_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="2 channels, 3 blocks and 1 strides"):
         HVAE(1, channels=(8, 8), strides=(2,), blocks=(1, 1, 1))
+
+
+def test_the_likelihood_is_not_rounded_to_half_precision() -> None:
+    network = awake(small())
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = network.posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
+    for output in (posterior.mean, posterior.log_scale):
+        assert output.dtype == torch.float32
+        assert (output != output.bfloat16().float()).float().mean() > 0.9

@@ -137,10 +137,6 @@ class StochasticBlock(nn.Module):
         mean, log_scale = self.posterior_head(F.gelu(self.posterior_block(merged, parents))).chunk(2, dim=1)
         return mean, _soft_clamp(log_scale)
 
-    def update(self, state: Tensor, latent: Tensor, parents: Tensor) -> Tensor:
-        """Add f(z_l, pa) to the state."""
-        return self.output_block(state + self.expand(latent), parents)
-
 
 def _soft_clamp(log_scale: Tensor) -> Tensor:
     # Latent scales stay within e^±4, so that neither the KL nor its gradient can overflow.
@@ -320,12 +316,15 @@ class HVAE(nn.Module):
         state = context = self.start.expand(len(parents), -1, *sizes[-1])
         for level in reversed(range(len(self.decoder))):
             for block in cast("Sequence[StochasticBlock]", self.decoder[level]):
-                latent = latent_of(block, state, context, level)
-                state = block.update(state, latent, parents)
-                context = state if self.conditional_prior else context + block.expand(latent)
+                said = block.expand(latent_of(block, state, context, level))
+                state = block.output_block(state + said, parents)
+                context = state if self.conditional_prior else context + said
             if level > 0:
                 up, size = self.up[level - 1], sizes[level - 1]
                 state = F.interpolate(up(state), size=size, mode="nearest")
                 context = state if self.conditional_prior else F.interpolate(up(context), size=size, mode="nearest")
-        mean, log_scale = self.likelihood(F.gelu(self.last(state, parents))).chunk(2, dim=1)
+        hidden = F.gelu(self.last(state, parents))
+        # Rounded to half precision, the mean would be off by more than the likelihood's narrowest scales.
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean, log_scale = self.likelihood(hidden.float()).chunk(2, dim=1)
         return mean, (log_scale - 2).clamp(min=MIN_LOG_SCALE)
