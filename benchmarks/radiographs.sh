@@ -18,7 +18,9 @@ stage() {
     local bundle=$root/bundles/$1 config=$2 target=$out/$3
     shift 3
     [ -f "$target/complete" ] && return
-    python -m monai.bundle run --config_file "$bundle/configs/$config.json" --bundle_root "$bundle" \
+    local configs="'$bundle/configs/$config.json'" overlay=$bundle/configs/image_size_$size.json
+    [ $config = train ] && [ -f "$overlay" ] && configs+=",'$overlay'"
+    python -m monai.bundle run --config_file "[$configs]" --bundle_root "$bundle" \
         --datalist "$out/data/datalist.json" --output_dir "$target" --resume True "$@"
     touch "$target/complete"
 }
@@ -30,7 +32,7 @@ stage() {
 stage lung_heart_segmentor train segmentor
 stage segmentor_evaluation train judge
 stage seg_cft_finetuning train_regressor regressor
-stage dscm_pretraining train dscm --max_epochs 220
+stage dscm_pretraining train dscm
 
 for guide in segmentor regressor; do
     name=$([ $guide = segmentor ] && echo seg || echo reg)
