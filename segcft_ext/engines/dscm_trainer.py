@@ -18,8 +18,8 @@ class DSCMTrainer(GuardedTrainer):
     The loss is the negative ELBO in nats per dimension plus the mechanisms' negative log likelihood in nats, each for
     its own weights. The HVAE sees the values of the augmented image; the mechanisms are fitted to those that the batch
     holds as ``variables`` (B, K), the datalist's own: one random scaling of an image would multiply all its areas, and
-    variables that have nothing to do with each other would look related. Output of a step: ``loss``, ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``,
-    ``gradient_norm``.
+    variables that have nothing to do with each other would look related. Output of a step: ``loss``,
+    ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``, ``gradient_norm``.
     """
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
