@@ -64,6 +64,12 @@ def untrained(deformation: bool = False) -> DSCM:
     return dscm
 
 
+def at_the_posterior_mean(dscm: DSCM) -> None:
+    """Leave nothing to chance: latents are those of temperature zero, whoever asks."""
+    posterior = dscm.hvae.posterior
+    dscm.hvae.posterior = lambda image, parents, temperature=0.0: posterior(image, parents, 0.0)  # type: ignore[method-assign]
+
+
 def guide() -> SegmentorGuide:
     """A segmentor with batch norm that sees the blocks by their brightness, softly enough to have a gradient."""
     torch.manual_seed(0)
@@ -268,6 +274,19 @@ def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
     with torch.no_grad():
         at_mean = dscm.hvae.negative_elbo(image, dscm.hvae.posterior(image, dscm.variables.encode(values), 0)).mean()
     assert abs(evaluator.state.metrics["negative_elbo"] - at_mean) > 0.1
+
+
+def test_the_bound_is_the_mean_over_cases_however_they_are_batched(tmp_path: Path) -> None:
+    batch = cases(5)
+    batch[4]["image"] = -batch[4]["image"]  # far more surprising than the others
+    dscm = untrained()
+    at_the_posterior_mean(dscm)
+    image, values = (torch.stack([case[key] for case in batch]) for key in ("image", "variables"))
+    with torch.no_grad():
+        each = dscm.negative_elbo(image, values)
+    assert (each[4] - each[:4].mean()).abs() > 0.1
+    training = Training(tmp_path, dscm, guide(), epochs=1, train_data_loader=DataLoader(batch, batch_size=4)).run()
+    assert training.outputs[0]["bound"] == pytest.approx(float(each.mean()) + training.lagrangian.slack, rel=1e-5)
 
 
 def test_the_multiplier_lives_where_the_network_does() -> None:
