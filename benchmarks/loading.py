@@ -85,7 +85,7 @@ def step_time(network: DSCM, batches: Iterable[Any], prepare_batch: PrepareVaria
         middle = cpu()
         optimizer.zero_grad()
         posterior = network.hvae.posterior(image, network.variables.encode(values))
-        (network.hvae.negative_elbo(image, posterior).mean() + network.scm.nll(values)).backward()
+        (network.hvae.negative_elbo(image, posterior).mean() + network.scm.nll(batch["variables"])).backward()
         optimizer.step()
         preparing.append(middle - start)
         training.append(cpu() - middle)

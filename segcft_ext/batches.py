@@ -63,7 +63,8 @@ class PrepareVariables:
     """Image, the variables of that image, its pixel spacing and its label map.
 
     Measured variables are measured on the label map *after* the augmentation, which moves and scales the anatomy; the
-    others (age, sex) are taken as they are in the datalist.
+    others (age, sex) are taken as they are in the datalist. They are the values of this image, not draws from the
+    population: for what is fitted to that, the batch holds the datalist's own.
 
     Args:
         datalist: the data, for its measurements.

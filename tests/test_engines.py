@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import discs
 import ignite.distributed as idist
 import pytest
 import torch
@@ -17,6 +18,8 @@ from small_chests import small_chests
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from segcft_ext.augmentation import BatchAugmentation
+from segcft_ext.batches import PrepareVariables
 from segcft_ext.checkpoints import CheckpointError, check_compatible, load_model, save_model
 from segcft_ext.dscm import DSCM, pretrained
 from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
@@ -46,19 +49,25 @@ def cases(count: int = 8) -> list[dict[str, Tensor]]:
         image = torch.full((1, 16, 16), -0.6) + 0.05 * torch.randn(1, 16, 16, generator=generator)
         image[:, 4 : 4 + left, 9:14] = 0.6
         image[:, 4 : 4 + right, 2:7] = 0.4
-        found.append({"image": image.clamp(-1, 1), "values": 100 * torch.tensor([left * 5.0, right * 5.0]) / 256})
+        found.append({"image": image.clamp(-1, 1), "variables": 100 * torch.tensor([left * 5.0, right * 5.0]) / 256})
     return found
 
 
 def prepare(batch: dict[str, Tensor], device: Any, non_blocking: bool = False) -> tuple[Tensor, Tensor, None, None]:
-    return batch["image"], batch["values"], None, None
+    return batch["image"], batch["variables"], None, None
 
 
 def untrained(deformation: bool = False) -> DSCM:
     torch.manual_seed(0)
     dscm = DSCM(VARIABLES, hvae=HVAE, deformation=HEAD if deformation else None)
-    dscm.variables.fit(torch.stack([case["values"] for case in cases()]), ["percent", "percent"])
+    dscm.variables.fit(torch.stack([case["variables"] for case in cases()]), ["percent", "percent"])
     return dscm
+
+
+def at_the_posterior_mean(dscm: DSCM) -> None:
+    """Leave nothing to chance: latents are those of temperature zero, whoever asks."""
+    posterior = dscm.hvae.posterior
+    dscm.hvae.posterior = lambda image, parents, temperature=0.0: posterior(image, parents, 0.0)  # type: ignore[method-assign]
 
 
 def guide() -> SegmentorGuide:
@@ -178,6 +187,37 @@ def test_pretraining_lowers_both_parts_of_the_loss(tmp_path: Path) -> None:
     assert training.validator.state.best_metric <= metrics["negative_elbo"]
 
 
+def test_the_mechanisms_learn_of_the_population_and_not_of_the_augmentation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    areas = discs.NAMES[:2]
+    values = torch.tensor([7.0, 7.0]) * (1 + 0.1 * torch.randn(400, 2))  # in percent, independent
+    image, label = discs.render(values)
+    items = [
+        {"image": i, "label": m.float(), "variables": v, "spacing": torch.full((2,), torch.nan)}
+        for i, m, v in zip(image, label, values)
+    ]
+    augmentation = BatchAugmentation(rotation=0, scaling=0.3, elastic=0, probability=1)
+    preparation = PrepareVariables(discs.disc_datalist(tmp_path), areas, augmentation)
+    augmented = preparation(next(iter(DataLoader(items, batch_size=400))))[1]
+    assert torch.corrcoef(augmented.T)[0, 1] > 0.7 and torch.corrcoef(values.T)[0, 1].abs() < 0.1
+
+    small = {**HVAE, "channels": (1, 1, 1), "latent_channels": 1}
+    dscm = DSCM([{"name": name, "kind": "continuous"} for name in areas], {areas[1]: areas[:1]}, hvae=small)
+    dscm.hvae.requires_grad_(False)
+    dscm.variables.fit(values, ["percent", "percent"])
+    DSCMTrainer(
+        device="cpu",
+        max_epochs=20,
+        train_data_loader=DataLoader(items, batch_size=80, shuffle=True),
+        network=dscm,
+        optimizer=torch.optim.Adam(dscm.scm.parameters(), lr=2e-2),
+        prepare_batch=preparation,
+    ).run()
+    sampled = dscm.scm.sample(4000, torch.Generator().manual_seed(0))
+    assert torch.corrcoef(sampled.T)[0, 1].abs() < 0.2
+    torch.testing.assert_close(sampled.std(0), values.std(0), rtol=0.15, atol=0)
+
+
 @pytest.mark.parametrize("deformation", [False, True])
 def test_fine_tuning_lowers_the_distance_to_the_target(tmp_path: Path, deformation: bool) -> None:
     dscm = untrained(deformation).select_trained(hvae=not deformation)
@@ -230,10 +270,23 @@ def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
         guide(), device="cpu", val_data_loader=DataLoader(cases(4)), network=dscm, prepare_batch=prepare
     )
     evaluator.run()
-    image, values = (torch.stack([case[key] for case in cases(4)]) for key in ("image", "values"))
+    image, values = (torch.stack([case[key] for case in cases(4)]) for key in ("image", "variables"))
     with torch.no_grad():
         at_mean = dscm.hvae.negative_elbo(image, dscm.hvae.posterior(image, dscm.variables.encode(values), 0)).mean()
     assert abs(evaluator.state.metrics["negative_elbo"] - at_mean) > 0.1
+
+
+def test_the_bound_is_the_mean_over_cases_however_they_are_batched(tmp_path: Path) -> None:
+    batch = cases(5)
+    batch[4]["image"] = -batch[4]["image"]  # far more surprising than the others
+    dscm = untrained()
+    at_the_posterior_mean(dscm)
+    image, values = (torch.stack([case[key] for case in batch]) for key in ("image", "variables"))
+    with torch.no_grad():
+        each = dscm.negative_elbo(image, values)
+    assert (each[4] - each[:4].mean()).abs() > 0.1
+    training = Training(tmp_path, dscm, guide(), epochs=1, train_data_loader=DataLoader(batch, batch_size=4)).run()
+    assert training.outputs[0]["bound"] == pytest.approx(float(each.mean()) + training.lagrangian.slack, rel=1e-5)
 
 
 def test_the_multiplier_lives_where_the_network_does() -> None:
@@ -331,7 +384,7 @@ def test_regions_are_those_of_the_factual_label_map(tmp_path: Path) -> None:
     factual = torch.rand(1, 3, 16, 16)
 
     def labelled(batch: dict[str, Tensor], *arguments: Any) -> tuple[Tensor, Tensor, None, Tensor]:
-        return batch["image"], batch["values"], None, factual.expand(len(batch["image"]), -1, -1, -1)
+        return batch["image"], batch["variables"], None, factual.expand(len(batch["image"]), -1, -1, -1)
 
     dscm = untrained(deformation=True).select_trained(hvae=False)
     training = Training(tmp_path, dscm, witness, epochs=1, prepare_batch=labelled)

@@ -16,23 +16,26 @@ class DSCMTrainer(GuardedTrainer):
     """Trains a :class:`~segcft_ext.dscm.DSCM` (``network``) on images and their variables.
 
     The loss is the negative ELBO in nats per dimension plus the mechanisms' negative log likelihood in nats, each for
-    its own weights. Output of a step: ``loss``, ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``,
-    ``gradient_norm``.
+    its own weights. The HVAE sees the values of the augmented image; the mechanisms are fitted to those that the batch
+    holds as ``variables`` (B, K), the datalist's own: one random scaling of an image would multiply all its areas, and
+    variables that have nothing to do with each other would look related. Output of a step: ``loss``,
+    ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``, ``gradient_norm``.
     """
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        terms = self.forward_pass(self._terms, image, values)
+        observed = batchdata["variables"].to(self.state.device, non_blocking=self.non_blocking)
+        terms = self.forward_pass(self._terms, image, values, observed)
         loss = terms["negative_elbo"] + terms["mechanisms"]
         norm = self.guarded_step(loss)
         output = {CommonKeys.LOSS: loss.item(), **{name: value.item() for name, value in terms.items()}}
         return [{**output, "gradient_norm": norm}]
 
-    def _terms(self, image: Tensor, values: Tensor) -> dict[str, Tensor]:
+    def _terms(self, image: Tensor, values: Tensor, observed: Tensor) -> dict[str, Tensor]:
         dscm = self.dscm
         posterior = dscm.hvae.posterior(image, dscm.variables.encode(values))
         return {
             "negative_elbo": dscm.hvae.negative_elbo(image, posterior).mean(),
             "kl": posterior.kl.mean() / image[0].numel(),
-            "mechanisms": dscm.scm.nll(values),
+            "mechanisms": dscm.scm.nll(observed),
         }

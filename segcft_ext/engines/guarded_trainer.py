@@ -119,7 +119,7 @@ class _Redirected:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a scalar over all processes; the value itself where there is one process."""
+    """The mean of a tensor over all processes; the value itself where there is one process."""
     if idist.get_world_size() == 1:
         return value
     return torch.as_tensor(idist.all_reduce(value.detach().clone())) / idist.get_world_size()
