@@ -190,7 +190,8 @@ def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
         image, segmentor = str(tmp_path / f"{name}.png"), str(tmp_path / "segmentor.pt")
         infer(tmp_path, tmp_path, image=image, segmentor=segmentor, spacing=spacing, intervention={}, prepared=True)
         measured[name] = content(tmp_path / name)["measured"]
-    assert measured["twice"] == pytest.approx(measured["once"], rel=0.05)
+    # label maps of an untrained segmentor, on images resized or not
+    assert measured["twice"] == pytest.approx(measured["once"], rel=0.1)
     with pytest.raises(RuntimeError) as caught:
         infer(tmp_path, tmp_path, segmentor=segmentor, image=str(tmp_path / "once.png"), intervention={})
     assert re.search(r"left_lung_area.* are measured in mm2.*--spacing", str(cause(caught.value)))
