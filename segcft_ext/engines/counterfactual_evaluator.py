@@ -49,7 +49,6 @@ class CounterfactualEvaluator(Evaluator):
         intervention: see :mod:`segcft_ext.interventions`; empty for none, which gives the image back.
         variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
         segmentor: measures what is not known, and outlines the structures in the figure.
-        temperature: of the latents' posterior.
         postprocessing: transforms of each decollated output.
         val_handlers: ignite handlers.
 
@@ -66,7 +65,6 @@ class CounterfactualEvaluator(Evaluator):
         intervention: str | Mapping[str, Any],
         variables: str | Mapping[str, Any] | None = None,
         segmentor: Segmentor | None = None,
-        temperature: float = 0.0,
         postprocessing: Callable[..., Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -82,7 +80,6 @@ class CounterfactualEvaluator(Evaluator):
         self.intervention = intervention
         self.given = variables
         self.segmentor = segmentor
-        self.temperature = temperature
         self.ruler: Judge | None = None
         self.add_event_handler(Events.STARTED, self._start)
 
@@ -108,7 +105,7 @@ class CounterfactualEvaluator(Evaluator):
         spacing = None if spacing is None else spacing.to(image)
         label = None if self.ruler is None else self.ruler.segment(image)
         values = factual_values(dscm, image, self.intervention, self.given, self.ruler, spacing, label)
-        abduction = dscm.abduct(image, values, self.temperature)
+        abduction = dscm.abduct(image, values)
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values)
