@@ -2,7 +2,8 @@
 
 .. code-block:: python
 
-    values = factual_values(dscm, image, given={"age": 61}, guide=measuring_guide(dscm, segmentor))
+    ruler = segmentor_ruler(dscm, segmentor)
+    values = factual_values(dscm, image, {"heart_area": "+20%"}, given={"age": 61}, ruler=ruler)
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcft_ext.checkpoints import CheckpointError
+from segcft_ext.checkpoints import CheckpointError, freeze
 from segcft_ext.dscm import DSCM
-from segcft_ext.guides import SegmentorGuide
+from segcft_ext.evaluation.judge import Judge
 from segcft_ext.interventions import expand_sweep, parse_intervention, resolve
 from segcft_ext.measurements import instantiate_measurement
 from segcft_ext.networks.segmentor import Segmentor
 
-__all__ = ["factual_values", "measuring_guide"]
+__all__ = ["factual_values", "segmentor_ruler"]
 
 
-def measuring_guide(dscm: DSCM, segmentor: Segmentor) -> SegmentorGuide:
+def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
     """A segmentor that measures the variables of a DSCM as they were measured in the data that both were trained on.
+
+    That is on label maps, as a judge does: what it does not see anywhere is exactly zero.
 
     Raises:
         CheckpointError: when they were trained on images of another size, or on other labels, or the DSCM has no
@@ -46,7 +49,7 @@ def measuring_guide(dscm: DSCM, segmentor: Segmentor) -> SegmentorGuide:
         raise CheckpointError(
             f"{dscm.origin}: data.variables: none of {dscm.variables.names} is measured; a segmentor cannot tell them"
         )
-    return SegmentorGuide(segmentor, measurements)
+    return Judge(freeze(segmentor), measurements, max(segmentor.labels.values()) + 1)
 
 
 @torch.no_grad()
@@ -55,8 +58,9 @@ def factual_values(
     image: Tensor,
     intervention: str | Mapping[str, Any],
     given: str | Mapping[str, Any] | None = None,
-    guide: SegmentorGuide | None = None,
+    ruler: Judge | None = None,
     spacing: Tensor | None = None,
+    label: Tensor | None = None,
 ) -> Tensor:
     """The variables of images in physical units, shape (B, K), NaN where they may be missing.
 
@@ -64,26 +68,28 @@ def factual_values(
         dscm: the model.
         image: shape (B, 1, *spatial), in [-1, 1].
         intervention: what will be done; the variables in it must be known.
-        given: values in physical units, or names of categories; they win over the guide's.
-        guide: measures what is not given, see :func:`measuring_guide`.
+        given: values in physical units, or names of categories; they win over what is measured.
+        ruler: measures what is not given, see :func:`segmentor_ruler`.
         spacing: pixel spacing in mm, shape (B, D), where a unit needs it.
+        label: the label maps that the ruler sees in the images, shape (B, 1, *spatial), where they are known already.
 
     Raises:
         ValueError: names each variable that is neither given nor measured but has to be known: those which were
-            measured in the training data, and those of the intervention. Or when what the guide measures has a unit
-            that needs the spacing.
+            measured in the training data, and those of the intervention. Or when what is measured has a unit that
+            needs the spacing.
     """
     variables = dscm.variables
     values = image.new_full((len(image), len(variables)), torch.nan)
-    if guide is not None:
-        in_mm = [name for name, ruler in guide.measurements.items() if ruler.unit.startswith("mm")]
+    if ruler is not None:
+        units = {name: measurement.unit for name, measurement in ruler.measurements.items()}
+        in_mm = [name for name, unit in units.items() if unit.startswith("mm")]
         if in_mm and spacing is None:
             raise ValueError(
-                f"spacing: not known, but {', '.join(in_mm)} are measured in {guide.measurements[in_mm[0]].unit}. Give "
+                f"spacing: not known, but {', '.join(in_mm)} are measured in {units[in_mm[0]]}. Give "
                 'that of the image as it is in the file, in mm along each axis (--spacing "[0.14, 0.14]")'
             )
-        measured = guide(image, spacing).values
-        for j, name in enumerate(guide.names):
+        measured = ruler.measure(ruler.segment(image) if label is None else label, image, spacing)
+        for j, name in enumerate(ruler.names):
             values[:, variables.index(name)] = measured[:, j]
     for name, value in _absolute(given).items():
         values[:, variables.index(name)] = resolve({name: value}, variables, values)[name]
@@ -91,8 +97,8 @@ def factual_values(
     needed += [name for one in expand_sweep(intervention) for name in one if name not in needed]
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
-        units = dict(zip(variables.names, variables.units))
-        listed = ", ".join(f"{name} ({units[name]})" if units[name] else name for name in dict.fromkeys(missing))
+        unit_of = dict(zip(variables.names, variables.units))
+        listed = ", ".join(f"{name} ({unit_of[name]})" if unit_of[name] else name for name in dict.fromkeys(missing))
         example = json.dumps({missing[0]: round(float(variables.quantiles[variables.index(missing[0]), 50]), 1)})
         raise ValueError(
             f"variables: not known of the image: {listed}. Give them (--variables '{example}', …), or the model.pt of "

@@ -131,6 +131,14 @@ def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> N
     assert len({step["files"]["counterfactual"] for step in steps}) == 3
 
 
+def test_the_segmentor_sees_each_image_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = Segmentor.forward
+    monkeypatch.setattr(Segmentor, "forward", lambda self, image: seen.append(len(image)) or forward(self, image))
+    infer(made, tmp_path, segmentor=str(made / "segmentor.pt"), intervention={"left_lung_area": ["-20%", "+20%"]})
+    assert sum(seen) == 1 + 2
+
+
 def test_no_action_gives_the_image_back_in_its_own_place(made: Path, tmp_path: Path) -> None:
     infer(made, tmp_path, variables=VALUES, intervention={})
     assert set(np.unique(grey(tmp_path / "wide" / "difference_01.png"))) <= {127.0, 128.0}
@@ -190,7 +198,8 @@ def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
         image, segmentor = str(tmp_path / f"{name}.png"), str(tmp_path / "segmentor.pt")
         infer(tmp_path, tmp_path, image=image, segmentor=segmentor, spacing=spacing, intervention={}, prepared=True)
         measured[name] = content(tmp_path / name)["measured"]
-    assert measured["twice"] == pytest.approx(measured["once"], rel=0.05)
+    # label maps of an untrained segmentor, on images resized or not
+    assert measured["twice"] == pytest.approx(measured["once"], rel=0.1)
     with pytest.raises(RuntimeError) as caught:
         infer(tmp_path, tmp_path, segmentor=segmentor, image=str(tmp_path / "once.png"), intervention={})
     assert re.search(r"left_lung_area.* are measured in mm2.*--spacing", str(cause(caught.value)))

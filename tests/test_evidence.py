@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_vessels import small_vessels
+from torch import Tensor
 
 from segcft_ext.dscm import DSCM
-from segcft_ext.evidence import factual_values
+from segcft_ext.evidence import factual_values, segmentor_ruler
+from segcft_ext.interventions import resolve
+from segcft_ext.networks.segmentor import Segmentor
 
 HVAE = {"channels": (4, 4), "strides": (4,), "blocks": (0, 1), "latent_channels": 1}
 
@@ -40,3 +46,28 @@ def test_a_known_category_is_named_or_numbered(dscm: DSCM, value: Any, expected:
 def test_a_known_value_is_no_share_of_another(dscm: DSCM) -> None:
     with pytest.raises(ValueError, match=r"variables: t_score: found '\+20%', expected a number"):
         factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"t_score": "+20%"})
+
+
+class LumenOnly(Segmentor):
+    """Sees a lumen everywhere, and gives each plaque a probability of a tenth."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        probabilities = torch.tensor([0.1, 0.7, 0.1, 0.1]).view(1, -1, 1, 1)
+        return probabilities.log().expand(len(image), -1, *image.shape[2:])
+
+
+def test_what_the_segmentor_does_not_see_is_exactly_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datalist = small_vessels(tmp_path, training=12)
+    dscm = DSCM(datalist.definitions(), hvae=HVAE)
+    dscm.fit(datalist)
+    segmentor = LumenOnly(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    segmentor.describe(datalist, use="guide")
+    image, spacing = torch.zeros(2, 1, *datalist.size), torch.full((2, 2), 0.5)
+    action = {"calcified_plaque_area": "+20%"}
+    values = factual_values(dscm, image, action, ruler=segmentor_ruler(dscm, segmentor), spacing=spacing)
+    lumen, *plaques = values.T
+    assert lumen.tolist() == [0.25 * datalist.size[0] * datalist.size[1]] * 2
+    assert all(plaque.tolist() == [0.0, 0.0] for plaque in plaques)
+    with caplog.at_level(logging.WARNING):
+        resolve(action, dscm.variables, values)
+    assert "of zero is zero" in caplog.text

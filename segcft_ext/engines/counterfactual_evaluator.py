@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.dscm import unwrap
-from segcft_ext.evidence import factual_values, measuring_guide
-from segcft_ext.guides import SegmentorGuide
+from segcft_ext.evaluation.judge import Judge
+from segcft_ext.evidence import factual_values, segmentor_ruler
 from segcft_ext.interventions import expand_sweep, resolve
 from segcft_ext.networks.segmentor import Segmentor
 
@@ -38,7 +38,7 @@ class CounterfactualEvaluator(Evaluator):
     ``targets``         variables after the action (B, S, K)
     ``folding``         share of pixels at which the deformation folds (B, S); zero without a head
     ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
-    ``measured``        what the segmentor measures in them (B, 1 + S, J); with a segmentor only
+    ``measured``        what is measured in these label maps (B, 1 + S, J); with a segmentor only
     ==================  ======================================================================================
 
     Args:
@@ -49,7 +49,6 @@ class CounterfactualEvaluator(Evaluator):
         intervention: see :mod:`segcft_ext.interventions`; empty for none, which gives the image back.
         variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
         segmentor: measures what is not known, and outlines the structures in the figure.
-        temperature: of the latents' posterior.
         postprocessing: transforms of each decollated output.
         val_handlers: ignite handlers.
 
@@ -66,7 +65,6 @@ class CounterfactualEvaluator(Evaluator):
         intervention: str | Mapping[str, Any],
         variables: str | Mapping[str, Any] | None = None,
         segmentor: Segmentor | None = None,
-        temperature: float = 0.0,
         postprocessing: Callable[..., Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -82,15 +80,14 @@ class CounterfactualEvaluator(Evaluator):
         self.intervention = intervention
         self.given = variables
         self.segmentor = segmentor
-        self.temperature = temperature
-        self.guide: SegmentorGuide | None = None
+        self.ruler: Judge | None = None
         self.add_event_handler(Events.STARTED, self._start)
 
     def _start(self) -> None:
         if not self.dscm.variables.fitted:
             raise CheckpointError("dscm: found an untrained model, expected the path of a DSCM's model.pt")
         if self.segmentor is not None:
-            self.guide = measuring_guide(self.dscm, self.segmentor)
+            self.ruler = segmentor_ruler(self.dscm, self.segmentor)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         image = batchdata["image"].to(self.state.device)
@@ -106,8 +103,9 @@ class CounterfactualEvaluator(Evaluator):
     def _counterfactuals(self, image: Tensor, spacing: Tensor | None) -> dict[str, Tensor]:
         dscm = self.dscm
         spacing = None if spacing is None else spacing.to(image)
-        values = factual_values(dscm, image, self.intervention, self.given, self.guide, spacing)
-        abduction = dscm.abduct(image, values, self.temperature)
+        label = None if self.ruler is None else self.ruler.segment(image)
+        values = factual_values(dscm, image, self.intervention, self.given, self.ruler, spacing, label)
+        abduction = dscm.abduct(image, values)
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values)
@@ -135,12 +133,9 @@ class CounterfactualEvaluator(Evaluator):
             "targets": torch.stack(targets, dim=1),
             "folding": torch.stack(folding, dim=1),
         }
-        if self.guide is not None:
-            seen = torch.cat([image, pred], dim=1)
-            flat = seen.flatten(0, 1)[:, None]
-            output["masks"] = self.guide.network(flat).argmax(1).unflatten(0, seen.shape[:2])
-            flat_spacing = None if spacing is None else spacing.repeat_interleave(seen.shape[1], 0)
-            reference = self.guide.probabilities(image).repeat_interleave(seen.shape[1], 0)
-            measured = self.guide(flat, flat_spacing, reference).values
-            output["measured"] = measured.unflatten(0, seen.shape[:2])
+        if self.ruler is not None and label is not None:
+            masks = [label, *(self.ruler.segment(x) for x in made)]
+            measured = [self.ruler.measure(mask, x, spacing, label) for mask, x in zip(masks, [image, *made])]
+            output["masks"] = torch.cat(masks, dim=1)
+            output["measured"] = torch.stack(measured, dim=1)
         return output

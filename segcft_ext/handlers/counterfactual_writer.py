@@ -150,8 +150,8 @@ class CounterfactualWriter:
 
 def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> dict[str, Any]:
     variables = engine.dscm.variables
-    guide = engine.guide
-    measured = [dict(zip(guide.names, _numbers(row))) for row in output["measured"]] if guide is not None else []
+    ruler = engine.ruler
+    measured = [dict(zip(ruler.names, _numbers(row))) for row in output["measured"]] if ruler is not None else []
     factual = {
         name: {"value": value, "unit": unit}
         for name, unit, value in zip(variables.names, variables.units, _numbers(output["values"]))
