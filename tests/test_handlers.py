@@ -11,7 +11,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer, Trainer
 from monai.handlers import LrScheduleHandler, MeanDice, from_engine
 from monai.transforms import Activationsd, AsDiscreted, Compose
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -290,6 +290,24 @@ def test_run_has_parameters_metrics_and_artifacts_and_is_finished(store, tmp_pat
     assert [metric.step for metric in client.get_metric_history(found.info.run_id, "val_dice")] == [1, 2]
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"model.pt", "figures"}
     assert found.info.artifact_uri.startswith(artifact_location(store))
+
+
+def test_a_step_that_is_not_finite_does_not_take_the_epochs_mean_with_it(store):
+    losses = iter([1.0, float("nan"), 3.0, *[float("inf")] * 3])
+    trainer = Trainer(
+        torch.device("cpu"),
+        2,
+        range(3),
+        iteration_update=lambda engine, batch: [{"loss": next(losses), "gradient_norm": 5.0}],
+    )
+    MLflowRun(store, "tests", "skipped").attach(trainer)
+    trainer.run()
+    client, (found, *_) = runs(store)
+    logged = {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, f"train_{name}")]
+        for name in ("loss", "gradient_norm")
+    }
+    assert logged == {"loss": [(1, 2.0)], "gradient_norm": [(1, 5.0), (2, 5.0)]}
 
 
 def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):
