@@ -254,6 +254,30 @@ def test_warmed_up_average_forgets_a_short_trainings_start():
     assert average.module.weight.item() == pytest.approx(1.0, abs=0.1)
 
 
+class Count(int):
+    """A number of updates that tells how often it was asked for, as a device would have to."""
+
+    asked = 0
+
+    def __int__(self):
+        self.asked += 1
+        return super().__int__()
+
+
+def test_warmed_up_average_moves_each_weight_by_the_same_share_and_asks_for_the_count_once():
+    generator = torch.Generator().manual_seed(0)
+    kinds = [((3, 2), torch.float32), ((), torch.float64), ((4,), torch.bfloat16), ((0,), torch.float32)]
+    averaged, current = ([torch.randn(shape, generator=generator).to(kind) for shape, kind in kinds] for _ in range(2))
+    averaged.append(torch.zeros(2, 3).T)
+    current.append(torch.ones(3, 2))
+    expected = [a.lerp(c, 1 - 6 / 15) for a, c in zip(averaged, current)]
+    warmed_up_average(0.999)(averaged, current, count := Count(5))
+    torch.testing.assert_close(averaged, expected)
+    assert count.asked == 1
+    warmed_up_average(0.4)(averaged, current, 5)
+    torch.testing.assert_close(averaged, [a.lerp(c, 0.6) for a, c in zip(expected, current)])
+
+
 # MLflow
 
 
