@@ -99,7 +99,7 @@ class BatchAugmentation:
         for axis in self.flip:
             mirrored = torch.rand(batch, device=image.device) < 0.5
             # The sampling grid names the last axis first.
-            linear[mirrored, dims - 1 - axis] *= -1
+            linear[:, dims - 1 - axis] *= torch.where(mirrored, -1.0, 1.0)[:, None]
         affine = torch.cat([linear, shift * (1 - unchanged)], dim=-1)
         elastic = elastic * changed.view(-1, *[1] * (dims + 1))
         return AugmentationParameters(

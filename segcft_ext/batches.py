@@ -94,8 +94,9 @@ class PrepareVariables:
         label map (B, C, \\*spatial) on which they were measured.
         """
         image, label = self.prepare_segmentation(batchdata, device, non_blocking, **kwargs)
-        values, known = (batchdata[key].to(device, non_blocking=non_blocking) for key in ("variables", "spacing"))
-        spacing = None if known.isnan().any() else known
+        values = batchdata["variables"].to(device, non_blocking=non_blocking)
+        known = batchdata["spacing"]  # looked at where the loader left it: on the device, one would wait for it
+        spacing = None if known.isnan().any() else known.to(device, non_blocking=non_blocking)
         reference = one_hot(label.float(), num_classes=self.num_classes)
         if self.measurements:
             measured = measure(self.measurements, reference, image, spacing)

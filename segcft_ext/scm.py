@@ -215,10 +215,10 @@ class SCM(nn.Module):
             missing = values[:, k].isnan()
             filled = torch.where(missing[:, None], self.variables.low, values)
             noise[name] = mechanism.abduct(self.variables.scale(filled)[:, k], parents, generator)
-            if missing.any():
-                prior = mechanism.sample_noise(len(values), generator)
-                noise[name] = torch.where(missing if prior.ndim == 1 else missing[:, None], prior, noise[name])
-                columns[k] = torch.where(missing, self._equation(k, noise[name], columns), columns[k])
+            # Drawn whether or not one is missing: to ask would wait for the device.
+            prior = mechanism.sample_noise(len(values), generator)
+            noise[name] = torch.where(missing if prior.ndim == 1 else missing[:, None], prior, noise[name])
+            columns[k] = torch.where(missing, self._equation(k, noise[name], columns), columns[k])
         return noise, torch.stack(columns, dim=1)
 
     def _targets(self, do: Mapping[str, Tensor], values: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ class Variables(nn.Module):
             categorical one.
         low, high: range of the training split, shape (K,); 0 and C - 1 where not continuous.
         quantiles: quantiles of the training split at 0, 1, …, 100 %, shape (K, 101).
+        fitted: whether the range of every variable is known, from :meth:`fit` or from a ``state_dict``.
 
     Raises:
         ValueError: when a definition is malformed; names the definition and the key.
@@ -80,6 +81,7 @@ class Variables(nn.Module):
         size = len(self.names)
         self.units: list[str] = [""] * size
         self.categories: list[list[str]] = [[] for _ in range(size)]
+        self.fitted = False  # and not looked up in the buffers, which would wait for the device
         self.register_buffer("low", torch.full((size,), math.nan))
         self.register_buffer("high", torch.full((size,), math.nan))
         self.register_buffer("quantiles", torch.full((size, 101), math.nan))
@@ -92,11 +94,6 @@ class Variables(nn.Module):
     @property
     def encoded_channels(self) -> int:
         return sum(self._width(k) for k in range(len(self)))
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the range of every variable is known. Waits for the device."""
-        return bool(self.quantiles.isfinite().all())
 
     def index(self, name: str) -> int:
         """The column of this variable.
@@ -169,6 +166,7 @@ class Variables(nn.Module):
         self.high.copy_(high)
         self.quantiles.copy_(quantiles)
         self.units, self.categories = [str(unit) for unit in units], names_of_categories
+        self.fitted = True
 
     def scale(self, values: Tensor) -> Tensor:
         """Continuous variables to [-1, 1] by the training range, not clipped; others unchanged: (B, K) -> (B, K)."""
@@ -208,6 +206,7 @@ class Variables(nn.Module):
             raise ValueError(f"variables: the checkpoint holds {list(state['names'])}, expected {self.names}")
         self.units = list(state["units"])
         self.categories = [list(names) for names in state["categories"]]
+        self.fitted = bool(self.quantiles.isfinite().all())  # the buffers are loaded before the extra state
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name} ({kind})" for name, kind in zip(self.names, self.kinds))

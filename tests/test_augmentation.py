@@ -49,6 +49,11 @@ def test_drawing_is_seeded_and_applying_is_pure() -> None:
     assert torch.equal(first, second)
 
 
+def test_drawing_does_not_wait_for_the_device() -> None:
+    image = torch.empty(4, 1, 16, 12, device="meta")  # there is nothing to be read from there
+    assert BatchAugmentation(flip=[0, 1]).draw(image).affine.shape == (4, 2, 3)
+
+
 def test_volumes() -> None:
     image = torch.rand(2, 1, 12, 10, 8) * 2 - 1
     moved, label = BatchAugmentation()(image, (image > 0).float())

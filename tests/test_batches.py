@@ -31,6 +31,14 @@ def test_measured_variables_are_measured_after_the_augmentation_and_others_taken
     assert image.shape == (2, 1, 32, 32) and spacing is None and not reference[:, 1].any()
 
 
+def test_preparing_does_not_wait_for_the_device(datalist):
+    on_disk = batch(VALUES)
+    for spacing, known in ((torch.full((2, 2), 0.5), True), (torch.tensor([[0.5, 0.5], [torch.nan, 0.5]]), False)):
+        _, values, found, _ = PrepareVariables(datalist, NAMES)({**on_disk, "spacing": spacing}, "meta")
+        assert values.is_meta and (found is not None) == known  # there is nothing to be read from the meta device
+        assert found is None or found.is_meta
+
+
 def test_the_order_is_that_of_the_names_asked_for(datalist):
     names = ["age", "right_area"]
     _, values = PrepareRegression(datalist, names, without_left)(batch(VALUES[:, [2, 1]]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer, Trainer
 from monai.handlers import LrScheduleHandler, MeanDice, from_engine
 from monai.transforms import Activationsd, AsDiscreted, Compose
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -254,6 +254,30 @@ def test_warmed_up_average_forgets_a_short_trainings_start():
     assert average.module.weight.item() == pytest.approx(1.0, abs=0.1)
 
 
+class Count(int):
+    """A number of updates that tells how often it was asked for, as a device would have to."""
+
+    asked = 0
+
+    def __int__(self):
+        self.asked += 1
+        return super().__int__()
+
+
+def test_warmed_up_average_moves_each_weight_by_the_same_share_and_asks_for_the_count_once():
+    generator = torch.Generator().manual_seed(0)
+    kinds = [((3, 2), torch.float32), ((), torch.float64), ((4,), torch.bfloat16), ((0,), torch.float32)]
+    averaged, current = ([torch.randn(shape, generator=generator).to(kind) for shape, kind in kinds] for _ in range(2))
+    averaged.append(torch.zeros(2, 3).T)
+    current.append(torch.ones(3, 2))
+    expected = [a.lerp(c, 1 - 6 / 15) for a, c in zip(averaged, current)]
+    warmed_up_average(0.999)(averaged, current, count := Count(5))
+    torch.testing.assert_close(averaged, expected)
+    assert count.asked == 1
+    warmed_up_average(0.4)(averaged, current, 5)
+    torch.testing.assert_close(averaged, [a.lerp(c, 0.6) for a, c in zip(expected, current)])
+
+
 # MLflow
 
 
@@ -290,6 +314,24 @@ def test_run_has_parameters_metrics_and_artifacts_and_is_finished(store, tmp_pat
     assert [metric.step for metric in client.get_metric_history(found.info.run_id, "val_dice")] == [1, 2]
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"model.pt", "figures"}
     assert found.info.artifact_uri.startswith(artifact_location(store))
+
+
+def test_a_step_that_is_not_finite_does_not_take_the_epochs_mean_with_it(store):
+    losses = iter([1.0, float("nan"), 3.0, *[float("inf")] * 3])
+    trainer = Trainer(
+        torch.device("cpu"),
+        2,
+        range(3),
+        iteration_update=lambda engine, batch: [{"loss": next(losses), "gradient_norm": 5.0}],
+    )
+    MLflowRun(store, "tests", "skipped").attach(trainer)
+    trainer.run()
+    client, (found, *_) = runs(store)
+    logged = {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, f"train_{name}")]
+        for name in ("loss", "gradient_norm")
+    }
+    assert logged == {"loss": [(1, 2.0)], "gradient_norm": [(1, 5.0), (2, 5.0)]}
 
 
 def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from segcft_ext.variables import Variables
 
@@ -70,6 +71,20 @@ def test_state_survives_saving_and_strict_loading(variables, tmp_path):
     assert torch.equal(other.quantiles, variables.quantiles)
     assert other.units == ["percent", "", "", "years"] and other.categories[1] == ["F", "M"]
     assert copy.deepcopy(variables).units == variables.units
+
+
+def test_that_they_are_fitted_is_known_without_the_device(variables):
+    fresh = Variables(DEFINITIONS)
+    unfitted = AveragedModel(fresh)
+    assert not fresh.fitted and not unfitted.module.fitted
+    assert variables.fitted and copy.deepcopy(variables).fitted and AveragedModel(variables).module.fitted
+    unfitted.load_state_dict(AveragedModel(variables).state_dict())
+    assert unfitted.module.fitted
+    fresh.load_state_dict(variables.state_dict())
+    assert fresh.fitted
+    fresh.load_state_dict(Variables(DEFINITIONS).state_dict())
+    assert not fresh.fitted
+    assert variables.to("meta").fitted  # there is nothing to be read from the meta device
 
 
 def test_another_models_variables_are_refused(variables):

@@ -34,8 +34,9 @@ class MLflowRun:
     FAILED.
 
     Attached to a trainer, every scalar of its output (``loss`` and what else it has) is logged as its mean over the
-    epoch, as ``train_<name>``, with the learning rate. The metrics of the engine and of ``validator`` are logged under
-    their own names. Place it last, so that files which other handlers write at the end are there.
+    steps of the epoch at which it is finite, as ``train_<name>``, with the learning rate. The metrics of the engine and
+    of ``validator`` are logged under their own names. Place it last, so that files which other handlers write at the
+    end are there.
 
     Args:
         tracking_uri: the store; :func:`~segcft_ext.tracking.default_tracking_uri` by default.
@@ -63,8 +64,7 @@ class MLflowRun:
         self.artifacts = [Path(path) for path in artifacts]
         self.validator = validator
         self.handler: MLFlowHandler | None = None
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._uploaded: set[Path] = set()
 
     def attach(self, engine: Workflow) -> None:
@@ -105,12 +105,13 @@ class MLflowRun:
     def iteration_completed(self, engine: Workflow) -> None:
         output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
         for key, value in _scalars(output).items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-        self._count += 1
+            if math.isfinite(value):  # a step that was skipped is not
+                total, count = self._finite.get(key, (0.0, 0))
+                self._finite[key] = total + value, count + 1
 
     def epoch_completed(self, engine: Workflow) -> None:
-        metrics = {f"train_{key}": total / self._count for key, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        metrics = {f"train_{key}": total / count for key, (total, count) in self._finite.items()}
+        self._finite = {}
         if hasattr(engine, "optimizer"):
             metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
         self.log_metrics(engine, metrics)

@@ -23,9 +23,8 @@ def warmed_up_average(decay: float = 0.999) -> Callable[[Sequence[Tensor], Seque
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for average, value in zip(averaged, current):
-            average.lerp_(value, share)
+        n = int(count)  # waits for the device
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
 
