@@ -123,5 +123,7 @@ class CFTTrainer(GuardedTrainer):
         for batchdata in self.state.dataloader or ():
             image, values, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
             with self.autocast():
-                measured.append(self.dscm.negative_elbo(image, values).mean())
-        self.lagrangian.set_bound(mean_over_processes(torch.stack(measured).mean()))
+                measured.append(self.dscm.negative_elbo(image, values))
+        cases = torch.cat(measured).double()
+        total, count = mean_over_processes(torch.stack([cases.sum(), torch.full_like(cases[0], len(cases))]))
+        self.lagrangian.set_bound(total / count)

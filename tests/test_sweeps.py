@@ -1,0 +1,127 @@
+"""Along a sweep a case keeps its exogenous noise: what follows from the swept variable appears once, and stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import Dataset, MetaTensor
+from small_vessels import small_vessels
+from torch import Tensor
+
+from segcft_ext.datalist import Datalist
+from segcft_ext.dscm import DSCM, Abduction, Counterfactual
+from segcft_ext.engines import CounterfactualEvaluator
+from segcft_ext.evaluation.cases import Cases
+from segcft_ext.evaluation.judge import Judge
+from segcft_ext.evaluation.sweeps import sweep
+from segcft_ext.handlers import DSCMFigures
+from segcft_ext.mechanisms import Conditioner, ZeroInflatedMechanism
+from segcft_ext.networks.segmentor import Segmentor
+
+PARENT, CHILD = "lumen_area", "calcified_plaque_area"
+HVAE = {"channels": (4, 4), "strides": (4,), "blocks": (0, 1), "latent_channels": 1}
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Datalist:
+    return small_vessels(tmp_path_factory.mktemp("vessels"), training=12)
+
+
+@pytest.fixture(scope="module")
+def dscm(datalist: Datalist) -> DSCM:
+    """The larger the lumen, the likelier and the larger is the plaque."""
+    dscm = DSCM(datalist.definitions([PARENT, CHILD]), {CHILD: [PARENT]}, HVAE)
+    dscm.fit(datalist)
+    mechanism = dscm.scm.mechanisms[1]
+    assert isinstance(mechanism, ZeroInflatedMechanism)
+    for conditioner in (mechanism.presence.conditioner, mechanism.amount.conditioner):
+        assert isinstance(conditioner, Conditioner) and conditioner.network is not None
+        hidden, _, last = conditioner.network
+        with torch.no_grad():
+            hidden.weight.fill_(1)
+            hidden.bias.fill_(1)
+            last.weight[0] = 0.1
+    return dscm.eval()
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The variables (K,) of each counterfactual that is made, one after the other."""
+    found: list[Tensor] = []
+    predict = DSCM.predict
+
+    def noting(self: DSCM, abduction: Abduction, values: Tensor) -> Counterfactual:
+        found.extend(values)
+        return predict(self, abduction, values)
+
+    monkeypatch.setattr(DSCM, "predict", noting)
+    return found
+
+
+def check(steps: list[Tensor], wanted: list[float]) -> None:
+    """The parent rises as it is asked to, and the child with it; two steps alike have the same child."""
+    parent, child = torch.stack(steps).T
+    torch.testing.assert_close(parent, torch.tensor(wanted))
+    assert (child.diff() >= 0).all()
+    assert child[-1] > 0 and child[-1] == child[-2]
+
+
+def targets(dscm: DSCM) -> list[float]:
+    low, high = (float(limit[0]) for limit in (dscm.variables.low, dscm.variables.high))
+    return [*torch.linspace(low, high, 7).tolist(), high]
+
+
+def test_inference(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> None:
+    image = MetaTensor(torch.zeros(1, 1, *datalist.size))
+    wanted = targets(dscm)
+    given = {PARENT: wanted[0], CHILD: 0}
+    engine = CounterfactualEvaluator("cpu", [{"image": image}], dscm, {PARENT: wanted}, given)
+    engine.run()
+    check(predicted, wanted)
+
+
+def test_sweeps_of_an_evaluation(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> None:
+    wanted = targets(dscm)
+    measurements = datalist.measurements()
+    judge = Judge(Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,)), measurements, datalist.num_classes)
+    image = torch.zeros(1, 1, *datalist.size)
+    case = Cases(
+        ids=["one"],
+        image=image,
+        label=image.long(),
+        spacing=torch.ones(1, 2),
+        values=torch.tensor([[wanted[0], 0.0]]),
+        variables=[PARENT, CHILD],
+        before=torch.zeros(1, len(measurements)),
+        measured=list(measurements),
+    )
+    before = torch.get_rng_state()
+    panels = sweep(dscm, judge, case, PARENT, wanted, "mm2")
+    check(predicted, wanted)
+    assert len(panels) == len(wanted) and (panels[-1].image == panels[-2].image).all()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_figures_of_a_training(
+    dscm: DSCM, datalist: Datalist, predicted: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
+    monkeypatch.setattr("segcft_ext.handlers.dscm_figures.LEVELS", levels)
+    items = [
+        {
+            "image": torch.zeros(1, *datalist.size),
+            "label": torch.zeros(1, *datalist.size),
+            "variables": torch.tensor([targets(dscm)[0], 0.0]),
+            "spacing": torch.ones(2),
+        }
+    ]
+
+    def prepare(batch: dict[str, Tensor], device: torch.device, non_blocking: bool = False) -> tuple[Tensor, Tensor]:
+        return batch["image"], batch["variables"]
+
+    figures = DSCMFigures(dscm, Dataset(items), prepare, datalist, tmp_path, cases=1, reconstructions=0, samples=0)
+    for _ in figures.figures(torch.device("cpu"), 1):
+        pass
+    check(predicted[: len(levels)], torch.quantile(dscm.variables.quantiles[0], torch.tensor(levels)).tolist())
