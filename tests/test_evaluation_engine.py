@@ -128,6 +128,16 @@ def test_doing_nothing_is_asked_for_the_descendants_that_the_model_predicts(data
     assert engine.evaluation["identity"]["effectiveness"]["left_area"]["right_area"]["drift"] > 0
 
 
+def test_change_maps_count_every_case_alike(judged: tuple[JudgeEvaluator, Path], datalist: Datalist) -> None:
+    """However the six cases are divided into batches."""
+    methods = {"oracle": Oracle(), "clumsy": Oracle(wrong=7)}
+    whole = JudgeEvaluator("cpu", loader(datalist, batch_size=6), DiscJudge(), datalist, methods, None, 3)
+    whole.run()
+    for name, maps in whole.change_maps().items():
+        for do, expected in maps.items():
+            np.testing.assert_allclose(judged[0].change_maps()[name][do], expected, atol=1e-6)
+
+
 def test_judge_and_its_floor(judged: tuple[JudgeEvaluator, Path]) -> None:
     evaluation = judged[0].evaluation
     assert evaluation["judge"] == {name: {"dice": 1, "area_mape": 0} for name in ("left", "right")}

@@ -113,7 +113,7 @@ class JudgeEvaluator(Evaluator):
         self._cases: list[pd.DataFrame] = []
         self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._features: dict[str, list[tuple[Sequence[str], Tensor]]] = defaultdict(list)
-        self._changes: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+        self._changes: dict[str, dict[str, Tensor]] = defaultdict(dict)  # sums over all counterfactuals
         steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
         self._progress = tqdm(total=steps, desc="judging", unit="batch")
 
@@ -169,7 +169,8 @@ class JudgeEvaluator(Evaluator):
                 changed = target != cases.of([variable])[:, 0]
                 true = self._compare(image, judged, true_image, true_label, variable, cases)
                 figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
-            self._changes[name][variable].append(picture((image - cases.image).abs().mean(0)))
+            changes = (image - cases.image).abs().double().sum(0)
+            self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
@@ -255,8 +256,9 @@ class JudgeEvaluator(Evaluator):
 
     def change_maps(self) -> dict[str, dict[str, np.ndarray]]:
         """Mean absolute change of the image by method and intervened variable, (H, W) each."""
+        count = len(self.pairs) / len(self.methods) / len(self.interventions)
         return {
-            name: {do: np.mean(parts, axis=0) for do, parts in by_do.items()}
+            name: {do: picture(total / count) for do, total in by_do.items()}
             for name, by_do in self._changes.items()
             if name != IDENTITY
         }
