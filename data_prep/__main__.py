@@ -31,7 +31,7 @@ from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import check_options
+from segcft_ext.command_line import check_options, read_sizes
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -519,7 +519,7 @@ def _fraction(given: str) -> float:
 def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
     if dims not in (2, 3):
         raise ValueError(f"dims: found {dims}, expected 2 or 3")
-    numbers = _sizes(given or "256x64")
+    numbers = read_sizes("256x64" if given is None else given)
     if len(numbers) == 2 and dims == 3:
         numbers.append(numbers[1])
     if len(numbers) != dims:
@@ -565,14 +565,8 @@ def _flag(option: str, given: Any) -> bool:
     return str(given) == "True"
 
 
-def _sizes(given: Any) -> list[int]:
-    """Whole numbers from 64, "96x64", "96,64" or a list."""
-    parts = given.lower().replace("x", ",") if isinstance(given, str) else given
-    return [_whole("size", n) for n in _names(parts if isinstance(parts, (str, list, tuple)) else [parts])]
-
-
 def _image_size(given: Any) -> tuple[int, int]:
-    numbers = _sizes(given)
+    numbers = read_sizes(given)
     if len(numbers) not in (1, 2) or min(numbers) < 8:
         raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96x64)")
     return numbers[0], numbers[-1]

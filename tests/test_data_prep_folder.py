@@ -309,6 +309,8 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--size", "large"], "size: found 'large'"),
         (["--size", "4"], "size: found '4'"),
+        (["--size", "64x"], "size: found '64x', expected whole numbers, as 64, 96x64 or 96,64"),
+        (["--size", "64,,64"], "size: found '64,,64'"),
         (["--unit", "cm2"], "unit: found 'cm2'"),
         (["--workers", "0"], "workers: found 0"),
         (["--seed", "one"], "seed: found 'one'"),
