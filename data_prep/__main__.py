@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,13 +30,20 @@ from data_prep.pictures import draw_variables
 from data_prep.readers import real_path
 from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
+from data_prep.splits import FRACTIONS, check_fractions
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import check_options
+from segcft_ext.command_line import check_options, read_sizes
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
 DEFAULT_STRUCTURES = ",".join(CHEST)
+EXAMPLES = {
+    "fractions": json.dumps(FRACTIONS),
+    "labels": '{"heart": 3}',
+    "missing": '{"age": 0}',
+    "units": '{"age": "years"}',
+}
 
 
 def folder(
@@ -114,11 +122,14 @@ def folder(
             raise ValueError(
                 f"out: {out} lies in the folder of images {pictures}: the next run would take it for cases"
             )
-    masks_from = _masks(_parse(masks), _names(structures), _parse(labels), mask_table, id_column)
+    shares = _shares(fractions)
+    masks_from = _masks(_parse("masks", masks), _names(structures), _mapping("labels", labels), mask_table, id_column)
     rows = None
     if table is not None:
-        chosen = _parse(variables) if isinstance(_parse(variables), dict) else _names(variables)
-        rows = Table(Path(table), chosen, _parse(units), _parse(missing), id_column, source_column, patient_column)
+        chosen = _parse("variables", variables)
+        chosen = chosen if isinstance(chosen, dict) else _names(chosen)
+        given = {option: _mapping(option, value) for option, value in (("units", units), ("missing", missing))}
+        rows = Table(Path(table), chosen, given["units"], given["missing"], id_column, source_column, patient_column)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
     source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)
@@ -128,7 +139,7 @@ def folder(
         mapping,
         name=name,
         seed=_whole("seed", seed),
-        fractions=_parse(fractions),
+        fractions=shares,
         unit=unit,
         workers=_workers(workers),
         scheduler=scheduler,
@@ -187,6 +198,7 @@ def padchest(
     """
     if not images:
         raise ValueError("no folder of images given; see python -m data_prep padchest --help")
+    shares = _shares(fractions)
     source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], _image_size(size))
     for what, count in source.counts.items():
         print(f"{what}: {count}")
@@ -200,7 +212,7 @@ def padchest(
         mapping,
         name=name,
         seed=_whole("seed", seed),
-        fractions=_parse(fractions),
+        fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
         strict=_flag("strict", strict),
@@ -276,6 +288,7 @@ def ccta(
     """
     if not places:
         raise ValueError("no folder or list given; see python -m data_prep ccta --help")
+    shares = _shares(fractions)
     paths = [Path(place) for place in places]
     low, high = _numbers("window", window, 2)
     source = CctaSource(
@@ -298,7 +311,7 @@ def ccta(
         mapping,
         name=name,
         seed=_whole("seed", seed),
-        fractions=_parse(fractions),
+        fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
         strict=_flag("strict", strict),
@@ -346,7 +359,7 @@ def phantom(
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed = _whole("count", count), _whole("seed", seed)
+    count, seed, shares = _whole("count", count), _whole("seed", seed), _shares(fractions)
     if kind == "chest":
         if (_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
@@ -371,7 +384,7 @@ def phantom(
         Path(out),
         name=name,
         seed=seed,
-        fractions=_parse(fractions),
+        fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
     )
@@ -410,7 +423,7 @@ def regions(
         structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
             their whole areas.
     """
-    definition = region_definition(_names(names or []), _fractions(boundaries), of, _whole("axis", axis))
+    definition = region_definition(_names(names or []), _boundaries(boundaries), of, _whole("axis", axis))
     derived = derive_regions(datalist, out, definition, _names(structures or []))
     draw_variables(derived, derived.path.with_name("variables.png"))
     regional = [variable.name for variable in derived.variables if variable.region]
@@ -469,27 +482,39 @@ def _masks(masks: Any, structures: list[str], labels: Any, table: str | None, id
     if table is not None and labels is not None:
         raise ValueError("labels: masks are either label maps or in a --mask_table")
     if labels is not None:
-        if not isinstance(labels, dict) or isinstance(masks, dict):
-            raise ValueError(f'labels: found {labels!r}, expected JSON as {{"heart": 3}}, and --masks a folder')
+        if isinstance(masks, dict):
+            raise ValueError(f"masks: found {masks!r}, expected with --labels a folder")
         return LabelMaps(masks, labels)
     if table is not None:
         return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in structures}, id_column)
     return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in structures})
 
 
-def _parse(given: Any) -> Any:
+def _parse(option: str, given: Any) -> Any:
     """JSON, where a text looks like an object or a list of JSON; anything else as it is."""
     if not isinstance(given, str) or given.lstrip()[:1] not in ("{", "["):
         return given
     try:
         return json.loads(given)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{given!r} is no JSON: {error}") from error
+        raise ValueError(f"{option}: {given!r} is no JSON: {error}") from error
+
+
+def _mapping(option: str, given: Any) -> dict[str, Any] | None:
+    """A JSON mapping, or None."""
+    found = _parse(option, given)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{option}: found {given!r}, expected JSON as '{EXAMPLES[option]}'")
+    return found
+
+
+def _shares(given: Any) -> dict[str, float]:
+    return check_fractions(_mapping("fractions", given))
 
 
 def _names(given: Any) -> list[str]:
     """Names from "a,b", a JSON list or a sequence."""
-    given = _parse(given)
+    given = _parse("names", given)
     parts = given.split(",") if isinstance(given, str) else given
     return [name for name in (str(part).strip() for part in parts) if name]
 
@@ -505,11 +530,11 @@ def _workers(given: Any) -> int | None:
     return None if given is None else _whole("workers", given)
 
 
-def _fractions(given: Any) -> list[float] | None:
-    return None if given is None else [_fraction(part) for part in _names(given)]
+def _boundaries(given: Any) -> list[float] | None:
+    return None if given is None else [_boundary(part) for part in _names(given)]
 
 
-def _fraction(given: str) -> float:
+def _boundary(given: str) -> float:
     try:
         return float(given)
     except ValueError:
@@ -519,7 +544,7 @@ def _fraction(given: str) -> float:
 def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
     if dims not in (2, 3):
         raise ValueError(f"dims: found {dims}, expected 2 or 3")
-    numbers = _sizes(given or "256x64")
+    numbers = read_sizes("256x64" if given is None else given)
     if len(numbers) == 2 and dims == 3:
         numbers.append(numbers[1])
     if len(numbers) != dims:
@@ -531,7 +556,7 @@ def _vessel_regions(names: Any, boundaries: Any) -> dict[str, Any] | None:
     """The regions of vessels, thirds by default; None for "none"."""
     if names is not None and str(names).strip().lower() == "none":
         return None
-    return region_definition(_names(names or []), _fractions(boundaries))
+    return region_definition(_names(names or []), _boundaries(boundaries))
 
 
 def _numbers(option: str, given: Any, count: int | None = None) -> tuple[float, ...]:
@@ -547,16 +572,21 @@ def _numbers(option: str, given: Any, count: int | None = None) -> tuple[float, 
 
 def _label_values(given: Any) -> dict[str, list[int]]:
     """Values by structure from "lumen=1-14,calcified_plaque=20" or from JSON."""
-    given = _parse(given)
-    if isinstance(given, str):
-        pairs = [part.partition("=")[::2] for part in given.split(",")]
-        given = {}
-        for structure, text in pairs:
-            first, _, last = text.partition("-")
-            numbers = range(_whole("labels", first), _whole("labels", last or first) + 1)
-            given.setdefault(structure.strip(), []).extend(numbers)
-    listed = {name: values if isinstance(values, list) else [values] for name, values in given.items()}
-    return {name: [_whole("labels", value) for value in values] for name, values in listed.items()}
+    found = _parse("labels", given)
+    if isinstance(found, dict):
+        listed = {name: values if isinstance(values, list) else [values] for name, values in found.items()}
+        if all(
+            isinstance(value, int) and not isinstance(value, bool) for values in listed.values() for value in values
+        ):
+            return listed
+    values: dict[str, list[int]] = {}
+    for part in found.split(",") if isinstance(found, str) else [given]:
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(part), re.ASCII)
+        if match is None:
+            raise ValueError(f"labels: found {part!r}, expected structures and their values, as lumen=1 or lumen=1-14")
+        structure, first, last = match.groups()
+        values.setdefault(structure, []).extend(range(int(first), int(last or first) + 1))
+    return values
 
 
 def _flag(option: str, given: Any) -> bool:
@@ -565,14 +595,8 @@ def _flag(option: str, given: Any) -> bool:
     return str(given) == "True"
 
 
-def _sizes(given: Any) -> list[int]:
-    """Whole numbers from 64, "96x64", "96,64" or a list."""
-    parts = given.lower().replace("x", ",") if isinstance(given, str) else given
-    return [_whole("size", n) for n in _names(parts if isinstance(parts, (str, list, tuple)) else [parts])]
-
-
 def _image_size(given: Any) -> tuple[int, int]:
-    numbers = _sizes(given)
+    numbers = read_sizes(given)
     if len(numbers) not in (1, 2) or min(numbers) < 8:
         raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96x64)")
     return numbers[0], numbers[-1]

@@ -39,7 +39,8 @@ def region_definition(
     """The header's ``regions``: thirds by default; equal parts where only names are given.
 
     Raises:
-        ValueError: when there is not one more boundary than there are names.
+        ValueError: when there is not one more boundary than there are names, these are not all different, the
+            boundaries do not rise from 0 to 1, or ``of`` is neither "image" nor "structure".
     """
     count = len(names) if names else len(boundaries) - 1 if boundaries else 3
     names = list(names or NAMES.get((of, count), [f"region{i + 1}" for i in range(count)]))
@@ -47,6 +48,13 @@ def region_definition(
     boundaries = list(boundaries or [round(i / count, 6) for i in range(count + 1)])
     if len(boundaries) != count + 1:
         raise ValueError(f"boundaries: found {boundaries}, expected {count + 1} for the regions {names}")
+    rising = all(low < high for low, high in itertools.pairwise(boundaries))
+    if not rising or (boundaries[0], boundaries[-1]) != (0, 1):
+        raise ValueError(f"boundaries: found {boundaries}, expected numbers that rise from 0 to 1")
+    if len(set(names)) != count:
+        raise ValueError(f"names: found {names}, expected each name once")
+    if of not in ("image", "structure"):
+        raise ValueError(f"of: found {of!r}, expected 'image' or 'structure'")
     return {"axis": axis, "of": of, "names": names, "boundaries": boundaries}
 
 

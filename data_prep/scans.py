@@ -16,6 +16,7 @@ from pathlib import Path
 
 __all__ = ["Scan", "find_scans", "list_scans"]
 
+FILES = ("volume", "label", "centreline")
 _SUFFIX = re.compile(r"(\.nii|\.nii\.gz|\.vtk|\.vtp|\.csv)$", re.IGNORECASE)
 _ROLE = re.compile(r"[._-]?(img|coronary|cent(er|re)lines?)(?=$|[._-])", re.IGNORECASE)
 
@@ -82,18 +83,33 @@ def list_scans(table: Path) -> list[Scan]:
     Without a ``patient`` each volume is a patient.
 
     Raises:
-        ValueError: when the file cannot be read, lacks a column, or the rows of a volume contradict each other.
+        ValueError: when the file cannot be read, lacks a column, names a file that does not exist, or the rows of a
+            volume contradict each other.
     """
+    if not table.exists():
+        raise ValueError(f"{table}: no such folder or list")
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            rows, lines = [], []
+            for row in reader:
+                rows.append({key: (value or "").strip() for key, value in row.items() if key})
+                lines.append(reader.line_num)
             columns = [name for name in reader.fieldnames or [] if name]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: cannot be read as CSV: {error}") from error
     known = {"volume", "label", "centreline", "vessel", "patient"}
     if not {"volume", "label"} <= set(columns) <= known or not rows:
         raise ValueError(f"{table}: found the columns {columns} and {len(rows)} rows, expected some of {sorted(known)}")
+    missing = [
+        f"line {line}: {column}: {table.parent / row[column]}"
+        for line, row in zip(lines, rows)
+        for column in FILES
+        if row.get(column) and not (table.parent / row[column]).exists()
+    ]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ValueError(f"{table}: {missing[0]}: no such file{more}; paths are relative to the list")
     of_volume: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         of_volume.setdefault(row["volume"], []).append(row)

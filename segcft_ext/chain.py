@@ -24,7 +24,7 @@ from typing import Any
 import fire
 
 import segcft_ext
-from segcft_ext.command_line import check_options
+from segcft_ext.command_line import check_options, read_sizes
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
@@ -54,6 +54,8 @@ class Kind:
         hvae_size: the largest images that the HVAE of these configs reduces to one pixel.
         demo_folder: where the demo writes to, if it is not told.
         demo_size: of the demo's phantoms, in pixels.
+        smallest: that its phantoms can be drawn in.
+        square: whether they are.
         demo_settings: in place of these, in the demo.
         positional: whether the phantoms' variables are measured in regions.
     """
@@ -62,7 +64,9 @@ class Kind:
     overlay: str
     hvae_size: tuple[int, ...]
     demo_folder: str
-    demo_size: str
+    demo_size: tuple[int, int]
+    smallest: tuple[int, int]
+    square: bool
     demo_settings: Settings
     positional: bool
 
@@ -74,7 +78,9 @@ KINDS = {
         overlay="",
         hvae_size=(64, 64),
         demo_folder="runs/demo",
-        demo_size="64",
+        demo_size=(64, 64),
+        smallest=(32, 32),
+        square=True,
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
@@ -91,7 +97,9 @@ KINDS = {
         overlay="coronary",
         hvae_size=(256, 64, 64),
         demo_folder="runs/demo_coronary",
-        demo_size="128,32",
+        demo_size=(128, 32),
+        smallest=(64, 24),
+        square=False,
         demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
@@ -182,7 +190,7 @@ def demo(
         kind: "chest", radiographs with lungs and heart; or "coronary", straightened arteries with plaques, edited
             region by region.
         count: number of phantoms.
-        size: in pixels; 64 of a square chest, 128,32 along and across a vessel.
+        size: in pixels; 64 of a square chest, 128x32 along and across a vessel.
         mechanisms: see the command run.
         seed: of the phantoms and of everything after them.
         device: see the command run.
@@ -194,8 +202,7 @@ def demo(
         raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
     shown = KINDS[kind]
     output = Path(output_dir or shown.demo_folder).absolute()
-    size = _size(size or shown.demo_size)
-    pixels = tuple(map(int, size.replace("x", ",").split(",")))
+    pixels = shown.demo_size if size is None else _phantom_size(size, shown)
     phantoms = Stage(
         name="data_prep",
         program=("-m", "data_prep", "phantom"),
@@ -205,7 +212,7 @@ def demo(
         settings={
             "kind": kind,
             "count": count,
-            "size": size,
+            "size": "x".join(map(str, pixels)),
             "seed": seed,
             "name": f"{kind} phantoms",
         },
@@ -220,7 +227,7 @@ def demo(
         _bundles(bundles),
         kind=shown,
         positional=shown.positional,
-        size=pixels if len(pixels) > 1 else pixels * 2,
+        size=pixels,
     )
     _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
 
@@ -399,9 +406,15 @@ def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
     raise ValueError(f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of a segmentor: {known}")
 
 
-def _size(given: Any) -> str:
-    """A size as it is typed; fire has made a tuple of what has a comma."""
-    return ",".join(map(str, given)) if isinstance(given, (tuple, list)) else str(given)
+def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:
+    """The size of a demo's phantoms from what is typed."""
+    numbers = read_sizes(given)
+    height, width = numbers * 2 if len(numbers) == 1 and kind.square else (*numbers, 0, 0)[:2]
+    lowest = kind.smallest
+    if len(numbers) > 2 or height < lowest[0] or width < lowest[1] or (kind.square and height != width):
+        form = f"a square from {lowest[0]} on, as 64" if kind.square else f"from {lowest[0]}x{lowest[1]} on, as 128x32"
+        raise ValueError(f"size: found {given!r}, expected {form}")
+    return height, width
 
 
 def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "read_sizes"]
+
+SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
 
 
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
@@ -27,3 +30,16 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
             return
         if option.startswith("--") and option[2:].replace("-", "_") not in known:
             raise ValueError(f"no option {option}; see {program} --help")
+
+
+def read_sizes(given: Any) -> list[int]:
+    """Whole numbers from 64, "96x64", "96,64" or a sequence of them.
+
+    Raises:
+        ValueError: quotes what is none of these.
+    """
+    text = ",".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+    found = SIZES.fullmatch(re.sub(r"\s", "", text))
+    if found is None:
+        raise ValueError(f"size: found {given!r}, expected whole numbers, as 64, 96x64 or 96,64")
+    return [int(number) for number in re.split("[x,]", found[1].lower())]

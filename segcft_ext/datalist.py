@@ -158,8 +158,10 @@ class Datalist:
             NaN where unknown).
 
         Raises:
-            DatalistError: when a variable is unknown or no case is left.
+            DatalistError: when the split or a variable is unknown, or no case is left.
         """
+        if split not in self.entries:
+            raise DatalistError(f"{self.path}: split: found {split!r}, expected one of {list(self.entries)}")
         names = [self.variable(name).name for name in (variables or self.variable_names)]
         chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
         if not chosen:

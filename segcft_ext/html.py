@@ -17,6 +17,7 @@ from segcft_ext.report_style import STYLE
 __all__ = ["figure", "folded", "listing", "table", "write_page"]
 
 FIGURE_DPI = 125  # CSS pixels for each inch of a figure
+READABLE = 800  # CSS pixels that a figure keeps on a narrow screen, where it can be scrolled
 
 
 def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str, str, Sequence[str]]]) -> None:
@@ -61,7 +62,11 @@ def figure(png: bytes, caption: str) -> str:
         image.convert("RGB").save(buffer, "WEBP", quality=90)
     source = base64.b64encode(buffer.getvalue()).decode("ascii")
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(caption)}" width="{size}" src="data:image/webp;base64,{source}">{text}</figure>'
+    picture = (
+        f'<img alt="{escape(caption)}" width="{size}" style="min-width: {min(size, READABLE)}px" '
+        f'src="data:image/webp;base64,{source}">'
+    )
+    return f'<figure><div class="scroll">{picture}</div>{text}</figure>'
 
 
 def listing(items: Mapping[str, Any]) -> str:

@@ -52,7 +52,8 @@ def write_report(
         data_dir: folder of the datalist with the pictures that data_prep made, where they are to be shown.
         tracking_uri: the MLflow store with the training runs, where their curves are to be shown.
         experiment: name of the experiment in the store.
-        runs: names of the runs that belong to it, in order; by default all that finished.
+        runs: names of the runs that belong to it, in order; by default, of those that finished and are not known to be
+            of a datalist outside of ``data_dir``, the newest of each stage.
         settings: further settings to list, flat.
         title: by default the data's name.
 
@@ -67,7 +68,8 @@ def write_report(
     evaluation = json.loads((evaluation_dir / "evaluation.json").read_text(encoding="utf-8"))
     figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
     tables = {table.key: table for table in evaluation_tables(evaluation)}
-    recorded = finished_runs(tracking_uri, experiment, runs) if tracking_uri else []
+    data_dir = None if data_dir is None else Path(data_dir)
+    recorded = finished_runs(tracking_uri, experiment, runs, data_dir) if tracking_uri else []
     title = title or f"Counterfactual images: {evaluation['data']['name']}"
 
     def shown(*kinds: str) -> list[str]:
@@ -90,7 +92,7 @@ def write_report(
             "Drift, axioms, realism, truth",
             [_table(t) for key, t in tables.items() if key not in first] + [_judge_table(evaluation)],
         ),
-        ("data", "The data", _data(Path(data_dir)) if data_dir else []),
+        ("data", "The data", _data(data_dir) if data_dir else []),
         ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in recorded]),
         ("settings", "Settings and versions", [_settings(evaluation, settings or {})]),
     ]
@@ -100,14 +102,24 @@ def write_report(
 
 def _introduction(evaluation: Mapping[str, Any]) -> str:
     names = ", ".join(f"<b>{escape(name)}</b>" for name in evaluation["methods"])
+    example = escape(label(evaluation["data"]["interventions"][0]))
     return f"""<p>A counterfactual answers: <em>how would this very image look if this one quantity had been
 different?</em> Here each method ({names}) was asked to change the size of one structure at a time, to values drawn from
 the training data. An independent segmentor, the <b>judge</b>, which no method has seen, then measured every structure
 in the result. A good counterfactual reaches the wanted size, leaves the other structures as they were, and still looks
 like the real thing.</p>
+<p><b>do({example})</b> heads what follows when this one variable, and nothing else, is set to another value.
+{_units(evaluation)}</p>
 <p>Two rows frame every table. <b>{escape(ZERO)}</b> is what one gets for leaving the image as it is.
 <b>{escape(FLOOR)}</b> is the judge's own error: nobody can be shown to be better. The best method of each column is
 <span class="best">marked</span>.</p>"""
+
+
+def _units(evaluation: Mapping[str, Any]) -> str:
+    """One sentence on the units of the variables."""
+    meanings = {"percent": "percent of the image", "mm2": "mm²", "mm3": "mm³"}
+    units = dict.fromkeys(filter(None, evaluation["data"]["units"].values()))
+    return f"Variables are given in {' or '.join(escape(meanings.get(unit, unit)) for unit in units)}." if units else ""
 
 
 def _reading_pictures() -> str:
@@ -183,7 +195,9 @@ def _run(run: Run, names: Sequence[str]) -> str:
         plots.setdefault(label(stem), {})[line or label(stem)] = points
     parts = []
     if plots:
-        parts.append(figure(to_png(curves(plots)), ""))
+        guide = "/".join(Path(run.parameters.get("guide", "")).parts[-2:])
+        guided = f", fine-tuned with the guide {guide}" if guide not in ("", "None") else ""
+        parts.append(figure(to_png(curves(plots)), f"Training curves of {run.name}, by epoch{guided}."))
     parts.append(folded("Parameters", [listing(run.parameters)]))
     return f"<h3>{escape(run.name)}</h3>" + "\n".join(parts)
 
@@ -239,7 +253,8 @@ def report(
         data_dir: folder of the datalist, for the section on the data; left out by default.
         tracking_uri: the MLflow store of the trainings, for the section with their curves; left out by default.
         experiment: its name in the store.
-        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage.
+        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, but for
+            those of datalists outside of data_dir.
         title: of the page; by default the data's name.
     """
     names = runs.split(",") if isinstance(runs, str) else runs

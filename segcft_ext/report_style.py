@@ -22,7 +22,7 @@ th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); t
 td { padding-left: .5rem; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
 thead th.group { text-align: center; border-bottom: 1px solid var(--line); }
-tbody th { text-align: left; font-weight: 600; white-space: nowrap; }
+tbody th { text-align: left; font-weight: 600; min-width: 6rem; overflow-wrap: break-word; }
 td small { display: block; color: var(--soft); font-size: .75rem; white-space: nowrap; }
 tr.frame th, tr.frame td { color: var(--soft); font-weight: 400; font-style: italic; }
 td.best, span.best { background: var(--best); font-weight: 700; }

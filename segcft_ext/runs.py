@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow.entities
 from mlflow import MlflowClient
@@ -11,6 +12,9 @@ from mlflow import MlflowClient
 from segcft_ext.tracking import stage_of
 
 __all__ = ["Run", "finished_runs"]
+
+TOLD_APART = ("dscm", "guide", "deformation", "finetune_hvae")
+"""Parameters of which runs of one name may have different values, as the fine-tunings of a DSCM with two guides."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,18 @@ class Run:
     curves: dict[str, tuple[list[float], list[float]]]
 
 
-def finished_runs(tracking_uri: str, experiment: str, names: Sequence[str] | None = None) -> list[Run]:
+def finished_runs(
+    tracking_uri: str, experiment: str, names: Sequence[str] | None = None, data_dir: Path | None = None
+) -> list[Run]:
     """The finished runs of an experiment.
 
     Args:
         tracking_uri: the store.
         experiment: its name.
-        names: the runs wanted, in this order; by default the newest of each stage, oldest first.
+        names: the runs wanted, in this order; by default the newest of each stage, oldest first. Fine-tunings of
+            different DSCMs, with different guides or of different mechanisms are stages of their own.
+        data_dir: folder of a datalist; of the runs that are not named, those of a datalist elsewhere are left out. One
+            that has been moved or removed since does not tell.
 
     Raises:
         ValueError: when the store has no such experiment, or lacks a named run.
@@ -45,9 +54,21 @@ def finished_runs(tracking_uri: str, experiment: str, names: Sequence[str] | Non
     missing = [name for name in names or [] if name not in by_name]
     if missing:
         raise ValueError(f"{tracking_uri}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
-    newest = {stage_of(run.info.run_name): run for run in runs}
-    chosen = [by_name[name] for name in names] if names else [run for run in runs if run in newest.values()]
-    return [_read(client, run) for run in chosen]
+    if names:
+        return [_read(client, by_name[name]) for name in names]
+    newest = {_stage(run): run for run in runs if data_dir is None or _may_be_of(run, data_dir)}
+    return [_read(client, run) for run in runs if run in newest.values()]
+
+
+def _stage(run: mlflow.entities.Run) -> tuple[str | None, ...]:
+    """What tells a stage from the others."""
+    return (stage_of(run.info.run_name), *(run.data.params.get(key) for key in TOLD_APART))
+
+
+def _may_be_of(run: mlflow.entities.Run, data_dir: Path) -> bool:
+    """Whether a run's datalist lies in the folder, or is not there any more."""
+    datalist = Path(run.data.params.get("datalist", ""))
+    return not datalist.is_file() or datalist.resolve().parent == data_dir.resolve()
 
 
 def _read(client: MlflowClient, run: mlflow.entities.Run) -> Run:

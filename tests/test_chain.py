@@ -333,11 +333,18 @@ class TestChain:
             (["demo", str(tmp_path), "--mechanisms", "warp"], "mechanisms: found"),
             (["demo", str(tmp_path), "--kind", "knee"], "kind: found 'knee', expected one of"),
             (["demo", str(tmp_path), "--bundles", str(tmp_path)], "give --bundles"),
+            (["demo", str(tmp_path), "--size", "big"], "size: found 'big', expected whole numbers, as 64"),
+            (["demo", str(tmp_path), "--size", "64x64x"], "size: found '64x64x', expected whole numbers"),
+            (["demo", str(tmp_path), "--size", "60,80"], r"size: found \(60, 80\), expected a square from 32 on"),
+            (["demo", str(tmp_path), "--size", "16"], "size: found 16, expected a square from 32 on"),
+            (["demo", str(tmp_path), "--kind", "coronary", "--size", "64"], "size: found 64, expected from 64x24 on"),
+            (["demo", str(tmp_path), "--kind", "coronary", "--size", "128x32x32"], "size: found '128x32x32', expected"),
             (["demo", str(tmp_path), "--cout", "40"], "no option --cout; see python -m segcft_ext.chain demo --help"),
             (["run", "--datalist", "nowhere.json", "--mechanism=hvae"], "no option --mechanism;"),
         ]:
             with pytest.raises(SystemExit, match=message):
                 chain.main(arguments)
+            assert not list(tmp_path.iterdir())
 
 
 def test_the_demos_of_two_kinds_do_not_share_a_folder(monkeypatch, tmp_path):
@@ -348,5 +355,6 @@ def test_the_demos_of_two_kinds_do_not_share_a_folder(monkeypatch, tmp_path):
     chain.demo(size=96)
     chain.demo(kind="coronary")
     chain.demo("elsewhere", kind="coronary", size=(64, 32))
-    assert sizes == [(96, 96), (128, 32), (64, 32)]
-    assert folders == [tmp_path / "runs/demo", tmp_path / "runs/demo_coronary", tmp_path / "elsewhere"]
+    chain.demo("elsewhere", size="96x96")
+    assert sizes == [(96, 96), (128, 32), (64, 32), (96, 96)]
+    assert folders == [tmp_path / "runs/demo", tmp_path / "runs/demo_coronary", *[tmp_path / "elsewhere"] * 2]

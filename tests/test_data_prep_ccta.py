@@ -450,6 +450,38 @@ def test_wrong_labels_are_named(scan, structures):
         CctaSource(find_scans(scan), structures)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", "[1,2]"], r"labels: found '\[1,2\]', expected structures and their values, as lumen=1"),
+        (["--labels", "lumen:1"], "labels: found 'lumen:1', expected structures and their values, as lumen=1"),
+        (["--labels", '{"lumen": null}'], "labels: found '{\"lumen\": null}', expected structures"),
+        (["--fractions", "0.5"], "fractions: found '0.5', expected JSON"),
+        (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected numbers that rise from 0 to 1"),
+        (["--size", "96x"], "size: found '96x'"),
+    ],
+)
+def test_command_line_mistakes_end_with_one_line(scan, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["ccta", str(scan), "--out", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize("column", ["volume", "label", "centreline"])
+def test_a_list_that_names_a_file_that_is_not_there_is_refused(scan, tmp_path, column):
+    files = {
+        "volume": scan / "volumes/one.img.nii.gz",
+        "label": scan / "segmentations/one.coronary.nii.gz",
+        "centreline": scan / "centerlines/one.coronary_left_centerline.csv",
+    }
+    rows = [files, files | {column: "nowhere"}]
+    lines = [",".join(files), *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"list.csv: line 3: {column}: \S*nowhere: no such file; paths are relative"):
+        list_scans(tmp_path / "list.csv")
+    with pytest.raises(ValueError, match="elsewhere: no such folder or list"):
+        list_scans(tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims):
     root = tmp_path / "set"

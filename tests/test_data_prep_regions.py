@@ -92,7 +92,7 @@ def test_the_command_writes_a_datalist_and_the_distributions(tmp_path, capsys):
     assert "4 regional variables: left_area_top" in capsys.readouterr().out
 
 
-def test_mistakes_are_named(tmp_path):
+def test_mistakes_are_named(tmp_path, monkeypatch):
     whole = disc_datalist(tmp_path / "discs")
     out = tmp_path / "zones" / "datalist.json"
     with pytest.raises(ValueError, match="lies in the folder of"):
@@ -104,5 +104,15 @@ def test_mistakes_are_named(tmp_path):
     derive_regions(whole.path, out, ZONES)
     with pytest.raises(ValueError, match=r"right_area_upper is of other regions: RegionArea.*divide all structures"):
         derive_regions(out, tmp_path / "again" / "datalist.json", ZONES, ["left"])
+    for options, message in (
+        (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected numbers that rise from 0 to 1"),
+        (["--boundaries", "0,0.5,0.5,1"], "boundaries: found .* expected numbers that rise from 0 to 1"),
+        (["--names", "top,top"], "names: found .* expected each name once"),
+        (["--of", "body"], "of: found 'body', expected 'image' or 'structure'"),
+    ):
+        monkeypatch.setattr("data_prep.regions._measure", lambda *_: pytest.fail("a case was measured"))
+        with pytest.raises(SystemExit, match=message):
+            main(["regions", str(whole.path), "--out", str(tmp_path / "new" / "datalist.json"), *options])
+        assert not (tmp_path / "new").exists()
     with pytest.raises(SystemExit, match="boundaries: found 'half', expected numbers"):
         main(["regions", str(whole.path), "--out", str(out), "--boundaries", "0,half,1"])

@@ -183,6 +183,10 @@ def test_unknown_variables_and_empty_selections_are_errors(content, tmp_path):
     datalist = write_datalist(tmp_path / "datalist.json", content)
     with pytest.raises(DatalistError, match="no variable 'weight'; it has"):
         datalist.items("training", variables=["weight"])
+    with pytest.raises(
+        DatalistError, match=r"split: found 'val', expected one of \['training', 'validation', 'test'\]"
+    ):
+        datalist.items("val")
     with pytest.raises(DatalistError, match="no case in split 'test'"):
         datalist.items("test")
     with pytest.raises(DatalistError, match="no case in split 'validation' for use 'judge'"):

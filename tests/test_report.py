@@ -140,12 +140,58 @@ def test_runs_are_read_back(store: str) -> None:
         finished_runs(store, "nothing")
 
 
+def test_figures_are_named_and_can_be_scrolled_and_terms_are_explained(
+    evaluation_dir: Path, store: str, tmp_path: Path
+) -> None:
+    text = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store).read_text()
+    figures = re.findall(
+        r'<figure><div class="scroll"><img alt="([^"]+)" width="(\d+)" style="min-width: (\d+)px"', text
+    )
+    assert len(figures) == text.count("<img") == 4 + 2
+    assert all(int(least) == min(int(width), 800) for _, width, least in figures)
+    assert "<figcaption>Training curves of finetuning, by epoch.</figcaption>" in text
+    assert "<b>do(left lung area)</b> heads what follows" in text
+    assert "Variables are given in percent of the image." in text
+
+
+def write_runs(folder: Path, runs: list[tuple[str, dict[str, str]]]) -> str:
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("segcft", artifact_location=str(folder / "mlruns"))
+    for name, parameters in runs:
+        run = client.create_run(experiment, run_name=name).info.run_id
+        for key, value in parameters.items():
+            client.log_param(run, key, value)
+        client.set_terminated(run, "FINISHED")
+    return uri
+
+
+def test_fine_tunings_with_different_guides_are_all_shown(tmp_path: Path) -> None:
+    first, again, other = (f"finetuning-20260102-03040{i}-a1b2c3" for i in range(3))
+    guides = {first: "segmentor/model.pt", again: "segmentor/model.pt", other: "regressor/model.pt"}
+    uri = write_runs(tmp_path, [(name, {"guide": guide, "dscm": "dscm/model.pt"}) for name, guide in guides.items()])
+    assert [run.name for run in finished_runs(uri, "segcft")] == [again, other]
+
+
+def test_runs_of_another_datalist_are_left_out(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "datalist.json").touch()
+    datalists = {"judge": "mine", "dscm": "other", "guide": "moved since"}
+    runs = [(name, {"datalist": str(tmp_path / folder / "datalist.json")}) for name, folder in datalists.items()]
+    uri = write_runs(tmp_path, [*runs, ("unknown", {})])
+    assert [run.name for run in finished_runs(uri, "segcft", data_dir=tmp_path / "mine")] == [
+        "judge",
+        "guide",
+        "unknown",
+    ]
+    assert [run.name for run in finished_runs(uri, "segcft", ["dscm"], tmp_path / "mine")] == ["dscm"]
+    assert len(finished_runs(uri, "segcft")) == 4
+
+
 def test_of_a_stage_that_ran_again_the_newest_run_counts(tmp_path: Path) -> None:
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.create_experiment("segcft", artifact_location=str(tmp_path / "mlruns"))
-    for name in ("judge", "guide", "judge-20260102-030405-a1b2c3"):
-        client.set_terminated(client.create_run(experiment, run_name=name).info.run_id, "FINISHED")
-    found = finished_runs(f"sqlite:///{tmp_path}/mlflow.db", "segcft")
+    uri = write_runs(tmp_path, [(name, {}) for name in ("judge", "guide", "judge-20260102-030405-a1b2c3")])
+    found = finished_runs(uri, "segcft")
     assert [run.name for run in found] == ["guide", "judge-20260102-030405-a1b2c3"]
 
 
