@@ -257,6 +257,15 @@ class CFTObjective(nn.Module):
             + self.anatomy * terms.anatomy
         )
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """The arguments, for the record of a run."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if isinstance(value, int | float) and key != "training" and not key.startswith("_")
+        }
+
     def _dilate(self, mask: Tensor) -> Tensor:
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))
         pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
@@ -308,7 +317,7 @@ class Lagrangian(nn.Module):
     bound: Tensor
 
     def __init__(
-        self, initial: float = 1.0, learning_rate: float = 0.1, damping: float = 0.0, slack: float = 0.02
+        self, initial: float = 1.0, learning_rate: float = 0.1, damping: float = 0.0, slack: float = 0.1
     ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
