@@ -193,34 +193,38 @@ def _full_range(image: torch.Tensor) -> int:
 
 
 class CounterfactualToOriginald(Transform):
-    """Counterfactuals of an image (2-D) at its own size, from what the model does at its size.
+    """Counterfactuals of an image at its own size, from what the model does at its size.
 
     .. math:: \\tilde{x} = \\mathrm{clamp}(x \\circ \\phi + r, -1, 1)
 
     Detail that is too fine for the model is moved along with the deformation phi instead of being lost. What no
     deformation explains is the residual r. Both are to be brought back by ``Invertd`` before.
 
-    Takes ``original`` (1, W, H), ``residual`` (S, W, H) and ``displacement`` (2 S, W, H); adds ``pred_original`` and
-    ``difference_original``, both (S, W, H).
+    Takes ``original`` (1, *spatial), ``residual`` (S, *spatial) and ``displacement`` (S D, *spatial), all with the axes
+    of the file; adds ``pred_original`` and ``difference_original``, both (S, *spatial).
 
     Args:
-        size: size of the model's images, whose pixels are the unit of the displacement, and whose axes are those of the
-            file in reverse order.
+        size: size of the model's images, whose pixels are the unit of the displacement.
+        along_vessel: the axes of the model's images are those that :class:`AlongVesselFirstd` makes of the file's, and
+            the whole image was resized; otherwise they are those of the file in reverse order, and it was padded to the
+            aspect ratio of ``size`` before.
     """
 
-    def __init__(self, size: Sequence[int]) -> None:
+    def __init__(self, size: Sequence[int], along_vessel: bool = False) -> None:
         self.size = tuple(size)
+        self.along_vessel = along_vessel
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
-            self.warp = Warp("bicubic", padding_mode="border")
+            self.warp = Warp("bicubic" if len(self.size) == 2 else "bilinear", padding_mode="border")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image, residual, displacement = (
             convert_to_tensor(data[key], track_meta=False, device="cpu")
             for key in ("original", "residual", "displacement")
         )
-        scale = max(n / m for n, m in zip(image.shape[1:], reversed(self.size)))
-        field = displacement.unflatten(0, (len(residual), 2)).flip(1) * scale
+        axes, scale = self._geometry(image.shape[1:])
+        field = displacement.unflatten(0, (len(residual), len(axes)))
+        field = torch.stack([field[:, axes.index(axis)] * scale[axes.index(axis)] for axis in range(len(axes))], dim=1)
         moved = self.warp(image.expand(len(residual), *image.shape), field)[:, 0]
         moved = torch.where((field == 0).all(1), image, moved)
         pred = (moved + residual).clamp(-1, 1)
@@ -232,3 +236,13 @@ class CounterfactualToOriginald(Transform):
             for value in added.values():
                 value.copy_meta_from(data["original"])
         return {**data, **added}
+
+    def _geometry(self, shape: Sequence[int]) -> tuple[list[int], list[float]]:
+        """For each axis of the model's images the axis of the file, and how many of its pixels one pixel spans."""
+        axes = list(range(len(shape)))
+        if self.along_vessel:
+            axes.insert(0, axes.pop(list(shape).index(max(shape))))
+        else:
+            axes.reverse()
+        scale = [shape[axis] / m for axis, m in zip(axes, self.size)]
+        return axes, scale if self.along_vessel else [max(scale)] * len(axes)

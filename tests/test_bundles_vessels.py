@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bundle_docs import kept_logging, run_in_process
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import LoadImage
-from PIL import Image
 from small_vessels import small_vessels
 
 from data_prep.regions import derive_regions, region_definition
@@ -152,21 +152,40 @@ def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist
     assert label.shape == datalist.size and set(label.unique().tolist()) <= set(datalist.labels.values())
 
 
-def test_counterfactuals_of_a_picture(ran: Path, datalist: Datalist, tmp_path: Path) -> None:
-    """Doing what is so gives the picture back, in its own window: the intensities are those of the training."""
-    if datalist.spatial_dims == 3:
-        pytest.skip("pictures are 2-D")
+@pytest.mark.parametrize("bundle", ["seg_cft_finetuning", "dscm_pretraining"])
+@pytest.mark.parametrize("head", [False, True], ids=["no head", "head"])
+def test_counterfactuals_of_an_image(datalist: Datalist, bundle: str, head: bool, tmp_path: Path) -> None:
+    """Doing what is so gives the image back, in its own window, place and format; anything else changes it."""
+    torch.manual_seed(0)
+    dims = datalist.spatial_dims
+    hvae = {"spatial_dims": dims, "channels": [4, 4], "strides": [4], "blocks": [0, 1], "latent_channels": 1}
+    deformation = {"spatial_dims": dims, "channels": [4, 4], "hidden_channels": 4, "grid_stage": 1}
+    dscm = DSCM(datalist.definitions(), hvae=hvae, deformation=deformation if head else None)
+    dscm.fit(datalist)
+    with torch.no_grad():
+        for parameter in (dscm.hvae if dscm.deformation is None else dscm.deformation).parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_model(dscm, tmp_path / "model.pt")
     case = datalist.entries["test"][0]
-    image = datalist.path.parent / case["image"]
+    source = datalist.path.parent / case["image"]
+    lumen = datalist.variable_names[0]
     infer(
-        "seg_cft_finetuning",
-        image=str(image),
-        dscm=str(ran / "seg_cft" / "model.pt"),
+        bundle,
+        image=str(source),
+        dscm=str(tmp_path / "model.pt"),
         output_dir=str(tmp_path),
         variables=case["variables"],
-        intervention={"lumen_area": case["variables"]["lumen_area"]},
+        intervention={lumen: [case["variables"][lumen], "q95"]},
+        **({"samples": 2} if bundle == "dscm_pretraining" else {}),
     )
-    true = np.asarray(Image.open(image)).astype(float) / 65535
-    for name in ("counterfactual_01.png", "counterfactual_01_original.png"):
-        made = np.asarray(Image.open(tmp_path / case["id"] / name)).astype(float)
-        np.testing.assert_allclose(made / (255 if made.max() < 256 else 65535), true, atol=0.01)
+    suffix = ".png" if dims == 2 else ".nii.gz"
+    read = LoadImage(image_only=True)
+    true = read(source) / 65535
+    names = [f"{step}{kind}" for step in ("01", "02") for kind in ("", "_original")]
+    files = [read(tmp_path / case["id"] / f"counterfactual_{name}{suffix}") for name in names]
+    same, same_original, other, other_original = (x / 255 if dims == 2 else (x + 1) / 2 for x in files)
+    for made in (same, same_original):
+        np.testing.assert_allclose(made, true, atol=0.01)
+    assert (other - same).abs().max() > 0.01 and (other_original - same_original).abs().max() > 0.01
+    np.testing.assert_allclose(other_original.affine, true.affine)
+    assert (tmp_path / case["id"] / "figure.png").is_file()

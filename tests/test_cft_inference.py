@@ -185,6 +185,24 @@ def test_a_movement_is_scaled_by_the_axis_that_was_not_padded() -> None:
     assert int(moved.argmax()) == pytest.approx(20 + 2 * 60 / 16, abs=1)
 
 
+@pytest.mark.parametrize("shape", [(96, 40), (40, 96), (96, 40, 24), (40, 96, 24), (24, 40, 96)])
+def test_a_vessel_is_moved_along_its_own_axes(shape: tuple[int, ...]) -> None:
+    """Two pixels along the vessel and one across, of 32 and 8, whichever way the vessel lies in the file."""
+    along = shape.index(96)
+    others = [axis for axis in range(len(shape)) if axis != along]
+    moves = {along: 2 * 96 / 32, others[0]: shape[others[0]] / 8}
+
+    def blob(moved: bool) -> torch.Tensor:
+        axes = [torch.arange(float(n)) - n / 2 - (moves.get(k, 0) if moved else 0) for k, n in enumerate(shape)]
+        return torch.exp(-sum(grid**2 for grid in torch.meshgrid(*axes, indexing="ij")) / 20)[None]
+
+    fields = torch.zeros(len(shape), *shape)
+    fields[0], fields[1] = -2, -1
+    item = {"original": blob(False), "residual": torch.zeros(1, *shape), "displacement": fields}
+    transform = CounterfactualToOriginald((32, *[8] * (len(shape) - 1)), along_vessel=True)
+    torch.testing.assert_close(transform(item)["pred_original"].as_tensor(), blob(True), atol=0.02, rtol=0)
+
+
 def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
     """A picture of twice the size, whose pixels have half the spacing, shows the same areas in mm²."""
     datalist = small_chests(tmp_path / "data", unit="mm2")

@@ -35,7 +35,8 @@ class CounterfactualWriter:
     ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a grid of all
     interventions; ``variables.json``, what was known, what was asked for and, with a segmentor, what was achieved.
 
-    PNG files have 8 bits: black is -1 and white 1, in a difference mid-grey is no change. NIfTI files hold the numbers.
+    PNG files, of 2-D images only, have 8 bits: black is -1 and white 1, in a difference mid-grey is no change. NIfTI
+    files hold the numbers.
 
     Args:
         folder: where to.
@@ -73,7 +74,7 @@ class CounterfactualWriter:
             folder = self.folder / source.name[: len(source.name) - len(suffix)]
             folder.mkdir(parents=True, exist_ok=True)
             files = [self._images(output, step, folder) for step in range(len(engine.interventions))]
-            self._save(output["reconstruction"][0].transpose(0, 1), folder / f"reconstruction{self.extension}")
+            self._save(_as_read(output["reconstruction"][0]), folder / f"reconstruction{self.extension}")
             self._figure(engine, output, folder)
             content = {**self.header, "image": str(source), **_variables(engine, output)}
             for entry, names in zip(content["counterfactuals"], files):
@@ -99,13 +100,11 @@ class CounterfactualWriter:
             for suffix in ("", "_original"):
                 image = output[f"{key}{suffix}"][step]
                 names[f"{kind}{suffix}"] = f"{kind}_{step + 1:02d}{suffix}{self.extension}"
-                # the file that was read has its first axis across, the networks' images have it downwards
-                across = image if suffix else image.transpose(0, 1)
-                self._save(across, folder / names[f"{kind}{suffix}"])
+                self._save(image if suffix else _as_read(image), folder / names[f"{kind}{suffix}"])
         return names
 
     def _save(self, image: Tensor, path: Path) -> None:
-        """Write an image (W, H) in [-1, 1]; one that was read keeps its place in the world in NIfTI."""
+        """Write an image (W, H), or a volume, in [-1, 1]; one that was read keeps its place in the world in NIfTI."""
         array = image.detach().cpu().numpy().astype(np.float32)
         if self.extension == ".png":
             Image.fromarray(np.round((array.T.clip(-1, 1) + 1) * 127.5).astype(np.uint8)).save(path)
@@ -146,6 +145,11 @@ class CounterfactualWriter:
             rows[f"{start + 1} – {start + len(row)}" if len(panels) > COLUMNS else ""] = row
         labels = {name: value for name, value in dscm.data["labels"].items() if value != 0}
         save_figure(counterfactual_grid(factual, rows, labels, title), folder / "figure.png")
+
+
+def _as_read(image: Tensor) -> Tensor:
+    """A picture with its first axis across, as files are read; the networks' images have it downwards."""
+    return image.transpose(0, 1) if image.ndim == 2 else image
 
 
 def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> dict[str, Any]:
