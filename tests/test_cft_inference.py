@@ -194,7 +194,7 @@ def test_a_vessel_is_moved_along_its_own_axes(shape: tuple[int, ...]) -> None:
 
     def blob(moved: bool) -> torch.Tensor:
         axes = [torch.arange(float(n)) - n / 2 - (moves.get(k, 0) if moved else 0) for k, n in enumerate(shape)]
-        return torch.exp(-sum(grid**2 for grid in torch.meshgrid(*axes, indexing="ij")) / 50)[None]
+        return torch.exp(-sum(grid**2 for grid in torch.meshgrid(*axes, indexing="ij")) / 20)[None]
 
     fields = torch.zeros(len(shape), *shape)
     fields[0], fields[1] = -2, -1
