@@ -11,7 +11,7 @@ from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes
+from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes, numbers
 from segcft_ext.guides import Guide
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
 
@@ -67,14 +67,12 @@ class CFTTrainer(GuardedTrainer):
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, *batch)
-        output = {name: value.item() for name, value in terms.items()}
-        if self.constrained:
-            output["bound"] = self.lagrangian.bound.item()
-            output["lambda"] = self.lagrangian.multiplier.item()
-        output["gradient_norm"] = self.guarded_step(terms[CommonKeys.LOSS])
-        if self.constrained and math.isfinite(output["gradient_norm"]):  # a NaN would stay in lambda for good
+        norm = self.guarded_step(terms[CommonKeys.LOSS])
+        constraint = {"bound": self.lagrangian.bound, "lambda": self.lagrangian.multiplier} if self.constrained else {}
+        output = numbers({**terms, **constraint})  # before lambda goes on: what the step used
+        if self.constrained and math.isfinite(norm):  # a NaN would stay in lambda for good
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
-        return [output]
+        return [{**output, "gradient_norm": norm}]
 
     def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor) -> dict[str, Tensor]:
         assert self.guide is not None  # without one there is no iteration
