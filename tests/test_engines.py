@@ -289,6 +289,46 @@ def test_the_bound_is_the_mean_over_cases_however_they_are_batched(tmp_path: Pat
     assert training.outputs[0]["bound"] == pytest.approx(float(each.mean()) + training.lagrangian.slack, rel=1e-5)
 
 
+@pytest.mark.parametrize("fine_tuning", [False, True])
+def test_what_is_logged_is_read_after_the_step_and_is_what_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fine_tuning: bool
+) -> None:
+    training = Training(tmp_path, untrained(), guide() if fine_tuning else None, fine_tuning, epochs=1)
+    trainer, used, early = training.trainer, [], []
+    before_the_step = False
+
+    def start() -> None:
+        nonlocal before_the_step
+        before_the_step = True
+
+    def step(loss: Tensor, step: Any = trainer.guarded_step) -> float:
+        nonlocal before_the_step
+        before_the_step = False
+        used.append({"loss": float(loss), "lambda": float(training.lagrangian.multiplier)})
+        return step(loss)
+
+    def reading(name: str) -> Any:
+        read = getattr(Tensor, name)
+
+        def noted(tensor: Tensor) -> Any:
+            if before_the_step:
+                early.append(name)
+            return read(tensor)
+
+        return noted
+
+    trainer.add_event_handler(Events.ITERATION_STARTED, start)
+    trainer.guarded_step = step
+    for name in ("item", "tolist", "__float__", "__int__"):
+        monkeypatch.setattr(Tensor, name, reading(name))
+    training.run()
+    assert early == []
+    assert [output["loss"] for output in training.outputs] == [step["loss"] for step in used]
+    if fine_tuning:
+        assert [output["lambda"] for output in training.outputs] == [step["lambda"] for step in used]
+        assert used[0]["lambda"] != used[1]["lambda"]
+
+
 def test_the_multiplier_lives_where_the_network_does() -> None:
     trainer = CFTTrainer(
         guide=None,

@@ -34,14 +34,12 @@ class CFTEvaluator(CaseEvaluator):
 
     Args:
         guide: the guide; None gives the negative ELBO alone.
-        temperature: of the latents' posterior in counterfactuals.
         **arguments: see :class:`~segcft_ext.engines.case_evaluator.CaseEvaluator`.
     """
 
-    def __init__(self, guide: Guide | None, temperature: float = 0.0, **arguments: Any) -> None:
+    def __init__(self, guide: Guide | None, **arguments: Any) -> None:
         self.guide = guide
         self.guided = guide.names if guide is not None else []
-        self.temperature = temperature
         names = ["negative_elbo"]
         if self.guided:
             each = [f"{figure}_{name}" for figure in ("effectiveness", "drift") for name in self.guided]
@@ -55,7 +53,7 @@ class CFTEvaluator(CaseEvaluator):
         output = {"negative_elbo": dscm.negative_elbo(image, values)}
         if self.guide is None:
             return output
-        abduction = dscm.abduct(image, values, self.temperature)
+        abduction = dscm.abduct(image, values)
         columns = [dscm.variables.index(name) for name in self.guided]
         before = self.guide(image, spacing, reference).values
         folding = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes
+from segcft_ext.engines.guarded_trainer import GuardedTrainer, mean_over_processes, numbers
 from segcft_ext.guides import Guide
 from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
 
@@ -24,10 +23,10 @@ LOGGER = logging.getLogger(__name__)
 class CFTTrainer(GuardedTrainer):
     """Fine-tunes the image mechanism of a DSCM (``network``) against a frozen guide.
 
-    Each step draws one intervention for each case, makes the counterfactual and asks the guide for its variables. The
-    HVAE takes part where its parameters ask for gradients; then the negative ELBO of the factual images is constrained,
-    with a bound measured on one epoch of the training data as trained. Without a guide there is nothing to train:
-    No-CFT is the pretrained DSCM as it is.
+    Each step draws one intervention for each case, on one of the guide's variables, makes the counterfactual and asks
+    the guide for its variables. The HVAE takes part where its parameters ask for gradients; then the negative ELBO of
+    the factual images is constrained, with a bound measured on one epoch of the training data as trained. Without a
+    guide there is nothing to train: No-CFT is the pretrained DSCM as it is.
 
     Output of a step: ``loss``, the terms of the objective, ``gradient_norm`` and, where the HVAE is trained,
     ``negative_elbo``, ``bound`` and ``lambda``.
@@ -36,12 +35,10 @@ class CFTTrainer(GuardedTrainer):
         guide: the guide, or None.
         objective: weighs the terms of the loss.
         lagrangian: the constraint on the negative ELBO.
-        intervene_on: variables that are intervened on; all that the guide predicts by default.
-        temperature: of the latents' posterior in counterfactuals.
         **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
 
     Raises:
-        ValueError: when a variable of the guide or of ``intervene_on`` is not in the DSCM.
+        ValueError: when a variable of the guide is not in the DSCM.
     """
 
     def __init__(
@@ -49,8 +46,6 @@ class CFTTrainer(GuardedTrainer):
         guide: Guide | None,
         objective: CFTObjective,
         lagrangian: Lagrangian,
-        intervene_on: Sequence[str] | None = None,
-        temperature: float = 0.0,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -58,9 +53,7 @@ class CFTTrainer(GuardedTrainer):
         self.guide = guide
         self.objective = objective
         self.lagrangian = lagrangian.to(self.state.device)
-        self.temperature = temperature
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
-        self.intervened = [variables.index(name) for name in intervene_on or (guide.names if guide else [])]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
         if guide is None:
             self.add_event_handler(Events.STARTED, self._leave_as_it_is)
@@ -74,23 +67,21 @@ class CFTTrainer(GuardedTrainer):
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         terms = self.forward_pass(self._terms, *batch)
-        output = {name: value.item() for name, value in terms.items()}
-        if self.constrained:
-            output["bound"] = self.lagrangian.bound.item()
-            output["lambda"] = self.lagrangian.multiplier.item()
-        output["gradient_norm"] = self.guarded_step(terms[CommonKeys.LOSS])
-        if self.constrained and math.isfinite(output["gradient_norm"]):  # a NaN would stay in lambda for good
+        norm = self.guarded_step(terms[CommonKeys.LOSS])
+        constraint = {"bound": self.lagrangian.bound, "lambda": self.lagrangian.multiplier} if self.constrained else {}
+        output = numbers({**terms, **constraint})  # before lambda goes on: what the step used
+        if self.constrained and math.isfinite(norm):  # a NaN would stay in lambda for good
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
-        return [output]
+        return [{**output, "gradient_norm": norm}]
 
     def _terms(self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor) -> dict[str, Tensor]:
         assert self.guide is not None  # without one there is no iteration
         dscm = self.dscm
-        targets, mask = draw_interventions(values, self.intervened, dscm.variables.quantiles)
+        targets, mask = draw_interventions(values, self.guided, dscm.variables.quantiles)
         with torch.no_grad():
             wanted = dscm.scm.counterfactual_rows(values, targets, mask)
             factual_prediction = self.guide(image, spacing, reference)
-        abduction = dscm.abduct(image, values, self.temperature)
+        abduction = dscm.abduct(image, values)
         counterfactual = dscm.predict(abduction, wanted)
         prediction = self.guide(counterfactual.image, spacing, reference)
         terms = self.objective(

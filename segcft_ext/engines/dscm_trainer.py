@@ -7,7 +7,7 @@ from typing import Any
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from segcft_ext.engines.guarded_trainer import GuardedTrainer
+from segcft_ext.engines.guarded_trainer import GuardedTrainer, numbers
 
 __all__ = ["DSCMTrainer"]
 
@@ -28,8 +28,7 @@ class DSCMTrainer(GuardedTrainer):
         terms = self.forward_pass(self._terms, image, values, observed)
         loss = terms["negative_elbo"] + terms["mechanisms"]
         norm = self.guarded_step(loss)
-        output = {CommonKeys.LOSS: loss.item(), **{name: value.item() for name, value in terms.items()}}
-        return [{**output, "gradient_norm": norm}]
+        return [{**numbers({CommonKeys.LOSS: loss, **terms}), "gradient_norm": norm}]
 
     def _terms(self, image: Tensor, values: Tensor, observed: Tensor) -> dict[str, Tensor]:
         dscm = self.dscm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from segcft_ext.dscm import unwrap
 
-__all__ = ["GuardedTrainer"]
+__all__ = ["GuardedTrainer", "mean_over_processes", "numbers"]
 
 
 class GuardedTrainer(Trainer):
@@ -116,6 +116,11 @@ class _Redirected:
 
     def __exit__(self, *exception: object) -> None:
         del vars(self.module)["forward"]
+
+
+def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars on a device as plain numbers, in one transfer; after the step, so that none of it waits for them."""
+    return dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist()))
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
