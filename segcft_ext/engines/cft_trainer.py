@@ -81,7 +81,7 @@ class CFTTrainer(GuardedTrainer):
         with torch.no_grad():
             wanted = dscm.scm.counterfactual_rows(values, targets, mask)
             factual_prediction = self.guide(image, spacing, reference)
-        abduction = dscm.abduct(image, values)
+        abduction = dscm.abduct(image, values, temperature=1.0 if self.constrained else 0.0)
         counterfactual = dscm.predict(abduction, wanted)
         prediction = self.guide(counterfactual.image, spacing, reference)
         terms = self.objective(
@@ -99,7 +99,7 @@ class CFTTrainer(GuardedTrainer):
             **vars(terms),
         }
         if self.constrained:
-            output["negative_elbo"] = dscm.negative_elbo(image, values).mean()
+            output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])
         return output
 
