@@ -25,8 +25,9 @@ class CFTTrainer(GuardedTrainer):
 
     Each step draws one intervention for each case, on one of the guide's variables, makes the counterfactual and asks
     the guide for its variables. The HVAE takes part where its parameters ask for gradients; then the negative ELBO of
-    the factual images is constrained, with a bound measured on one epoch of the training data as trained. Without a
-    guide there is nothing to train: No-CFT is the pretrained DSCM as it is.
+    the factual images is constrained, with a bound measured on one epoch of the training data as trained. It is that of
+    sampled latents, from which the counterfactual is made as well; otherwise that is made from the posterior's mean.
+    Without a guide there is nothing to train: No-CFT is the pretrained DSCM as it is.
 
     Output of a step: ``loss``, the terms of the objective, ``gradient_norm`` and, where the HVAE is trained,
     ``negative_elbo``, ``bound`` and ``lambda``.
