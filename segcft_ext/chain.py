@@ -11,8 +11,10 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -147,8 +149,8 @@ def run(
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
         jobs: number of stages that run at a time, each in one thread.
         set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
-            may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. MONAI
-            ignores a KEY that is misspelt.
+            may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. A
+            KEY begins with one that stands at the top of the stage's configs.
         bundles: folder of the bundles, by default the one beside the package.
     """
     output = Path(output_dir).absolute()
@@ -283,7 +285,7 @@ class Chain:
         """All stages, each after those that it needs.
 
         Raises:
-            ValueError: when there are settings for a stage that there is not.
+            ValueError: when there are settings for a stage that there is not, or that a stage does not have.
         """
         segmentor = self.stage(self.kind.segmentor, self.kind.segmentor)
         dscm = self.stage("dscm_pretraining", "dscm_pretraining", own=self._strides())
@@ -332,13 +334,19 @@ class Chain:
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
     ) -> Stage:
-        """One command of a bundle."""
+        """One command of a bundle.
+
+        Raises:
+            ValueError: when there is a setting that the bundle's configs do not have, which MONAI would ignore.
+        """
         root = self.bundles / bundle
         configs = [root / "configs" / config]
         if self.kind.overlay and config.startswith("train") and bundle != self.kind.segmentor:
             configs.append(root / "configs" / config.replace("train", self.kind.overlay))
         if bundle == "dscm_pretraining" and self.size == PUBLISHED_SIZE:
             configs.append(root / "configs" / "image_size_224.json")
+        for given in dict.fromkeys((family, name)):
+            _check_keys(given, self.settings.get(given, {}), configs)
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device
@@ -442,6 +450,19 @@ def _settings(given: Any) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings.setdefault(stage, {})[key] = value
     return settings
+
+
+def _check_keys(stage: str, settings: Mapping[str, Any], configs: Sequence[Path]) -> None:
+    """Refuse settings whose first part is in none of the configs."""
+    read = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
+    known = sorted({re.split("#|::", key)[0] for config in read for key in config})
+    for key in settings:
+        first = re.split("#|::", key)[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            expected = f"perhaps {near[0]!r}" if near else f"one of {known}"
+            files = " or ".join("/".join(path.parts[-3:]) for path in configs)
+            raise ValueError(f"set: {stage}.{key}: found no {first!r} in {files}, expected {expected}")
 
 
 def _parts(text: str) -> list[str]:

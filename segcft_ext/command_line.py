@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
-__all__ = ["check_options", "read_sizes"]
+__all__ = ["check_booleans", "check_options", "read_sizes"]
 
 SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
 
@@ -30,6 +30,17 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
             return
         if option.startswith("--") and option[2:].replace("-", "_") not in known:
             raise ValueError(f"no option {option}; see {program} --help")
+
+
+def check_booleans(**options: Any) -> None:
+    """Refuse options of a bundle that are to be True or False and are not: MONAI takes "false" for a text, hence true.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for option, found in options.items():
+        if not isinstance(found, bool):
+            raise ValueError(f"{option}: found {found!r}, expected True or False")
 
 
 def read_sizes(given: Any) -> list[int]:

@@ -38,5 +38,6 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; 
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { font-size: .78rem; background: #f6f7f8; padding: .8rem; overflow-x: auto; max-height: 24rem; }
-@media print { nav { display: none; } h2 { break-after: avoid; } figure, table { break-inside: avoid; } }
+@media print { nav { display: none; } h2 { break-after: avoid; } figure, table { break-inside: avoid; }
+  .scroll { overflow: visible; } img { min-width: 0 !important; } }
 """

@@ -21,6 +21,8 @@ from monai.transforms import (
 )
 from monai.utils import convert_to_tensor
 
+from segcft_ext.command_line import check_booleans
+
 __all__ = [
     "AlongVesselFirstd",
     "CounterfactualToOriginald",
@@ -64,10 +66,14 @@ class RadiographIntensityd(MapTransform):
         keys: the images.
         prepared: they are images that ``data_prep`` wrote, phantoms among them. Their mapping is done, and the full
             range of 8 or 16 bits stands for [-1, 1].
+
+    Raises:
+        ValueError: when ``prepared`` is neither True nor False.
     """
 
     def __init__(self, keys: KeysCollection, prepared: bool = False) -> None:
         super().__init__(keys)
+        check_booleans(prepared=prepared)
         self.prepared = prepared
         self.stretch = ScaleIntensityRangePercentiles(1, 99, -1.0, 1.0, clip=True)
 

@@ -303,6 +303,26 @@ class TestChain:
         with pytest.raises(ValueError, match=r"\['segmentr'\], expected some of"):
             replace(chain, settings={"segmentr": {"max_epochs": 2}}).stages(["Seg-CFT"], ["hvae"])
 
+    @pytest.mark.parametrize(
+        ("stage", "key", "message"),
+        [
+            ("judge", "max_epoch", "judge.max_epoch: found no 'max_epoch' in segmentor_evaluation/configs/train.json, "
+             "expected perhaps 'max_epochs'"),
+            ("seg_cft", "learning_rat", "set: seg_cft.learning_rat: .* expected perhaps 'learning_rate'"),
+            ("seg_cft_hvae", "objectiv#others", "seg_cft_hvae.objectiv#others: .* expected perhaps 'objective'"),
+            ("evaluation", "max_epochs", "'max_epochs' in segmentor_evaluation/configs/evaluate.json"),
+            ("dscm_pretraining", "qqq::a", r"expected one of \[.*'batch_size'"),
+        ],
+    )  # fmt: skip
+    def test_a_misspelt_setting_is_refused(self, chain, stage, key, message):
+        with pytest.raises(ValueError, match=message):
+            replace(chain, settings={stage: {key: 2}}).stages(["Seg-CFT"], ["hvae"])
+
+    @pytest.mark.parametrize("key", ["network_def#hvae#beta", "network_def::hvae::beta", "train#trainer#amp"])
+    def test_a_setting_below_the_top_of_a_config_is_taken(self, chain, key):
+        made = replace(chain, settings={"dscm_pretraining": {key: 2}}).stages(["No-CFT"], ["hvae"])
+        assert made[1].settings[key] == 2
+
     def test_a_setting_may_hold_commas(self):
         values = {"a": [2, [3, 4]], "b": {"heart_area": ["age", "sex"], "text": "x], y"}, "c": "plain"}
         typed = ",".join(f"dscm.net#{key}={json.dumps(value)}" for key, value in values.items())

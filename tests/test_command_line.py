@@ -1,0 +1,76 @@
+"""What is typed means the same everywhere, and what means nothing is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from segcft_ext.command_line import check_booleans, read_sizes
+from segcft_ext.transforms import RadiographIntensityd
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+TRAININGS = sorted(BUNDLES.glob("*/configs/train*.json"))
+OPTIONS = [
+    (path, option)
+    for path in TRAININGS
+    for option, value in json.loads(path.read_text(encoding="utf-8")).items()
+    if isinstance(value, bool) or option == "finetune_hvae"
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (64, [64]),
+        ("64", [64]),
+        ("96x64", [96, 64]),
+        ("96X64", [96, 64]),
+        ("96, 64", [96, 64]),
+        ("[96, 64]", [96, 64]),
+        ((96, 64), [96, 64]),
+    ],
+)
+def test_sizes(given: Any, expected: list[int]) -> None:
+    assert read_sizes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["64x", "x64", "64x64x", "64,,64", "big", "", "-64", "6.4", 6.4, (), None, True])
+def test_what_is_no_size_is_quoted(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"size: found .*, expected whole numbers, as 64, 96x64 or 96,64") as caught:
+        read_sizes(given)
+    assert repr(given) in str(caught.value)
+
+
+@pytest.mark.parametrize("found", ["false", "True", "", 0, 1, None])
+def test_what_is_neither_true_nor_false_is_refused(found: Any) -> None:
+    check_booleans(resume=True, amp=False)
+    with pytest.raises(ValueError, match=r"resume: found .*, expected True or False"):
+        check_booleans(amp=False, resume=found)
+    with pytest.raises(ValueError, match=r"prepared: found .*, expected True or False"):
+        RadiographIntensityd("image", found)
+
+
+@pytest.mark.parametrize(("path", "option"), OPTIONS, ids=[f"{p.parts[-3]}-{p.stem}-{o}" for p, o in OPTIONS])
+def test_trainings_refuse_false_as_a_text_before_they_start(path: Path, option: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(path)
+    parser.get_parsed_content("initialize")
+    parser = ConfigParser()
+    parser.read_config(path)
+    parser[option] = "false"
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("initialize")
+    assert f"{option}: found 'false', expected True or False" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_trainings_on_several_gpus_check_the_same(path: Path) -> None:
+    alone, several = (
+        json.loads(file.read_text(encoding="utf-8"))["initialize"]
+        for file in (path, path.with_name("multi_gpu_train.json"))
+    )
+    assert path.stem != "train" or alone[0] == several[0]
