@@ -18,12 +18,11 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, 
 from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing, single_channel
 from data_prep.isolated import IsolatedDecoder
+from segcft_ext.presentation import as_displayed, dicom_spacing, is_dicom
 
 try:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+    from pydicom.pixels import get_decoder
 except ImportError:  # pydicom 2 chooses its decoder alone
-    from pydicom.pixel_data_handlers.util import apply_modality_lut, apply_voi_lut  # type: ignore[no-redef]
-
     get_decoder = None  # type: ignore[assignment]
 
 __all__ = ["decode_pixels", "is_dicom", "read_dicom"]
@@ -40,11 +39,6 @@ _JPEG = "1.2.840.10008.1.2.4."
 """How the UIDs of JPEG and its relatives begin."""
 
 _COLOURS = re.compile(r"RGB|YBR_\w+")
-
-
-def is_dicom(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a DICOM file."""
-    return head[128:132] == b"DICM"
 
 
 def read_dicom(data: bytes) -> Picture:
@@ -68,11 +62,9 @@ def read_dicom(data: bytes) -> Picture:
     if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
         pixels = decode_pixels(dataset)
         try:
-            pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
+            pixels = as_displayed(pixels, dataset)
         except ValueError:
             raise Rejected("unreadable", "rescale, window or look-up table of the DICOM file make no sense") from None
-        if photometric == "MONOCHROME1":
-            pixels = pixels.max() - pixels
     elif _COLOURS.fullmatch(photometric) and samples == 3:
         pixels = single_channel(decode_pixels(dataset))
     else:
@@ -144,12 +136,8 @@ def _declared_shape(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Spacing and its note. Pixel Spacing that equals Imager Pixel Spacing is not calibrated (PS3.3, 10.7.1.3)."""
-    calibrated, detector = dataset.get("PixelSpacing"), dataset.get("ImagerPixelSpacing")
-    found = calibrated or detector
-    if not found:
-        return None, ()
-    return check_spacing(*found), ("detector_spacing",) if found == detector else ()
+    found, at_detector = dicom_spacing(dataset)
+    return (None if found is None else check_spacing(*found)), ("detector_spacing",) if at_detector else ()
 
 
 def _burned_in(dataset: Dataset) -> tuple[str, ...]:

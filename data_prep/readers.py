@@ -31,6 +31,7 @@ from data_prep.cases import Rejected
 from data_prep.dicom import is_dicom, read_dicom
 from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
+from segcft_ext.presentation import raster_pixels
 
 __all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "Picture", "quiet", "read_picture", "real_path", "strip_suffix"]
 
@@ -39,9 +40,6 @@ SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
 
 MAX_BYTES = 2**29
 """Largest file that is read, 512 MiB; a picture of 8192 x 8192 pixels of 32 bits has half of that."""
-
-_PHOTOMETRIC = 262
-"""TIFF's tag of the photometric interpretation; 0: zero is white."""
 
 FAULTS = (
     OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
@@ -142,16 +140,10 @@ def _read_raster(data: bytes, kind: str, indexed: bool) -> Picture:
         if getattr(image, "n_frames", 1) > 1:
             raise Rejected("multi_frame", f"the {kind} file holds {image.n_frames} pictures")
         palette = image if image.mode == "P" and indexed else None
-        if image.mode in ("P", "PA"):
-            image = image.convert("RGB")
-        pixels = np.asarray(image)
+        pixels = raster_pixels(image)
         if palette is not None and (pixels != pixels[..., :1]).any():
             return Picture(np.asarray(palette))
-        bands = image.getbands()
-        if kind == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L"):
-            pixels = pixels.max() - pixels  # zero is white, which Pillow heeds up to 8 bits
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8)
+        transparent = image.mode != "PA" and image.getbands()[-1] in ("A", "a")
     if pixels.ndim == 3:
-        pixels = single_channel(pixels[..., : -1 if bands[-1] in ("A", "a") else None])
+        pixels = single_channel(pixels[..., : -1 if transparent else None])
     return Picture(pixels)

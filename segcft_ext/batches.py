@@ -17,8 +17,17 @@ from torch import Tensor
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.measurements import measure
+from segcft_ext.presentation import is_dicom
 
-__all__ = ["Augmentation", "PrepareRegression", "PrepareSegmentation", "PrepareVariables", "find_images"]
+__all__ = [
+    "Augmentation",
+    "PrepareRegression",
+    "PrepareSegmentation",
+    "PrepareVariables",
+    "find_images",
+    "image_stem",
+    "output_name",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz")
 
@@ -28,14 +37,49 @@ Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def find_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """An image, or the images of a folder, as the items of a MONAI dataset.
 
+    Images are known by their suffix, DICOM files by their content too: many archives export them without a suffix.
+
     Raises:
         FileNotFoundError: when there is none.
+        ValueError: when what is made of two of them would have the same name.
     """
     path = Path(path)
-    found = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.name.lower().endswith(IMAGE_SUFFIXES))
+    found = [path] if path.is_file() else sorted(filter(_is_image, path.glob("*")))
     if not found:
-        raise FileNotFoundError(f"{path}: neither an image nor a folder with images ({', '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(
+            f"--image, --dataset_dir: {path}: neither an image nor a folder with images "
+            f"({', '.join(IMAGE_SUFFIXES)}, or DICOM of any name)"
+        )
+    files: dict[str, Path] = {}
+    for file in found:
+        other = files.setdefault(image_stem(file), file)
+        if other is not file:
+            raise ValueError(
+                f"{path}: found {other.name} and {file.name}, expected names that differ by more than the suffix: what "
+                "is written is named after them"
+            )
     return [{"image": str(file)} for file in found]
+
+
+def image_stem(path: str | os.PathLike[str]) -> str:
+    """The name of an image without its suffix, if it has a known one (DICOM UIDs have dots)."""
+    name = Path(path).name
+    suffix = max((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), key=len, default="")
+    return name[: len(name) - len(suffix)]
+
+
+def output_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+    """What MONAI's ``SaveImage`` names a file after: :func:`image_stem`. Of the subject it cuts one suffix."""
+    return {"subject": f"{image_stem(meta['filename_or_obj'])}.", "idx": None}
+
+
+def _is_image(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return True
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 class PrepareSegmentation:

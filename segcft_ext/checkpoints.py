@@ -40,6 +40,7 @@ __all__ = [
     "load_model",
     "plain",
     "read_description",
+    "require_checkpoint",
     "save_atomically",
     "save_model",
     "trained_image_size",
@@ -165,6 +166,20 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         cause = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors and plain values: {cause}") from error
+
+
+def require_checkpoint(path: str | os.PathLike[str], option: str, bundle: str) -> str:
+    """The path of a checkpoint that has to be there before anything is run.
+
+    Raises:
+        CheckpointError: when it is not; names the option that says where it is, and the bundle whose training makes it.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"--{option}: {path}: no such checkpoint, expected the model.pt that the training of the bundle {bundle} "
+            "writes"
+        )
+    return str(path)
 
 
 @overload

@@ -11,8 +11,9 @@ An intervention is a mapping from variables to changes, or JSON text of one:
 ``["-20%", "+20%"]``  a sweep: one intervention for each
 ====================  ==================================================================================
 
-A zero-inflated variable cannot become negative: ``"-3"`` of a plaque of 2 mm² makes it vanish. And ``"+20%"`` of
-nothing is nothing, which is logged; to make it appear takes ``"+3"`` or ``3``.
+A measured variable, an area or a volume, cannot become negative, nor more than 100 where it is in percent: such a
+target is refused. A zero-inflated variable stops at zero: ``"-3"`` of a plaque of 2 mm² makes it vanish. And ``"+20%"``
+of nothing is nothing, which is logged; to make it appear takes ``"+3"`` or ``3``.
 
 Example:
     >>> for intervention in expand_sweep('{"left_lung_area": ["-20%", "+20%"], "sex": "F"}'):
@@ -26,7 +27,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from segcft_ext.variables import Variables
 
-__all__ = ["Change", "expand_sweep", "parse_intervention", "resolve"]
+__all__ = ["Change", "beyond_training", "expand_sweep", "parse_intervention", "resolve"]
 
 LOGGER = logging.getLogger(__name__)
 NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
@@ -90,24 +91,45 @@ def expand_sweep(intervention: str | Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(mapping, combination)) for combination in itertools.product(*choices)]
 
 
-def resolve(intervention: str | Mapping[str, Any], variables: Variables, values: Tensor) -> dict[str, Tensor]:
+def resolve(
+    intervention: str | Mapping[str, Any], variables: Variables, values: Tensor, measured: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The physical targets of an intervention, each (B,), as :meth:`segcft_ext.scm.SCM.counterfactual` takes them.
 
-    Targets are not clipped to the training range.
+    Targets are not clipped to the training range; :func:`beyond_training` tells those outside of it.
 
     Arguments:
         intervention: one intervention, which is no sweep.
         variables: fitted variables, for quantiles and names of categories.
         values: factual values (B, K).
+        measured: the variables that are areas or volumes.
 
     Raises:
         ValueError: when the intervention cannot be read, a variable or category is unknown, the change does not suit
-            the kind of the variable, or the factual value is missing where the change needs it.
+            the kind of the variable, the factual value is missing where the change needs it, or no area can be what is
+            asked for.
     """
-    return {
-        name: _resolve_change(change, variables, variables.index(name), values)
-        for name, change in parse_intervention(intervention).items()
-    }
+    targets = {}
+    for name, change in parse_intervention(intervention).items():
+        k = variables.index(name)
+        targets[name] = _resolve_change(change, variables, k, values)
+        if name in measured:
+            _check_area(change, targets[name], f"intervention on {name!r}", variables.units[k])
+    return targets
+
+
+def beyond_training(targets: Mapping[str, Tensor], variables: Variables) -> dict[str, str]:
+    """What to say of each continuous variable that has a target outside of the training range."""
+    found = {}
+    for name, target in targets.items():
+        k = variables.index(name)
+        low, high = variables.quantiles[k, [0, -1]].tolist()
+        tolerance = 1e-6 * (high - low)
+        outside = target[(target < low - tolerance) | (target > high + tolerance)]
+        if variables.kinds[k] == "continuous" and len(outside):
+            unit = f" {variables.units[k]}" if variables.units[k] else ""
+            found[name] = f"target {outside[0]:.4g}, but it is {low:.4g} … {high:.4g}{unit} in the training data"
+    return found
 
 
 def _read(intervention: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,6 +204,17 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     else:
         changed = values[:, k] + change.amount
     return changed.clamp_min(0) if variables.zero_inflated[k] else changed
+
+
+def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
+    """Refuse what no area can be, such as -20 where "-20%" was meant."""
+    most = 100 if unit == "percent" else math.inf
+    impossible = targets[(targets < 0) | (targets > most)]
+    if not len(impossible):
+        return
+    limits = "0 … 100" if unit == "percent" else "zero or more"
+    hint = f'; a change is text with a sign, such as "{change.amount:+g}%"' if change.form == "absolute" else ""
+    raise ValueError(f"{where}: found {change.text!r}, a target of {impossible[0]:.4g}, expected {limits} {unit}{hint}")
 
 
 def _category(change: Change, variables: Variables, k: int) -> int:

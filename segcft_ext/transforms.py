@@ -22,6 +22,7 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 
 from segcft_ext.command_line import check_booleans
+from segcft_ext.radiographs import PIXEL_SPACING
 
 __all__ = [
     "AlongVesselFirstd",
@@ -34,16 +35,9 @@ __all__ = [
     "VesselIntensityd",
 ]
 
-PHOTOMETRIC_INTERPRETATION = "00280004"
-
 
 class RadiographToGreyd(MapTransform):
-    """One grey channel, bright where the rays are stopped, from a radiograph of any kind.
-
-    Colour pictures are averaged over their colours, transparency is left out, and DICOM images that are stored with the
-    lowest value shown white (MONOCHROME1) are inverted. The latter needs ``prune_metadata=False`` in MONAI's
-    ``PydicomReader``; the channel is the first dimension.
-    """
+    """One grey channel, the first dimension: colours are averaged, transparency is left out."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -52,15 +46,14 @@ class RadiographToGreyd(MapTransform):
             if image.shape[0] > 1:
                 colours = image.shape[0] - (image.shape[0] in (2, 4))
                 image = image[:colours].mean(0, keepdim=True)
-            interpretation = getattr(image, "meta", {}).get(PHOTOMETRIC_INTERPRETATION, {})
-            if interpretation.get("Value") == ["MONOCHROME1"]:
-                image = image.max() + image.min() - image
             d[key] = image
         return d
 
 
 class RadiographIntensityd(MapTransform):
     """Intensities of a radiograph to [-1, 1], as ``data_prep`` maps them: linear between the 1st and 99th percentile.
+
+    That holds for what :class:`segcft_ext.radiographs.RadiographReader` reads.
 
     Args:
         keys: the images.
@@ -113,10 +106,13 @@ class PadToAspectd(Padd):
 class ResizedSpacingd(MapTransform):
     """Adds ``spacing`` (D,): the pixel spacing in mm that an image will have when it has been resized.
 
+    Without a given spacing it is that of the file's header, if :class:`segcft_ext.radiographs.RadiographReader` found
+    one there; where there is none, nothing is added.
+
     Args:
         keys: the image, its axes in the order of ``size`` and ``spacing``.
         size: to which it will be resized.
-        spacing: of the image as it is, in mm along each axis; of None nothing is added.
+        spacing: of the image as it is, in mm along each axis; wins over the header.
 
     Raises:
         ValueError: when the spacing is not one positive number for each axis.
@@ -134,10 +130,11 @@ class ResizedSpacingd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if self.spacing is not None:
-            for key in self.key_iterator(d):
+        for key in self.key_iterator(d):
+            spacing = self.spacing or getattr(d[key], "meta", {}).get(PIXEL_SPACING)
+            if spacing is not None:
                 shape = d[key].shape[1:]
-                d["spacing"] = torch.tensor([mm * n / m for mm, n, m in zip(self.spacing, shape, self.size)])
+                d["spacing"] = torch.tensor([mm * n / m for mm, n, m in zip(spacing, shape, self.size)])
         return d
 
 

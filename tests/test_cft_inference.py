@@ -306,7 +306,22 @@ def test_errors_say_what_is_missing(made: Path, tmp_path: Path, arguments: dict[
 def test_missing_checkpoint_is_an_error_that_names_it(made: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         infer(made, tmp_path, dscm=str(tmp_path / "nothing.pt"), variables=VALUES)
-    assert "nothing.pt" in str(cause(caught.value))
+    assert isinstance(cause(caught.value), CheckpointError)
+    assert re.search("--dscm: .*nothing.pt: no such.*bundle seg_cft_finetuning", str(cause(caught.value)))
+    with pytest.raises(RuntimeError) as caught:
+        infer(made, tmp_path, segmentor=str(tmp_path / "nothing.pt"))
+    assert re.search("--segmentor: .*nothing.pt: no such.*bundle lung_heart_segmentor", str(cause(caught.value)))
+
+
+def test_impossible_areas_are_refused_and_far_ones_logged_once(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        infer(made, tmp_path, variables=VALUES, intervention={"left_lung_area": -20})
+    assert re.search(r"'left_lung_area': found '-20'.*such as \"-20%\"", str(cause(caught.value)))
+    infer(made, tmp_path, variables=VALUES, intervention={"left_lung_area": [90, 95]})
+    assert caplog.text.count("intervention on 'left_lung_area': target 90, but it is") == 1
+    assert "target 95" not in caplog.text
 
 
 def test_segmentor_of_other_data_is_refused(made: Path, tmp_path: Path) -> None:

@@ -439,6 +439,14 @@ def test_regions_are_those_of_the_factual_label_map(tmp_path: Path) -> None:
     assert all(torch.equal(reference, factual) for reference in witness.references)
 
 
+def test_an_evaluation_without_a_guide_says_what_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"device": "cpu", "val_data_loader": DataLoader(cases(4)), "network": untrained(), "prepare_batch": prepare}
+    CFTEvaluator(guide(), **data)
+    assert "no guide" not in caplog.text
+    CFTEvaluator(None, **data)
+    assert "no guide: only the negative ELBO is evaluated; effectiveness, drift" in caplog.text
+
+
 def test_validation_of_a_fresh_head_is_that_of_doing_nothing() -> None:
     dscm, seer, batch = untrained(deformation=True), guide(), cases(4)
     evaluator = CFTEvaluator(

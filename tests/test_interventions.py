@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from segcft_ext.interventions import Change, expand_sweep, parse_intervention, resolve
+from segcft_ext.interventions import Change, beyond_training, expand_sweep, parse_intervention, resolve
 from segcft_ext.variables import Variables
 
 VALUES = torch.tensor([[10.0, 20, 0, 1], [20.0, 60, 1, 2]])
@@ -140,3 +140,31 @@ def test_what_may_be_zero_does_not_become_negative_and_a_share_of_nothing_is_not
     assert "'+20%' of zero is zero, so nothing changes in rows [0]" in caplog.text
     with pytest.raises(ValueError, match=re.escape("'plaque': found '-1', expected zero or more")):
         resolve({"plaque": -1}, plaque, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (-20, r"'area': found '-20', a target of -20, expected 0 … 100 percent; .* such as \"-20%\""),
+        ("-10.5", r"'area': found '-10.5', a target of -0.5, expected 0 … 100 percent$"),
+        ("-101%", r"a target of -0.1, expected 0"),
+        ("+900%", r"found '\+900%', a target of 200, expected 0 … 100 percent"),
+        (138, r"found '138', a target of 138"),
+    ],
+)
+def test_no_area_is_negative_or_larger_than_the_image(variables, change, message):
+    with pytest.raises(ValueError, match=message):
+        resolve({"area": change}, variables, VALUES, measured=["area"])
+    resolve({"age": -3}, variables, VALUES, measured=["area"])
+
+
+def test_the_whole_range_is_an_area(variables):
+    for change in (0, 100, "-100%", "q0", "q100"):
+        resolve({"area": change}, variables, VALUES, measured=["area"])
+
+
+def test_targets_outside_of_the_training_range_are_told(variables):
+    inside = {"area": torch.tensor([0.0, 100.0]), "sex": torch.tensor([0.0, 1.0])}
+    assert beyond_training(inside, variables) == {}
+    told = beyond_training({**inside, "age": torch.tensor([30.0, 201.0])}, variables)
+    assert told == {"age": "target 201, but it is 0 … 200 years in the training data"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from segcft_ext.engines.case_evaluator import CaseEvaluator
 from segcft_ext.guides import Guide
 
 __all__ = ["CFTEvaluator"]
+
+LOGGER = logging.getLogger(__name__)
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -38,6 +41,11 @@ class CFTEvaluator(CaseEvaluator):
     """
 
     def __init__(self, guide: Guide | None, **arguments: Any) -> None:
+        if guide is None:
+            LOGGER.warning(
+                "no guide: only the negative ELBO is evaluated; effectiveness, drift and folding need --guide, the "
+                "model.pt of a segmentor or a regressor"
+            )
         self.guide = guide
         self.guided = guide.names if guide is not None else []
         names = ["negative_elbo"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,12 @@ from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.dscm import unwrap
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evidence import factual_values, segmentor_ruler
-from segcft_ext.interventions import expand_sweep, resolve
+from segcft_ext.interventions import beyond_training, expand_sweep, resolve
 from segcft_ext.networks.segmentor import Segmentor
 
 __all__ = ["CounterfactualEvaluator"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class CounterfactualEvaluator(Evaluator):
@@ -81,13 +84,24 @@ class CounterfactualEvaluator(Evaluator):
         self.given = variables
         self.segmentor = segmentor
         self.ruler: Judge | None = None
+        self.measured: list[str] = []
+        self.warned: set[str] = set()
         self.add_event_handler(Events.STARTED, self._start)
 
     def _start(self) -> None:
         if not self.dscm.variables.fitted:
             raise CheckpointError("dscm: found an untrained model, expected the path of a DSCM's model.pt")
+        self.measured = [v["name"] for v in self.dscm.data.get("variables", []) if v["measurement"] is not None]
+        self.warned.clear()
         if self.segmentor is not None:
             self.ruler = segmentor_ruler(self.dscm, self.segmentor)
+
+    def _warn_beyond_training(self, do: Mapping[str, Tensor]) -> None:
+        """Once for each variable in a run."""
+        for name, text in beyond_training(do, self.dscm.variables).items():
+            if name not in self.warned:
+                LOGGER.warning("intervention on %r: %s; the model has seen no such case", name, text)
+                self.warned.add(name)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         image = batchdata["image"].to(self.state.device)
@@ -108,7 +122,8 @@ class CounterfactualEvaluator(Evaluator):
         abduction = dscm.abduct(image, values)
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
-            do = resolve(intervention, dscm.variables, values)
+            do = resolve(intervention, dscm.variables, values, self.measured)
+            self._warn_beyond_training(do)
             counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do))
             determinant = counterfactual.jacobian_determinant
             made.append(counterfactual.image)

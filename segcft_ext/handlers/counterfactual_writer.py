@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
-from segcft_ext.batches import IMAGE_SUFFIXES
+from segcft_ext.batches import image_stem
 from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
@@ -70,8 +70,7 @@ class CounterfactualWriter:
         """Write the counterfactuals of each image of the batch."""
         for batch, output in zip(engine.state.batch, engine.state.output):
             source = Path(batch["image"].meta["filename_or_obj"])
-            suffix = next((s for s in IMAGE_SUFFIXES if source.name.lower().endswith(s)), "")
-            folder = self.folder / source.name[: len(source.name) - len(suffix)]
+            folder = self.folder / image_stem(source)
             folder.mkdir(parents=True, exist_ok=True)
             files = [self._images(output, step, folder) for step in range(len(engine.interventions))]
             self._save(_as_read(output["reconstruction"][0]), folder / f"reconstruction{self.extension}")

@@ -1,0 +1,87 @@
+"""How the files of radiographs are to be seen: the steps that ``data_prep`` and the bundles' inference share.
+
+A model sees in inference what it saw in training only if both read a file in the same way. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from PIL import Image
+from pydicom.dataset import Dataset
+
+try:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+except ImportError:  # pydicom 2
+    from pydicom.pixel_data_handlers.util import apply_modality_lut, apply_voi_lut  # type: ignore[no-redef]
+
+__all__ = ["MILLIMETRES", "as_displayed", "dicom_spacing", "is_dicom", "raster_pixels", "upright"]
+
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+"""Of a unit of length in nibabel's words; millimetres and what is not stated are taken for millimetres."""
+
+_PHOTOMETRIC = 262
+"""TIFF's tag of the photometric interpretation; 0: zero is white."""
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a DICOM file."""
+    return head[128:132] == b"DICM"
+
+
+def as_displayed(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Stored values of a grey DICOM image rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 turned over.
+
+    Raises:
+        ValueError: when rescale, window or look-up table make no sense.
+    """
+    pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
+    return pixels.max() - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+
+
+def dicom_spacing(dataset: Dataset) -> tuple[Sequence[float] | None, bool]:
+    """Spacing of rows and columns in mm, None where unknown, and whether it is that at the detector.
+
+    Pixel Spacing that equals Imager Pixel Spacing is not calibrated (PS3.3, 10.7.1.3).
+    """
+    calibrated, detector = dataset.get("PixelSpacing"), dataset.get("ImagerPixelSpacing")
+    found = calibrated or detector
+    return found or None, bool(found) and found == detector
+
+
+def upright(volume: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """One slice of a NIfTI image: columns run to the patient's left, rows to posterior or inferior.
+
+    The header's orientation is believed; where it states none (both form codes 0) it is the format's default, as
+    nibabel has it. The slice may lie along any two of the array's axes: those of length one are dropped.
+
+    Returns:
+        Pixels (H, W), the affine matrix of their transpose (W, H), and the spacing of rows and columns in mm.
+
+    Raises:
+        ValueError: when the image has colours or is not one slice.
+    """
+    one_slice = sum(n > 1 for n in volume.shape[:3]) == 2 and all(n == 1 for n in volume.shape[3:])
+    if not one_slice or volume.get_data_dtype().fields:
+        raise ValueError(f"found an array of shape {volume.shape}, {volume.get_data_dtype()}, expected one grey slice")
+    shape = (*volume.shape, 1, 1)[:3]
+    turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(("L", "P", "I")))
+    pixels = apply_orientation(np.asanyarray(volume.dataobj).reshape(shape), turn)
+    axes = sorted(range(3), key=lambda axis: pixels.shape[axis] == 1)
+    affine = (volume.affine @ inv_ornt_aff(turn, shape))[:, [*axes, 3]]
+    unit = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
+    across, down, _ = unit * nibabel.affines.voxel_sizes(affine)
+    return np.ascontiguousarray(pixels.squeeze().T), affine, (float(down), float(across))
+
+
+def raster_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF: a palette's colours, turned over where TIFF has zero white."""
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L")
+    pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
+    return pixels.max() - pixels if white_is_zero else pixels  # Pillow heeds it up to 8 bits
