@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -491,6 +493,54 @@ def test_distributed_training_of_one_process_is_the_plain_one(tmp_path: Path, fi
         assert_equal(train(tmp_path / "distributed", distributed=True), plain)
     finally:
         idist.finalize()
+
+
+def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> None:
+    """One step of pretraining on this process's share of a batch; leaves the weights in a file."""
+    if started is not None:
+        started.set()
+    dscm = untrained()
+    at_the_posterior_mean(dscm)
+    if processes > 1:
+        store, patience = f"file://{folder}/store", timedelta(seconds=120)
+        idist.initialize("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
+    try:
+        share = cases()[rank::processes]
+        DSCMTrainer(
+            device="cpu",
+            max_epochs=1,
+            train_data_loader=DataLoader(share, batch_size=len(share)),
+            network=nn.parallel.DistributedDataParallel(dscm) if processes > 1 else dscm,
+            optimizer=torch.optim.SGD(dscm.parameters(), lr=0.1),
+            prepare_batch=prepare,
+            clip_gradient_norm=1e9,
+        ).run()
+    finally:
+        if processes > 1:
+            idist.finalize()
+    torch.save(tensors(dscm), folder / f"{rank}_of_{processes}.pt")
+
+
+def test_two_processes_make_the_step_of_one_on_both_their_batches(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    started = context.Event()
+    other = context.Process(target=one_step, args=(tmp_path, 1, 2, started))
+    other.start()
+    try:
+        while not started.wait(1):  # for its imports, however busy the machine
+            assert other.is_alive()
+        one_step(tmp_path, 0, 2)
+        other.join(120)
+        assert other.exitcode == 0
+    finally:
+        other.kill()
+    one_step(tmp_path, 0, 1)
+    first, second, alone = (torch.load(tmp_path / f"{name}.pt") for name in ("0_of_2", "1_of_2", "0_of_1"))
+    assert_equal(first, second)
+    start = tensors(untrained())
+    assert max(float((alone[name] - start[name]).abs().max()) for name in start) > 1e-2
+    for name, weight in alone.items():
+        torch.testing.assert_close(first[name], weight, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
 AREAS = ["left_lung_area", "right_lung_area", "heart_area"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from ignite.engine import Engine, Events
@@ -11,8 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 
 __all__ = ["WeightAverage", "warmed_up_average"]
 
+Weights = tuple[Tensor, ...] | list[Tensor]
 
-def warmed_up_average(decay: float = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+
+def warmed_up_average(decay: float = 0.999) -> Callable[[Weights, Weights, Tensor | int], None]:
     """An exponential moving average whose decay grows with the number n of updates: min(decay, (1 + n) / (10 + n)).
 
     The average then spans about the last tenth of a short training instead of remembering its untrained start.
@@ -22,7 +24,7 @@ def warmed_up_average(decay: float = 0.999) -> Callable[[Sequence[Tensor], Seque
     """
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Weights, current: Weights, count: Tensor | int) -> None:
         n = int(count)  # waits for the device
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
