@@ -29,6 +29,9 @@ LOGGER = logging.getLogger(__name__)
 class CounterfactualEvaluator(Evaluator):
     """Makes the counterfactuals of each image; a sweep of S interventions gives S of them.
 
+    What the evidence does not tell of the exogenous noise (how large an absent plaque would be) is drawn with a
+    fixed seed: all steps of a sweep, and the interventions of another day, are on the same noise.
+
     Output for a batch, decollated before ``postprocessing``:
 
     ==================  ======================================================================================
@@ -124,7 +127,8 @@ class CounterfactualEvaluator(Evaluator):
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values, self.measured)
             self._warn_beyond_training(do)
-            counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do))
+            noise = torch.Generator().manual_seed(0)  # one draw for all steps of a sweep
+            counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do, noise))
             determinant = counterfactual.jacobian_determinant
             made.append(counterfactual.image)
             displacement = counterfactual.displacement

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
 
-__all__ = ["draw_targets", "intervened_variables", "reference_cases"]
+__all__ = ["draw_targets", "intervened_variables", "reference_cases", "same_draws"]
+
+
+@contextmanager
+def same_draws(seed: int = 0) -> Iterator[None]:
+    """Whatever is drawn inside by PyTorch's global generator, it is drawn alike each time; outside nothing changes."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def intervened_variables(datalist: Datalist, names: Sequence[str] | None = None) -> list[str]:

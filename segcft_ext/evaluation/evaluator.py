@@ -9,8 +9,7 @@ It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``sp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -29,7 +28,7 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
-from segcft_ext.evaluation.draws import draw_targets, intervened_variables
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
 from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
@@ -144,17 +143,10 @@ class JudgeEvaluator(Evaluator):
     def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for key, temperature in TEMPERATURES.items():
-            with self._same_draws():
+            with same_draws(self.seed):
                 errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
-
-    @contextmanager
-    def _same_draws(self) -> Iterator[None]:
-        """Whatever is drawn, it is drawn alike whatever else is judged."""
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.seed)
-            yield
 
     def _intervene(self, variable: str, cases: Cases) -> None:
         targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
@@ -179,7 +171,7 @@ class JudgeEvaluator(Evaluator):
         self, method: Method, variable: str, target: Tensor, cases: Cases
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         values = cases.of_method(method)
-        with self._same_draws():
+        with same_draws(self.seed):
             result = method.counterfactual(cases.image, values, {variable: target})
         judged = self.judge.segment(result.image)
         asked = cases.factual.clone()

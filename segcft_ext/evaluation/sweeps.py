@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segcft_ext.evaluation.cases import Cases
+from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.methods import Method
 from segcft_ext.figures import Panel, picture
@@ -39,10 +39,13 @@ def factual_panel(case: Cases, variable: str, unit: str) -> Panel:
 
 @torch.no_grad()
 def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
-    """Counterfactuals of one case for several targets of a variable."""
-    cases = case.repeat(len(targets))
-    target = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=cases.image.device)
-    images = method.counterfactual(cases.image, cases.of_method(method), {variable: target}).image
+    """Counterfactuals of one case for several targets of a variable, all on the same exogenous noise."""
+    made = []
+    for target in targets:
+        with same_draws():
+            do = {variable: case.image.new_full((1,), target)}
+            made.append(method.counterfactual(case.image, case.of_method(method), do).image)
+    images, cases = torch.cat(made), case.repeat(len(targets))
     masks = judge.segment(images)
     measured = judge.measure(masks, images, cases.spacing, cases.label)[:, judge.names.index(variable)]
     return panels(images, masks, [f"do({quantity(target, unit)})" for target in targets], measured, unit, "judged")

@@ -119,18 +119,18 @@ class DSCMFigures:
 
     def _sweeps(self, image: Tensor, values: Tensor, label: Tensor, title: str) -> Figure:
         variables = self.dscm.variables
-        blocks = {}
-        images = image.expand(len(LEVELS), *image.shape[1:])
+        blocks: dict[str, list[Panel]] = {}
+        abduction = self.dscm.abduct(image, values)
         for k, name in enumerate(variables.names):
             if variables.kinds[k] != "continuous":
                 continue
             targets = torch.quantile(variables.quantiles[k], torch.tensor(LEVELS, device=image.device))
-            made = self.dscm.counterfactual(images, values.expand(len(LEVELS), -1), {name: targets})
-            titles = [_quantity(target, variables.units[k]) for target in targets.tolist()]
-            blocks[name.replace("_", " ")] = [
-                Panel(drawn, mask, text)
-                for drawn, mask, text in zip(_pictures(made.image), _pictures(self._masks(made, label)), titles)
-            ]
+            panels = blocks[name.replace("_", " ")] = []
+            for target in targets.split(1):
+                noise = torch.Generator().manual_seed(0)  # one draw for the whole sweep
+                made = self.dscm.predict(abduction, self.dscm.scm.counterfactual(values, {name: target}, noise))
+                text = _quantity(target.item(), variables.units[k])
+                panels.append(Panel(picture(made.image[0]), picture(self._masks(made, label)[0]), text))
         return counterfactual_grid(Panel(picture(image[0]), picture(label[0]), "factual"), blocks, self.labels, title)
 
     def _masks(self, made: Counterfactual, label: Tensor) -> Tensor:
