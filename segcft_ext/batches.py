@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data.folder_layout import default_name_formatter
 from monai.networks.utils import one_hot
 from torch import Tensor
 
@@ -68,9 +69,10 @@ def image_stem(path: str | os.PathLike[str]) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def output_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+def output_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
     """What MONAI's ``SaveImage`` names a file after: :func:`image_stem`. Of the subject it cuts one suffix."""
-    return {"subject": f"{image_stem(meta['filename_or_obj'])}.", "idx": None}
+    found = default_name_formatter(meta, saver)
+    return {**found, "subject": f"{image_stem(found['subject'])}."}
 
 
 def _is_image(path: Path) -> bool:

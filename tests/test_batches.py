@@ -3,9 +3,11 @@
 import pytest
 import torch
 from discs import NAMES, disc_datalist, render
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 
 from segcft_ext.augmentation import BatchAugmentation
-from segcft_ext.batches import PrepareRegression, PrepareVariables, find_images, image_stem
+from segcft_ext.batches import PrepareRegression, PrepareVariables, find_images, image_stem, output_name
 
 VALUES = torch.tensor([[8.0, 10.0, 50.0], [6.0, 5.0, torch.nan]])
 
@@ -62,6 +64,13 @@ def test_a_folder_of_images_is_known_by_suffix_and_dicom_by_content(tmp_path):
     assert found == [str(tmp_path / name) for name in ("1.2.840.1", "1.2.840.2", "IM0001", "b.png", "c.nii.gz")]
     assert [image_stem(path) for path in found] == ["1.2.840.1", "1.2.840.2", "IM0001", "b", "c"]
     assert find_images(tmp_path / "b.png") == [{"image": str(tmp_path / "b.png")}]
+
+
+def test_label_maps_are_named_after_the_whole_name_of_an_image_without_a_suffix(tmp_path):
+    for name, wanted in (("1.2.840.1", "1.2.840.1_seg.png"), ("b.png", "b_seg.png"), ("c.nii.gz", "c_seg.png")):
+        save = SaveImage(tmp_path, "seg", ".png", separate_folder=False, output_name_formatter=output_name)
+        save(MetaTensor(torch.zeros(1, 4, 4), meta={"filename_or_obj": f"folder/{name}"}))
+        assert (tmp_path / wanted).is_file()
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):

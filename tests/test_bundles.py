@@ -95,6 +95,21 @@ def test_initializes_without_data_and_checkpoints(bundle, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_inference_takes_one_image_and_names_the_option_of_a_missing_checkpoint(bundle, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    parser = ConfigParser(config(bundle, "inference.json"))
+    parser["bundle_root"] = str(tmp_path)
+    assert "image" in parser
+    parser["image"] = str(tmp_path / "a.png")
+    parser["dataset"] = {"data": parser["dataset"]["data"]}
+    assert parser.get_parsed_content("dataset")["data"] == [{"image": str(tmp_path / "a.png")}]
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("run#0")
+    option = {"segmentor_evaluation": "judge"}.get(bundle.name, "dscm" if "dscm" in parser else "segmentor")
+    assert f"--{option}: {tmp_path}/models/model.pt: no such checkpoint" in str(caught.value.__cause__)
+    assert f"bundle {bundle.name} writes" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_handlers_are_written_inline(bundle, name):
     """Tools read the ``_target_`` of every handler before anything is resolved."""
