@@ -13,7 +13,7 @@
 #
 # Every stage resumes where it was interrupted.
 set -euo pipefail
-out=$1 size=${2:-128,32} count=${3:-800}
+out=$1 size=${2:-128,32} count=${3:-320}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
