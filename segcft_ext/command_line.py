@@ -39,7 +39,7 @@ def check_booleans(**options: Any) -> None:
         ValueError: names the option.
     """
     for option, found in options.items():
-        if not isinstance(found, bool):
+        if found not in (True, False):  # or 1, or 0
             raise ValueError(f"{option}: found {found!r}, expected True or False")
 
 
