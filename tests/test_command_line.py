@@ -45,9 +45,9 @@ def test_what_is_no_size_is_quoted(given: Any) -> None:
     assert repr(given) in str(caught.value)
 
 
-@pytest.mark.parametrize("found", ["false", "True", "", 0, 1, None])
+@pytest.mark.parametrize("found", ["false", "True", "", 2, None])
 def test_what_is_neither_true_nor_false_is_refused(found: Any) -> None:
-    check_booleans(resume=True, amp=False)
+    check_booleans(resume=True, amp=0)
     with pytest.raises(ValueError, match=r"resume: found .*, expected True or False"):
         check_booleans(amp=False, resume=found)
     with pytest.raises(ValueError, match=r"prepared: found .*, expected True or False"):
