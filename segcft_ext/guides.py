@@ -87,10 +87,6 @@ class SegmentorGuide(Guide):
         self.measurements = dict(measurements)
         self.names = list(measurements)
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Class probabilities, shape (B, C, \\*spatial)."""
-        return torch.softmax(self.see(image), dim=1)
-
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         logits = self.see(image)
         probabilities = torch.softmax(logits, dim=1)
