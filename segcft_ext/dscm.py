@@ -55,7 +55,7 @@ class Counterfactual:
         velocity: its generator in pixels of the head's grid, or None.
         anatomy: logits of the label map that the head sees in the factual image, see
             :class:`~segcft_ext.networks.deformation.Features`, or None.
-        residual: what the head painted before the deformation, at half the image's resolution, or None.
+        residual: what the head painted before the deformation, shape of the image, or None.
     """
 
     image: Tensor

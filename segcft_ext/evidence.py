@@ -18,7 +18,7 @@ from torch import Tensor
 from segcft_ext.checkpoints import CheckpointError, freeze
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.judge import Judge
-from segcft_ext.interventions import expand_sweep, parse_intervention, resolve
+from segcft_ext.interventions import area_limits, expand_sweep, parse_intervention, resolve
 from segcft_ext.measurements import instantiate_measurement
 from segcft_ext.networks.segmentor import Segmentor
 
@@ -75,8 +75,8 @@ def factual_values(
 
     Raises:
         ValueError: names each variable that is neither given nor measured but has to be known: those which were
-            measured in the training data, and those of the intervention. Or when what is measured has a unit that
-            needs the spacing.
+            measured in the training data, and those of the intervention. Or when a given area is one that no area can
+            be, or what is measured has a unit that needs the spacing.
     """
     variables = dscm.variables
     values = image.new_full((len(image), len(variables)), torch.nan)
@@ -91,10 +91,14 @@ def factual_values(
         measured = ruler.measure(ruler.segment(image) if label is None else label, image, spacing)
         for j, name in enumerate(ruler.names):
             values[:, variables.index(name)] = measured[:, j]
+    areas = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
     for name, value in _absolute(given).items():
-        values[:, variables.index(name)] = resolve({name: value}, variables, values)[name]
-    needed = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
-    needed += [name for one in expand_sweep(intervention) for name in one if name not in needed]
+        k = variables.index(name)
+        values[:, k] = resolve({name: value}, variables, values)[name]
+        most, limits = area_limits(variables.units[k])
+        if name in areas and not 0 <= values[0, k] <= most:
+            raise ValueError(f"variables: {name}: found {value}, expected {limits}")
+    needed = areas + [name for one in expand_sweep(intervention) for name in one if name not in areas]
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
         unit_of = dict(zip(variables.names, variables.units))

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from segcft_ext.variables import Variables
 
-__all__ = ["Change", "beyond_training", "expand_sweep", "parse_intervention", "resolve"]
+__all__ = ["Change", "area_limits", "beyond_training", "expand_sweep", "parse_intervention", "resolve"]
 
 LOGGER = logging.getLogger(__name__)
 NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
@@ -206,15 +206,19 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     return changed.clamp_min(0) if variables.zero_inflated[k] else changed
 
 
+def area_limits(unit: str) -> tuple[float, str]:
+    """The most that an area or a volume in this unit can be, and what to say is expected of it."""
+    return (100, "0 … 100 percent") if unit == "percent" else (math.inf, f"zero or more {unit}")
+
+
 def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
     """Refuse what no area can be, such as -20 where "-20%" was meant."""
-    most = 100 if unit == "percent" else math.inf
+    most, limits = area_limits(unit)
     impossible = targets[(targets < 0) | (targets > most)]
     if not len(impossible):
         return
-    limits = "0 … 100" if unit == "percent" else "zero or more"
     hint = f'; a change is text with a sign, such as "{change.amount:+g}%"' if change.form == "absolute" else ""
-    raise ValueError(f"{where}: found {change.text!r}, a target of {impossible[0]:.4g}, expected {limits} {unit}{hint}")
+    raise ValueError(f"{where}: found {change.text!r}, a target of {impossible[0]:.4g}, expected {limits}{hint}")
 
 
 def _category(change: Change, variables: Variables, k: int) -> int:

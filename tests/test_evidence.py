@@ -48,6 +48,18 @@ def test_a_known_value_is_no_share_of_another(dscm: DSCM) -> None:
         factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"t_score": "+20%"})
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "expected"),
+    [("percent", -3, "0 … 100 percent"), ("percent", 130, "0 … 100 percent"), ("mm2", "-3", "zero or more mm2")],
+)
+def test_a_known_area_is_one_that_can_be(unit: str, value: Any, expected: str) -> None:
+    dscm = DSCM([{"name": "heart_area", "kind": "continuous"}], hvae=HVAE)
+    dscm.variables.fit(torch.tensor([[5.0], [15.0]]), [unit])
+    dscm.data = {"variables": [{"name": "heart_area", "measurement": {}}]}
+    with pytest.raises(ValueError, match=f"variables: heart_area: found {value}, expected {expected}"):
+        factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"heart_area": value})
+
+
 class LumenOnly(Segmentor):
     """Sees a lumen everywhere, and gives each plaque a probability of a tenth."""
 

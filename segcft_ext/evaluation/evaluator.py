@@ -171,8 +171,10 @@ class JudgeEvaluator(Evaluator):
         self, method: Method, variable: str, target: Tensor, cases: Cases
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         values = cases.of_method(method)
+        back = {variable: cases.of([variable])[:, 0]}
         with same_draws(self.seed):
             result = method.counterfactual(cases.image, values, {variable: target})
+            reversed_error = reversibility(method, cases.image, result.image, result.values, back)
         judged = self.judge.segment(result.image)
         asked = cases.factual.clone()
         for column, name in enumerate(cases.measured):
@@ -181,7 +183,6 @@ class JudgeEvaluator(Evaluator):
         before, after = (self.judge.masks(label, cases.label) for label in (cases.label, judged))
         changed = asked != cases.factual
         outside, inside = change(cases.image, result.image, region_of_change(before, after, changed))
-        back = {variable: cases.of([variable])[:, 0]}
         figures = {
             "asked": asked,
             "measured": self.judge.measure(judged, result.image, cases.spacing, cases.label),
@@ -189,7 +190,7 @@ class JudgeEvaluator(Evaluator):
             "factual": cases.factual,
             "outside": outside.masked_fill(~changed.any(1), nan),
             "inside": inside,
-            "reversibility": reversibility(method, cases.image, result.image, result.values, back),
+            "reversibility": reversed_error,
         }
         determinant = result.jacobian_determinant
         if determinant is not None:

@@ -35,8 +35,9 @@ class Features:
     """The abducted exogenous part e of a factual image.
 
     Attributes:
-        stages: features at the velocity's resolution and at each finer one, up to half that of the image.
-        anatomy: logits of the classes of the label map at half the image's resolution, shape (B, C, *half), or None.
+        stages: features at the velocity's resolution and at each finer one that is needed: up to that of the image for
+            a head that paints, up to half of it for one that sees structures.
+        anatomy: logits of the classes of the label map at the finest of these, shape (B, C, *finest), or None.
     """
 
     stages: list[Tensor]
@@ -50,8 +51,8 @@ class Edit:
     Attributes:
         velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
-        residual: change of intensity before the warp, shape (B, C, *half), zero where the action changes nothing; or
-            None.
+        residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing;
+            or None.
     """
 
     velocity: Tensor
@@ -69,9 +70,9 @@ class DeformationHead(nn.Module):
     gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
     What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) R_k(e, pa, pa~) is
-    added to the image, at half its resolution, instead of to the velocity. It starts at zero, too. A large plaque is
-    not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and
-    to let it vanish are two things, so there is an R_k for either.
+    added to the image, at its full resolution, instead of to the velocity: a plaque is a few pixels thin. It starts at
+    zero, too. A large plaque is not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And
+    to let a structure appear and to let it vanish are two things, so there is an R_k for either.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
     the label map is one of the things that fields and paint are made from.
@@ -125,10 +126,12 @@ class DeformationHead(nn.Module):
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
-        finest = 1 if painted or classes else grid_stage
+        # Stage 0 is the image's own resolution.
+        finest = 0 if painted else 1 if classes else grid_stage
+        by_stage = [channels[0], *channels]
+        self.full = conv(seen, by_stage[0], 3, padding=1) if finest == 0 else None
         self.up = nn.ModuleList(
-            conv(channels[i] + channels[i - 1], channels[i - 1], 3, padding=1)
-            for i in range(len(channels) - 1, finest - 1, -1)
+            conv(by_stage[i] + by_stage[i - 1], by_stage[i - 1], 3, padding=1) for i in range(len(channels), finest, -1)
         )
         self.anatomy = conv(channels[0], classes, 3, padding=1) if classes else None
         width = channels[grid_stage - 1]
@@ -144,7 +147,7 @@ class DeformationHead(nn.Module):
         self.paint: nn.ModuleList | None = None
         heads = [self.velocity_head, self.gate_head]
         if painted:
-            widths = [hidden_channels, *channels[: grid_stage - 1][::-1]]
+            widths = [hidden_channels, *by_stage[:grid_stage][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
             self.residual_head = conv(widths[-1], 2 * parent_channels * in_channels, 3, padding=1)
             heads.append(self.residual_head)
@@ -159,7 +162,8 @@ class DeformationHead(nn.Module):
 
     def features(self, image: Tensor) -> Features:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
-        hidden, skips = with_coordinates(image), list[Tensor]()
+        hidden = with_coordinates(image)
+        skips = [] if self.full is None else [F.gelu(self.full(hidden))]
         for down, mix in zip(self.down, self.mix, strict=True):
             hidden = F.gelu(down(hidden))
             hidden = hidden + F.gelu(mix(hidden))
@@ -169,7 +173,7 @@ class DeformationHead(nn.Module):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
             stages.append(hidden)
-        return Features(stages[len(skips) - self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
+        return Features(stages[len(self.down) - self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
 
     def forward(self, features: Features, parents: Tensor, target: Tensor) -> Edit:
         """The edit that an action asks for.
@@ -209,10 +213,7 @@ class DeformationHead(nn.Module):
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
         image = image + gate * (counterfactual - image)
-        if edit.residual is None:
-            return image
-        residual = F.interpolate(edit.residual, size=image.shape[2:], mode=mode, align_corners=True)
-        return (image + residual).clamp(-1, 1)
+        return image if edit.residual is None else (image + edit.residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
