@@ -97,7 +97,7 @@ def factual_values(
         values[:, k] = resolve({name: value}, variables, values)[name]
         most, limits = area_limits(variables.units[k])
         if name in areas and not 0 <= values[0, k] <= most:
-            raise ValueError(f"variables: {name}: found {value}, expected {limits}")
+            raise ValueError(f"variables: {name}: found {values[0, k]:g}, expected {limits}")
     needed = areas + [name for one in expand_sweep(intervention) for name in one if name not in areas]
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
