@@ -47,7 +47,7 @@ def test_background_is_needed():
 def test_data_with_other_labels_are_refused(tmp_path):
     datalist = small_chests(tmp_path)
     segmentor = Segmentor(LABELS, "UNet", channels=(4, 8), strides=(2,))
-    message = f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of the segmentor: {LABELS}"
+    message = f"{datalist.path}: labels: found {dict(datalist.labels)}, expected the segmentor's: {LABELS}"
     with pytest.raises(ValueError, match=re.escape(message)):
         segmentor.describe(datalist)
 

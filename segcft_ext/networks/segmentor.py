@@ -60,7 +60,7 @@ class Segmentor(SelfDescribing):
         """
         if dict(datalist.labels) != self.labels:
             raise ValueError(
-                f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of the segmentor: {self.labels}"
+                f"{datalist.path}: labels: found {dict(datalist.labels)}, expected the segmentor's: {self.labels}"
             )
         super().describe(datalist, use)
 
