@@ -243,7 +243,7 @@ def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
     """
     trained = trained_image_size(path)
     if not isinstance(image_size, (list, tuple)) or list(image_size) != trained:
-        raise CheckpointError(f"--image_size: found {image_size!r}, expected {trained}, the images' of {path}")
+        raise CheckpointError(f"--image_size: found {image_size!r}, expected {trained}, on which {path} was trained")
 
 
 def check_compatible(model: nn.Module, datalist: Datalist) -> None:

@@ -125,7 +125,7 @@ def test_inference_refuses_images_of_another_size_than_the_trained(bundle, tmp_p
         parser.parse(True)
         with pytest.raises(RuntimeError) as caught:
             parser.get_parsed_content("run#1")
-        message = f"--image_size: found {size}, expected [96, 32], the images' of {tmp_path}/models/model.pt"
+        message = f"--image_size: found {size}, expected [96, 32], on which {tmp_path}/models/model.pt was trained"
         assert message in str(caught.value.__cause__)
 
 
