@@ -35,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "SelfDescribing",
     "check_compatible",
+    "check_image_size",
     "freeze",
     "load_checkpoint",
     "load_model",
@@ -232,6 +233,17 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
 def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
     """The image size that a network was trained on, or None where there is no checkpoint yet."""
     return read_description(path)["data"]["image_size"] if Path(path).exists() else None
+
+
+def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
+    """Refuse images of another size than those that a network was trained on.
+
+    Raises:
+        CheckpointError: when the sizes differ; names the option and the checkpoint.
+    """
+    trained = trained_image_size(path)
+    if not isinstance(image_size, (list, tuple)) or list(image_size) != trained:
+        raise CheckpointError(f"--image_size: found {image_size!r}, expected {trained}, on which {path} was trained")
 
 
 def check_compatible(model: nn.Module, datalist: Datalist) -> None:

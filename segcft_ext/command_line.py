@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
-__all__ = ["check_booleans", "check_options", "read_sizes"]
+__all__ = ["check_booleans", "check_options", "read_names", "read_sizes"]
 
+OPTION = re.compile("--|-[A-Za-z]")
 SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
 
 
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
     """Refuse a misspelt option at once: Fire would do all the work first and complain afterwards.
+
+    As for Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two.
 
     Args:
         program: what is typed before the options, for the message.
@@ -23,13 +26,18 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
     Raises:
         ValueError: names the option.
     """
-    known = [*signature(command).parameters, "help"]
+    known = list(signature(command).parameters)
     for argument in given:
         option = argument.partition("=")[0]
         if option == "--":  # what follows are Fire's own flags
             return
-        if option.startswith("--") and option[2:].replace("-", "_") not in known:
-            raise ValueError(f"no option {option}; see {program} --help")
+        name = option.lstrip("-").replace("-", "_")
+        if not OPTION.match(option) or name in (*known, "help", "h"):
+            continue
+        meant = [parameter for parameter in known if len(name) == 1 and parameter.startswith(name)]
+        if len(meant) != 1:
+            found = f"option {option} may be any of {meant}" if meant else f"no option {option}"
+            raise ValueError(f"{found}; see {program} --help")
 
 
 def check_booleans(**options: Any) -> None:
@@ -41,6 +49,18 @@ def check_booleans(**options: Any) -> None:
     for option, found in options.items():
         if found not in (True, False):  # or 1, or 0
             raise ValueError(f"{option}: found {found!r}, expected True or False")
+
+
+def read_names(option: str, given: Any) -> list[str]:
+    """Names from "a,b" or a sequence of them.
+
+    Raises:
+        ValueError: names the option and quotes what is none of these.
+    """
+    names = given.split(",") if isinstance(given, str) else given
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f'{option}: found {given!r}, expected names, as a,b or ["a", "b"]')
+    return [name.strip() for name in names]
 
 
 def read_sizes(given: Any) -> list[int]:

@@ -195,12 +195,18 @@ class DSCM(SelfDescribing):
         """Take ranges, units and categories of the variables from the training split, and note the data.
 
         Raises:
-            ValueError: when a variable is unknown to the datalist, of another kind there, constant or always missing.
+            ValueError: when a variable is unknown to the datalist, of another kind there, constant or always missing,
+                or has a point mass at zero there that the model does not know.
         """
-        for name, kind in zip(self.variables.names, self.variables.kinds):
-            found = datalist.variable(name).kind
-            if found != kind:
-                raise ValueError(f"{datalist.path}: variables.{name}.kind: found {found!r}, the model has {kind!r}")
+        own = self.variables
+        for found, name, kind, inflated in zip(
+            datalist.definitions(own.names), own.names, own.kinds, own.zero_inflated
+        ):
+            where = f"{datalist.path}: variables.{name}"
+            if found["kind"] != kind:
+                raise ValueError(f"{where}.kind: found {found['kind']!r}, the model has {kind!r}")
+            if found.get("zero_inflated") and not inflated:
+                raise ValueError(f'{where}: zero in many training cases, expected "zero_inflated" in its definition')
         self.variables.fit(**datalist.training_values(self.variables.names))
         self.describe(datalist)
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -74,11 +74,14 @@ def factual_values(
         label: the label maps that the ruler sees in the images, shape (B, 1, *spatial), where they are known already.
 
     Raises:
-        ValueError: names each variable that is neither given nor measured but has to be known: those which were
-            measured in the training data, and those of the intervention. Or when a given area is one that no area can
-            be, or what is measured has a unit that needs the spacing.
+        ValueError: when a variable that is given or intervened on is none of the model's. Names each variable that is
+            neither given nor measured but has to be known: those which were measured in the training data, and those
+            of the intervention. Or when a given area is one that no area can be, or what is measured has a unit that
+            needs the spacing.
     """
-    variables = dscm.variables
+    variables, known, intervened = dscm.variables, _absolute(given), list(expand_sweep(intervention)[0])
+    _check_names("variables", known, dscm)
+    _check_names("intervention", intervened, dscm)
     values = image.new_full((len(image), len(variables)), torch.nan)
     if ruler is not None:
         units = {name: measurement.unit for name, measurement in ruler.measurements.items()}
@@ -92,13 +95,13 @@ def factual_values(
         for j, name in enumerate(ruler.names):
             values[:, variables.index(name)] = measured[:, j]
     areas = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
-    for name, value in _absolute(given).items():
+    for name, value in known.items():
         k = variables.index(name)
         values[:, k] = resolve({name: value}, variables, values)[name]
         most, limits = area_limits(variables.units[k])
         if name in areas and not 0 <= values[0, k] <= most:
-            raise ValueError(f"variables: {name}: found {value}, expected {limits}")
-    needed = areas + [name for one in expand_sweep(intervention) for name in one if name not in areas]
+            raise ValueError(f"variables: {name}: found {values[0, k]:g}, expected {limits}")
+    needed = areas + [name for name in intervened if name not in areas]
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
         unit_of = dict(zip(variables.names, variables.units))
@@ -122,3 +125,11 @@ def _absolute(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
         name: change.amount if change.form != "name" and change.text[0] in "+-" else change.text
         for name, change in changes.items()
     }
+
+
+def _check_names(option: str, names: Iterable[str], dscm: DSCM) -> None:
+    for name in names:
+        if name not in dscm.variables.names:
+            raise ValueError(
+                f"--{option}: no variable {name!r}; the variables of {dscm.origin} are {dscm.variables.names}"
+            )

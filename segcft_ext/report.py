@@ -2,7 +2,7 @@
 
 .. code-block:: bash
 
-    python -m segcft_ext.report --evaluation_dir evaluation --output report.html [--data_dir data] [--tracking_uri URI]
+    python -m segcft_ext.report --evaluation_dir evaluation --output report.html [--data_dir data]
 
 The file is self-contained: pictures are embedded, nothing is requested from anywhere, so it can be mailed or archived.
 """
@@ -28,6 +28,7 @@ from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_ta
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
 from segcft_ext.runs import Run, finished_runs
+from segcft_ext.tracking import default_tracking_uri
 
 __all__ = ["write_report"]
 
@@ -58,7 +59,7 @@ def write_report(
         title: by default the data's name.
 
     Raises:
-        FileNotFoundError: when there is no evaluation in the folder, or no folder of the data.
+        FileNotFoundError: when there is no evaluation in the folder, no folder of the data, or no such store.
     """
     evaluation_dir, output = Path(evaluation_dir), Path(output)
     if not (evaluation_dir / "evaluation.json").is_file():
@@ -245,18 +246,22 @@ def report(
     Example:
 
         python -m segcft_ext.report --evaluation_dir eval --output report.html
-        --data_dir prepared --tracking_uri sqlite:///mlflow.db
+        --data_dir prepared --title "Of mine"
 
     Args:
         evaluation_dir: what the bundle segmentor_evaluation wrote, a folder with evaluation.json.
         output: the HTML file to write.
         data_dir: folder of the datalist, for the section on the data; left out by default.
-        tracking_uri: the MLflow store of the trainings, for the section with their curves; left out by default.
+        tracking_uri: the MLflow store of the trainings, for the section with their curves; by default what
+            MLFLOW_TRACKING_URI says, else mlflow.db in the current folder if it is there; "" leaves the section out.
         experiment: its name in the store.
         runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, but for
             those of datalists outside of data_dir.
         title: of the page; by default the data's name.
     """
+    if tracking_uri is None:
+        recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
+        tracking_uri = default_tracking_uri() if recorded else ""
     names = runs.split(",") if isinstance(runs, str) else runs
     path = write_report(output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title)
     print(f"report: {path}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow.entities
 from mlflow import MlflowClient
 
-from segcft_ext.tracking import stage_of
+from segcft_ext.tracking import sqlite_file, stage_of
 
 __all__ = ["Run", "finished_runs"]
 
@@ -40,8 +40,12 @@ def finished_runs(
             that has been moved or removed since does not tell.
 
     Raises:
+        FileNotFoundError: when the store is an SQLite database that is not there; MLflow would create it.
         ValueError: when the store has no such experiment, or lacks a named run.
     """
+    file = sqlite_file(tracking_uri)
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"{tracking_uri}: no such file, expected the MLflow store of the trainings")
     client = MlflowClient(tracking_uri=tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:

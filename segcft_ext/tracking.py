@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from monai.utils import path_to_sqlite_uri, path_to_uri
 
-__all__ = ["artifact_location", "default_tracking_uri", "opening", "stage_of", "unique_run_name"]
+__all__ = ["artifact_location", "default_tracking_uri", "opening", "sqlite_file", "stage_of", "unique_run_name"]
 
 SQLITE = "sqlite:///"
 
@@ -28,9 +28,13 @@ def default_tracking_uri() -> str:
 
 def artifact_location(tracking_uri: str) -> str | None:
     """The folder ``mlruns`` beside an SQLite database; None, i.e. the server's choice, for any other store."""
-    if not tracking_uri.startswith(SQLITE):
-        return None
-    return path_to_uri(Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns")
+    file = sqlite_file(tracking_uri)
+    return None if file is None else path_to_uri(file.absolute().parent / "mlruns")
+
+
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The file of an SQLite database; None of any other store."""
+    return Path(tracking_uri.removeprefix(SQLITE)) if tracking_uri.startswith(SQLITE) else None
 
 
 @contextmanager
@@ -43,8 +47,8 @@ def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
     """
     for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of dozens of migrations
         logging.getLogger(name).setLevel(logging.WARNING)
-    local = tracking_uri.startswith(SQLITE)
-    with FileLock(f"{tracking_uri.removeprefix(SQLITE)}.lock") if local else nullcontext():
+    file = sqlite_file(tracking_uri)
+    with nullcontext() if file is None else FileLock(f"{file}.lock"):
         client = MlflowClient(tracking_uri=tracking_uri)
         if client.get_experiment_by_name(experiment) is None:
             try:

@@ -110,6 +110,38 @@ def test_inference_takes_one_image_and_names_the_option_of_a_missing_checkpoint(
     assert f"bundle {bundle.name} writes" in str(caught.value.__cause__)
 
 
+def test_inference_refuses_images_of_another_size_than_the_trained(bundle, tmp_path):
+    parser = ConfigParser(config(bundle, "inference.json"))
+    parser["bundle_root"] = str(tmp_path)
+    network = parser.get_parsed_content("network_def")
+    network.data = {"name": "phantoms", "image_size": [96, 32]}
+    save_model(network, tmp_path / "models" / "model.pt")
+    for size in ([96, 32], (96, 32)):
+        parser["image_size"] = size
+        parser.parse(True)
+        assert parser.get_parsed_content("run#1") is None
+    for size in ([32, 96], [96, 32, 32], 96):
+        parser["image_size"] = size
+        parser.parse(True)
+        with pytest.raises(RuntimeError) as caught:
+            parser.get_parsed_content("run#1")
+        message = f"--image_size: found {size}, expected [96, 32], on which {tmp_path}/models/model.pt was trained"
+        assert message in str(caught.value.__cause__)
+
+
+def test_several_devices_may_be_typed_as_cpu(bundle, monkeypatch):
+    """Also where there are GPUs."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")])
+    parser["device"] = "cpu"
+    backends = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.distributed.init_process_group", backends.append)
+    for key in ("network#device_ids", "initialize#1", "initialize#2"):
+        assert parser.get_parsed_content(key) is None
+    assert backends == ["gloo"]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_handlers_are_written_inline(bundle, name):
     """Tools read the ``_target_`` of every handler before anything is resolved."""

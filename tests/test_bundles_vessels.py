@@ -117,6 +117,30 @@ def test_a_head_is_added_to_a_model_of_some_of_the_variables(tmp_path: Path) -> 
     assert set(tuned.definition["deformation"]["bands"]) == set(kept) < set(halves.bands)
 
 
+@pytest.mark.parametrize(
+    "config", ["dscm_pretraining/configs/train.json", "seg_cft_finetuning/configs/train_regressor.json"]
+)
+@pytest.mark.parametrize("given", ["calcified_plaque_area,lumen_area", ("calcified_plaque_area", "lumen_area")])
+def test_variables_are_named_and_the_rest_is_known_of_the_data(config: str, given: Any, tmp_path: Path) -> None:
+    datalist = small_vessels(tmp_path, training=12)
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / config))
+    parser["datalist"], parser["variables"] = str(datalist.path), given
+    network = parser.get_parsed_content("network_def")
+    assert network.definition["variables"] == datalist.definitions(["calcified_plaque_area", "lumen_area"])
+    assert network.variables.zero_inflated == [True, False]
+
+
+@pytest.mark.parametrize("overlay", [[], ["coronary.json"]], ids=["chest", "vessels"])
+@pytest.mark.parametrize("head", [False, True], ids=["HVAE", "head"])
+def test_what_is_left_alone_weighs_as_much_for_the_hvae_of_vessels(overlay: list[str], head: bool) -> None:
+    configs = BUNDLES / "seg_cft_finetuning" / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(configs / name) for name in ("train.json", *overlay)])
+    parser["deformation"] = head
+    assert parser.get_parsed_content("objective").others == ((1.6 if overlay else 1.2) if head else 4.0)
+
+
 def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
     evaluation = json.loads((ran / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["judge"]) == set(datalist.structures)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bundle_docs import documented_commands, kept_logging, run_in_process
 from drawn_chest import draw, write_png
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from small_chests import small_chests
 
@@ -289,9 +289,12 @@ def test_pretraining_bundle_draws_samples_too(made: Path, tmp_path: Path) -> Non
         ({"variables": None}, r"not known.*left_lung_area \(percent\), right_lung_area.*--variables.*--segmentor"),
         ({"variables": {"left_lung_area": 14.0}}, r"not known of the image: right_lung_area.*heart_area"),
         ({"intervention": {"sex": "F"}}, r"not known of the image: sex"),
-        ({"intervention": {"spleen": 3}}, r"no variable 'spleen'; the variables are"),
+        (
+            {"intervention": {"spleen": 3}},
+            r"--intervention: no variable 'spleen'; the variables of .*dscm\.pt are \['left_lung",
+        ),
         ({"intervention": {"left_lung_area": "a lot"}}, r"found 'a lot', expected"),
-        ({"variables": VALUES | {"liver": 3.0}}, r"no variable 'liver'"),
+        ({"variables": VALUES | {"liver": 3.0}}, r"--variables: no variable 'liver'; the variables of .*dscm\.pt are"),
         ({"variables": VALUES | {"heart_area": "+20%"}}, r"heart_area: found '\+20%', expected a number"),
         ({"output_ext": ".bmp"}, r"output_ext: found '.bmp'"),
     ],
@@ -311,6 +314,24 @@ def test_missing_checkpoint_is_an_error_that_names_it(made: Path, tmp_path: Path
     with pytest.raises(RuntimeError) as caught:
         infer(made, tmp_path, segmentor=str(tmp_path / "nothing.pt"))
     assert re.search("--segmentor: .*nothing.pt: no such.*bundle lung_heart_segmentor", str(cause(caught.value)))
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        ("dscm_pretraining/configs/inference.json", "segmentor"),
+        ("seg_cft_finetuning/configs/inference.json", "segmentor"),
+        ("seg_cft_finetuning/configs/evaluate.json", "guide"),
+    ],
+)
+def test_checkpoints_are_recorded_where_they_lie(config: str, option: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / config))
+    (header,) = [f"handlers#{i}#header" for i, handler in enumerate(parser["handlers"]) if "header" in handler]
+    assert parser.get_parsed_content(f"{header}#{option}") is None
+    parser[option] = "model.pt"
+    parser.parse(True)
+    assert parser.get_parsed_content(f"{header}#{option}") == str(Path.cwd() / "model.pt")
 
 
 def test_impossible_areas_are_refused_and_far_ones_logged_once(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from segcft_ext.command_line import check_booleans, read_sizes
+from segcft_ext.command_line import check_booleans, check_options, read_names, read_sizes
 from segcft_ext.transforms import RadiographIntensityd
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -20,6 +20,39 @@ OPTIONS = [
     for option, value in json.loads(path.read_text(encoding="utf-8")).items()
     if isinstance(value, bool) or option == "finetune_hvae"
 ]
+
+
+def command(count: int, size: int, seed: int = 0, output_dir: str = "") -> None: ...
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--count", "3", "--output-dir=here"],
+        ["-c", "3", "-o=here"],
+        ["-count", "-3", "-1.5", "-.5", "-"],
+        ["--help"],
+        ["-h"],
+        ["a-q", "--", "-q", "--quiet"],
+    ],
+)
+def test_options_that_fire_knows_are_taken(given: list[str]) -> None:
+    check_options("program", command, given)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--cout", "no option --cout;"),
+        ("-q", "no option -q;"),
+        ("-q=3", "no option -q;"),
+        ("-cout", "no option -cout;"),
+        ("-s", r"option -s may be any of \['size', 'seed'\];"),
+    ],
+)
+def test_options_that_fire_does_not_know_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message} see program --help"):
+        check_options("program", command, ["--count", "3", option, "3"])
 
 
 @pytest.mark.parametrize(
@@ -42,6 +75,18 @@ def test_sizes(given: Any, expected: list[int]) -> None:
 def test_what_is_no_size_is_quoted(given: Any) -> None:
     with pytest.raises(ValueError, match=r"size: found .*, expected whole numbers, as 64, 96x64 or 96,64") as caught:
         read_sizes(given)
+    assert repr(given) in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["age,sex", " age, sex ", ("age", "sex"), ["age", "sex"]])
+def test_names(given: Any) -> None:
+    assert read_names("variables", given) == ["age", "sex"]
+
+
+@pytest.mark.parametrize("given", ["", "age,", [{"name": "age", "kind": "continuous"}], {"age": 1}, 3, None])
+def test_what_is_no_name_is_quoted(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"variables: found .*, expected names, as a,b or") as caught:
+        read_names("variables", given)
     assert repr(given) in str(caught.value)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_vessels import small_vessels
 
 from segcft_ext.checkpoints import load_model, save_model
 from segcft_ext.dscm import DSCM
@@ -119,3 +120,11 @@ def test_the_band_of_a_variable_is_that_of_its_channels() -> None:
     ]
     head = DSCM(variables, deformation={"channels": [4, 4], "bands": {"plaque_area_mid": (0, 0.3, 0.6)}}).deformation
     assert head is not None and head.bands == {3: (0, 0.3, 0.6)}
+
+
+def test_a_point_mass_at_zero_is_not_passed_over(tmp_path: Path) -> None:
+    datalist = small_vessels(tmp_path, training=12)
+    name = "calcified_plaque_area"
+    DSCM(datalist.definitions([name]), hvae=HVAE).fit(datalist)
+    with pytest.raises(ValueError, match=rf'datalist\.json: variables\.{name}: zero .*, expected "zero_inflated"'):
+        DSCM([{"name": name, "kind": "continuous"}], hvae=HVAE).fit(datalist)

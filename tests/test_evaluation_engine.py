@@ -196,6 +196,8 @@ def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datali
     assert np.array_equal(targets, draw_targets(datalist, "left_area", 10, 4, seed=1))
     assert not np.array_equal(targets, draw_targets(datalist, "left_area", 10, 4, seed=2))
     assert intervened_variables(datalist) == AREAS
+    for given in (AREAS[0], (AREAS[0],), ", ".join(AREAS), AREAS):
+        assert intervened_variables(datalist, given) == (AREAS if AREAS[1] in given else AREAS[:1])
     with pytest.raises(DatalistError, match="age"):
         intervened_variables(datalist, ["age"])
 

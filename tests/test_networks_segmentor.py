@@ -1,5 +1,8 @@
+import re
+
 import pytest
 import torch
+from small_chests import small_chests
 
 from segcft_ext.networks.segmentor import Segmentor
 
@@ -39,6 +42,14 @@ def test_unknown_architecture_suggests_a_known_one():
 def test_background_is_needed():
     with pytest.raises(ValueError, match="'background' to be 0"):
         Segmentor({"lung": 1}, "UNet", channels=(4, 8), strides=(2,))
+
+
+def test_data_with_other_labels_are_refused(tmp_path):
+    datalist = small_chests(tmp_path)
+    segmentor = Segmentor(LABELS, "UNet", channels=(4, 8), strides=(2,))
+    message = f"{datalist.path}: labels: found {dict(datalist.labels)}, expected the segmentor's: {LABELS}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        segmentor.describe(datalist)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,46 @@ def test_command_line(evaluation_dir: Path, store: str, tmp_path: Path, capsys: 
     main([*given, "--runs", "finetuning", "--title", "Of mine"])
     assert "<h3>finetuning</h3>" in output.read_text() and "<h3>pretraining</h3>" not in output.read_text()
     assert capsys.readouterr().out == f"report: {output}\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "given", "shown"),
+    [
+        ("", "", [], False),
+        ("", "mlflow.db", [], True),
+        ("", "mlflow.db", ["--tracking_uri", ""], False),
+        ("sqlite:///runs.db", "runs.db", [], True),
+    ],
+)
+def test_the_store_is_that_of_the_trainings_by_default(
+    evaluation_dir: Path,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    file: str,
+    given: list[str],
+    shown: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    if file:
+        shutil.copy(store.removeprefix("sqlite:///"), tmp_path / file)
+    main(["--evaluation_dir", str(evaluation_dir), "--output", "report.html", *given])
+    assert ("<h3>finetuning</h3>" in Path("report.html").read_text()) is shown
+    assert [path.name for path in tmp_path.glob("*.db")] == ([file] if file else [])
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_store_that_is_not_there_is_refused_and_not_created(
+    evaluation_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if by == "variable" else "")
+    given = ["--tracking_uri", uri] if by == "option" else []
+    with pytest.raises(SystemExit, match=f"report: {uri}: no such file"):
+        main(["--evaluation_dir", str(evaluation_dir), "--output", str(tmp_path / "report.html"), *given])
+    assert not list(tmp_path.glob("*.db"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segcft_ext.command_line import read_names
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
 
@@ -23,17 +24,23 @@ def same_draws(seed: int = 0) -> Iterator[None]:
         yield
 
 
-def intervened_variables(datalist: Datalist, names: Sequence[str] | None = None) -> list[str]:
+def intervened_variables(datalist: Datalist, names: str | Sequence[str] | None = None) -> list[str]:
     """The variables that are intervened on: every continuous measured one, or those of them named.
+
+    Args:
+        datalist: the data.
+        names: of some of them, also as "a,b".
 
     Raises:
         DatalistError: when a named variable is unknown, not continuous or not measured, or none is left.
+        ValueError: when these are no names.
     """
     possible = [v.name for v in datalist.variables if v.kind == "continuous" and v.measurement is not None]
-    wrong = [name for name in names or [] if name not in possible]
+    chosen = read_names("interventions", names) if names else possible
+    wrong = [name for name in chosen if name not in possible]
     if wrong or not possible:
         raise DatalistError(f"{datalist.path}: variables to intervene on: found {wrong}, expected some of {possible}")
-    return list(names) if names else possible
+    return chosen
 
 
 def draw_targets(datalist: Datalist, name: str, cases: int, draws: int, seed: int) -> np.ndarray:

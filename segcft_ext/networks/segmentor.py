@@ -10,6 +10,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.datalist import Datalist
 
 __all__ = ["Segmentor"]
 
@@ -50,6 +51,18 @@ class Segmentor(SelfDescribing):
         self.network = found(
             spatial_dims=spatial_dims, in_channels=1, out_channels=max(self.labels.values()) + 1, **arguments
         )
+
+    def describe(self, datalist: Datalist, use: str | None = None) -> None:
+        """Note the data that the network is trained on, see :meth:`SelfDescribing.describe`.
+
+        Raises:
+            ValueError: when the datalist has other labels than the network.
+        """
+        if dict(datalist.labels) != self.labels:
+            raise ValueError(
+                f"{datalist.path}: labels: found {dict(datalist.labels)}, expected the segmentor's: {self.labels}"
+            )
+        super().describe(datalist, use)
 
     @property
     def structures(self) -> list[str]:
