@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data_prep.storage import read_array
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
-from segcft_ext.datalist_format import SPLITS
+from segcft_ext.datalist_format import SPLITS, validate_regions
 from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure_label_map
 
 __all__ = ["derive_regions", "region_definition"]
@@ -40,22 +40,15 @@ def region_definition(
 
     Raises:
         ValueError: when there is not one more boundary than there are names, these are not all different, the
-            boundaries do not rise from 0 to 1, or ``of`` is neither "image" nor "structure".
+            boundaries do not rise from 0 to 1, ``of`` is neither "image" nor "structure", or ``axis`` is no axis.
     """
     count = len(names) if names else len(boundaries) - 1 if boundaries else 3
     names = list(names or NAMES.get((of, count), [f"region{i + 1}" for i in range(count)]))
     # six decimals are a ten-thousandth of a pixel
     boundaries = list(boundaries or [round(i / count, 6) for i in range(count + 1)])
-    if len(boundaries) != count + 1:
-        raise ValueError(f"boundaries: found {boundaries}, expected {count + 1} for the regions {names}")
-    rising = all(low < high for low, high in itertools.pairwise(boundaries))
-    if not rising or (boundaries[0], boundaries[-1]) != (0, 1):
-        raise ValueError(f"boundaries: found {boundaries}, expected numbers that rise from 0 to 1")
-    if len(set(names)) != count:
-        raise ValueError(f"names: found {names}, expected each name once")
-    if of not in ("image", "structure"):
-        raise ValueError(f"of: found {of!r}, expected 'image' or 'structure'")
-    return {"axis": axis, "of": of, "names": names, "boundaries": boundaries}
+    definition = {"axis": axis, "of": of, "names": names, "boundaries": boundaries}
+    validate_regions(definition, 3, _wrong_option)
+    return definition
 
 
 def derive_regions(
@@ -172,3 +165,7 @@ def _measure(measurements: Mapping[str, Measurement], datalist: Datalist, entry:
         measurements, torch.from_numpy(label.astype(np.int64))[None, None], datalist.num_classes, spacing=spacing
     )
     return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}
+
+
+def _wrong_option(key: str, found: Any, expected: str) -> ValueError:
+    return ValueError(f"{key.removeprefix('regions.')}: found {found!r}, expected {expected}")

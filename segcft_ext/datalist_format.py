@@ -50,14 +50,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segcft_ext.measurements import Area, instantiate_measurement
 
-__all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate"]
+__all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate", "validate_regions"]
 
 FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
@@ -147,7 +147,7 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
     if labels.get("background") != 0 or len(set(labels.values())) != len(labels):
         raise fail("labels", dict(labels), "distinct values, background 0")
 
-    regions = _validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
+    regions = validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
     variables = [
         _validate_variable(v, i, labels, regions, len(size), fail) for i, v in enumerate(content.get("variables") or [])
     ]
@@ -187,7 +187,8 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
     }
 
 
-def _validate_regions(regions: Any, dims: int, fail: Any) -> Regions:
+def validate_regions(regions: Any, dims: int, fail: Callable[[str, Any, str], ValueError]) -> Regions:
+    """The header's ``regions``, or the error that ``fail`` makes of a key, what was found and what was expected."""
     if not isinstance(regions, Mapping):
         raise fail("regions", regions, "an object with axis, of, names and boundaries")
     of, names, boundaries = (regions.get(key) for key in ("of", "names", "boundaries"))

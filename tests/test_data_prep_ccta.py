@@ -457,7 +457,7 @@ def test_wrong_labels_are_named(scan, structures):
         (["--labels", "lumen:1"], "labels: found 'lumen:1', expected structures and their values, as lumen=1"),
         (["--labels", '{"lumen": null}'], "labels: found '{\"lumen\": null}', expected structures"),
         (["--fractions", "0.5"], "fractions: found '0.5', expected JSON"),
-        (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected numbers that rise from 0 to 1"),
+        (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected \d numbers that rise from 0 to 1"),
         (["--size", "96x"], "size: found '96x'"),
     ],
 )

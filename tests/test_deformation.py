@@ -20,6 +20,11 @@ def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
     return head
 
 
+def start_painting(head: DeformationHead) -> None:
+    for paint in (head.appear_head, head.vanish_head):
+        torch.nn.init.normal_(paint.weight, std=0.1)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 12, 20)])
 def test_no_action_no_velocity_and_an_exact_copy(size: tuple[int, ...]) -> None:
     head = moving_head(len(size))
@@ -130,7 +135,7 @@ def test_what_is_painted_starts_at_nothing_and_vanishes_with_the_action(spatial_
     parents, target = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     fresh = head(head.features(image), parents, target)
     torch.testing.assert_close(head.blend(image, image, fresh), image, rtol=0, atol=0)
-    torch.nn.init.normal_(head.residual_head.weight)
+    start_painting(head)
     edit = head(head.features(image), parents, target)
     assert edit.residual is not None and edit.residual.shape == image.shape
     assert not edit.residual[0].any() and edit.residual[1].any()
@@ -140,7 +145,7 @@ def test_what_is_painted_starts_at_nothing_and_vanishes_with_the_action(spatial_
 
 def test_a_variable_is_either_moved_or_painted() -> None:
     head = moving_head(painted=[1])
-    torch.nn.init.normal_(head.residual_head.weight)
+    start_painting(head)
     features, parents = head.features(torch.rand(1, 1, 16, 16)), torch.zeros(1, 2)
     moved, painted = (head(features, parents, torch.tensor([action])) for action in ([1.0, 0.0], [0.0, 1.0]))
     assert moved.velocity.any() and moved.residual is not None and not moved.residual.any()
@@ -149,7 +154,7 @@ def test_a_variable_is_either_moved_or_painted() -> None:
 
 def test_paint_saturates_and_does_not_vanish_as_it_appears() -> None:
     head = moving_head(painted=[0, 1])
-    torch.nn.init.normal_(head.residual_head.weight)
+    start_painting(head)
     torch.nn.init.zeros_(head.film.weight)  # the action is then seen in the amount of paint only
     features = head.features(torch.rand(1, 1, 16, 16))
 
@@ -166,7 +171,7 @@ def test_paint_saturates_and_does_not_vanish_as_it_appears() -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_what_belongs_to_a_region_is_painted_in_it(spatial_dims: int) -> None:
     head = moving_head(spatial_dims, painted=[0, 1], bands={1: (1, 0.25, 0.5)})
-    torch.nn.init.normal_(head.residual_head.weight)
+    start_painting(head)
     features = head.features(torch.rand(1, 1, *[32] * spatial_dims))
     everywhere, there = (
         head(features, torch.zeros(1, 2), torch.tensor([action])).residual for action in ([1.0, 0.0], [0.0, 1.0])
@@ -213,10 +218,10 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
 def test_gradients_reach_the_whole_head(painted: list[int], classes: int) -> None:
     head = moving_head(painted=painted, classes=classes)
     if painted:
-        torch.nn.init.normal_(head.residual_head.weight, std=0.1)
+        start_painting(head)
     image, counterfactual = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
     features = head.features(image)
-    edit = head(features, torch.zeros(2, 2), torch.ones(2, 2))
+    edit = head(features, torch.zeros(2, 2), torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
     blended = head.blend(image, counterfactual, edit)
     loss = head.warp(blended, head.displacement(edit.velocity, (32, 32))).square().mean()
     (loss + sum(a.square().mean() for a in [features.anatomy] if a is not None)).backward()

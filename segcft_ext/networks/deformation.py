@@ -70,9 +70,10 @@ class DeformationHead(nn.Module):
     gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
     What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) R_k(e, pa, pa~) is
-    added to the image, at its full resolution, instead of to the velocity: a plaque is a few pixels thin. It starts at
-    zero, too. A large plaque is not brighter than a small one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And
-    to let a structure appear and to let it vanish are two things, so there is an R_k for either.
+    added to the image instead of to the velocity. It starts at zero, too. A large plaque is not brighter than a small
+    one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and to let it vanish are two
+    things, so there is an R_k for either: what vanishes is painted over pixel by pixel, a plaque is a few of them thin;
+    what appears is painted at half the resolution, because the cheapest paint that satisfies a segmentor is speckle.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
     the label map is one of the things that fields and paint are made from.
@@ -149,8 +150,9 @@ class DeformationHead(nn.Module):
         if painted:
             widths = [hidden_channels, *by_stage[:grid_stage][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-            self.residual_head = conv(widths[-1], 2 * parent_channels * in_channels, 3, padding=1)
-            heads.append(self.residual_head)
+            self.appear_head = conv(widths[-2], parent_channels * in_channels, 3, padding=1)
+            self.vanish_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
+            heads += [self.appear_head, self.vanish_head]
         for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -173,7 +175,8 @@ class DeformationHead(nn.Module):
             hidden = F.interpolate(hidden, size=skip.shape[2:], mode="nearest")
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
             stages.append(hidden)
-        return Features(stages[len(self.down) - self.grid_stage :], None if self.anatomy is None else self.anatomy(hidden))
+        anatomy = None if self.anatomy is None else self.anatomy(hidden)
+        return Features(stages[len(self.down) - self.grid_stage :], anatomy)
 
     def forward(self, features: Features, parents: Tensor, target: Tensor) -> Edit:
         """The edit that an action asks for.
@@ -200,9 +203,11 @@ class DeformationHead(nn.Module):
         if self.paint is None:
             return Edit(velocity, gate)
         for paint, fine in zip(self.paint, finer, strict=True):
+            half = hidden
             hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
             hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
-        appear, vanish = self.residual_head(hidden).unflatten(1, (2, self.parent_channels, -1)).unbind(1)
+        appear = self._resize(self.appear_head(half), hidden.shape[2:]).unflatten(1, (self.parent_channels, -1))
+        vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
         painted = change.masked_fill(~self.is_painted, 0)
         amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
         residuals = torch.where(amount > 0, appear, vanish) * amount
@@ -210,18 +215,15 @@ class DeformationHead(nn.Module):
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
-        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
-        gate = F.interpolate(edit.gate, size=image.shape[2:], mode=mode, align_corners=True)
-        image = image + gate * (counterfactual - image)
+        image = image + self._resize(edit.gate, image.shape[2:]) * (counterfactual - image)
         return image if edit.residual is None else (image + edit.residual).clamp(-1, 1)
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
         displacement = self.integrate(velocity.float())
-        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
         displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
-        return unfolded(F.interpolate(displacement, size=tuple(size), mode=mode, align_corners=True))
+        return unfolded(self._resize(displacement, size))
 
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
@@ -229,6 +231,10 @@ class DeformationHead(nn.Module):
         still = (displacement == 0).all(1, keepdim=True)
         # The copy has the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
         return torch.where(still, image, warped).detach() + (warped - warped.detach())
+
+    def _resize(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
+        return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=True)
 
     def _bands(self, residuals: Tensor) -> Tensor:
         """Share of each pixel of residuals (B, P, C, *spatial) that its channel may paint, (P, 1, *spatial)."""
