@@ -323,6 +323,7 @@ def _realism(evaluation: Mapping[str, Any], figures: Figures) -> Table:
         {"FID": "fid", "KID": "kid"},
         lambda entry, key: cell(entry["realism"], key),
         lambda key: cell(real, key),
+        loss=lambda value: value,  # KID is unbiased and may be negative
         digits=3,
     )
 
