@@ -19,7 +19,7 @@ from segcft_ext.checkpoints import CheckpointError, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
 from segcft_ext.dscm import DSCM
-from segcft_ext.evaluation.draws import draw_targets, intervened_variables
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables, reference_cases
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
@@ -144,6 +144,13 @@ def test_judge_and_its_floor(judged: tuple[JudgeEvaluator, Path]) -> None:
     assert evaluation["floor"]["left_area"]["mape"] == pytest.approx(0, abs=1e-4)
     assert evaluation["realism_of_real_images"]["n"] == 20
     assert judged[0].state.metrics["oracle/slope/left_area"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_real_images_are_compared_in_features_that_were_not_trained_on_them(datalist: Datalist, seed: int) -> None:
+    reference = [item["id"] for item in reference_cases(datalist, seed)]
+    assert len(set(reference)) == len(reference) == len(datalist.entries["test"])
+    assert set(reference) <= {item["id"] for item in datalist.items("training", "guide")}
 
 
 def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
