@@ -82,6 +82,8 @@ class SelfDescribing(nn.Module):
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
         """Note the data that the network is trained on: image size, labels, variables with units and measurements.
 
+        The cases are noted by their :meth:`~segcft_ext.datalist.Datalist.fingerprints`.
+
         Args:
             datalist: the data.
             use: which training cases are used, "guide" or "judge"; None for all.
@@ -93,6 +95,7 @@ class SelfDescribing(nn.Module):
                 "image_size": datalist.size,
                 "labels": datalist.labels,
                 "use": use,
+                "cases": sorted(datalist.fingerprints("training", use)),
                 "variables": [_variable(datalist, name) for name in (own.names if own is not None else [])],
             }
         )

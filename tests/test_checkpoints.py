@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import re
 
@@ -88,6 +89,8 @@ def test_is_a_bare_state_dict_that_mentions_its_data(datalist, tmp_path):
     another.load_state_dict(state)
     description = read_description(tmp_path / "model.pt")
     assert description["data"]["labels"] == LABELS and description["data"]["use"] == "guide"
+    cases = [item["id"] for item in datalist.items("training", "guide")]
+    assert description["data"]["cases"] == sorted(hashlib.sha256(case.encode()).hexdigest()[:12] for case in cases)
     assert trained_image_size(tmp_path / "model.pt") == [32, 32]
     assert trained_image_size(tmp_path / "none.pt") is None
 
