@@ -17,7 +17,7 @@ __all__ = ["TrainingCheckpoint"]
 
 PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
 LENGTH = ("max_epochs", "epoch_length")
-LATER_DATA = ("cases",)  # what the first checkpoints do not say of their data
+LATER_DATA = ("cases", "intensity_unit", "window")  # what the first checkpoints do not say of their data
 
 
 class TrainingCheckpoint:
