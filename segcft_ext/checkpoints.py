@@ -45,6 +45,7 @@ __all__ = [
     "save_atomically",
     "save_model",
     "trained_image_size",
+    "trained_window",
 ]
 
 FORMAT_VERSION = 1
@@ -80,7 +81,9 @@ class SelfDescribing(nn.Module):
         self.origin: str = type(self).__name__
 
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
-        """Note the data that the network is trained on: image size, labels, variables with units and measurements.
+        """Note the data that the network is trained on: images, labels, variables with units and measurements, cases.
+
+        The cases are noted by their :meth:`~segcft_ext.datalist.Datalist.fingerprints`.
 
         Args:
             datalist: the data.
@@ -91,8 +94,11 @@ class SelfDescribing(nn.Module):
             {
                 "name": datalist.name,
                 "image_size": datalist.size,
+                "window": datalist.window,
+                "intensity_unit": datalist.intensity_unit,
                 "labels": datalist.labels,
                 "use": use,
+                "cases": sorted(datalist.fingerprints("training", use)),
                 "variables": [_variable(datalist, name) for name in (own.names if own is not None else [])],
             }
         )
@@ -235,6 +241,11 @@ def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
     return read_description(path)["data"]["image_size"] if Path(path).exists() else None
 
 
+def trained_window(path: str | os.PathLike[str]) -> list[float] | None:
+    """The window of intensities that a network was trained on, or None where it is not told or there is no file yet."""
+    return read_description(path)["data"].get("window") if Path(path).exists() else None
+
+
 def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
     """Refuse images of another size than those that a network was trained on.
 
@@ -250,8 +261,9 @@ def check_compatible(model: nn.Module, datalist: Datalist) -> None:
     """Refuse a network that was trained for other data.
 
     Raises:
-        CheckpointError: when the image size or the labels differ, or a variable of the network is unknown to the
-            datalist or has another kind, unit, categories or measurement there. Names checkpoint and datalist.
+        CheckpointError: when the image size, the labels, or the window or unit of the intensities differ, which older
+            checkpoints do not tell, or a variable of the network is unknown to the datalist or has another kind, unit,
+            categories or measurement there. Names checkpoint and datalist.
     """
     if not isinstance(model, SelfDescribing):
         raise TypeError(f"{type(model).__name__} does not describe itself, expected a SelfDescribing network")
@@ -259,6 +271,8 @@ def check_compatible(model: nn.Module, datalist: Datalist) -> None:
         raise CheckpointError(f"{model.origin}: data: the checkpoint does not say what it was trained on")
     _check_equal(model.origin, "data.image_size", model.data["image_size"], list(datalist.size), datalist)
     _check_equal(model.origin, "data.labels", model.data["labels"], dict(datalist.labels), datalist)
+    for key, asked in (("window", plain(datalist.window)), ("intensity_unit", datalist.intensity_unit)):
+        _check_equal(model.origin, f"data.{key}", model.data.get(key, asked), asked, datalist)
     for variable in model.data["variables"]:
         name = variable["name"]
         if name not in datalist.variable_names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -140,6 +141,14 @@ class Datalist:
             "units": [variable.unit for variable in variables],
             "categories": [variable.categories for variable in variables],
         }
+
+    def fingerprints(self, split: str, use: str | None = None) -> dict[str, str]:
+        """The id of each case by its fingerprint, the first 12 hexadecimal digits of the id's SHA-256.
+
+        A checkpoint tells by fingerprints which cases it was trained on, without naming them.
+        """
+        chosen = (entry["id"] for entry in self.entries[split] if use is None or entry.get("use") == use)
+        return {hashlib.sha256(case.encode()).hexdigest()[:12]: case for case in chosen}
 
     def items(
         self, split: str, use: str | None = None, variables: Sequence[str] | None = None, limit: int | None = None

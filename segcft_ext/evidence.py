@@ -31,11 +31,12 @@ def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
     That is on label maps, as a judge does: what it does not see anywhere is exactly zero.
 
     Raises:
-        CheckpointError: when they were trained on images of another size, or on other labels, or the DSCM has no
-            measured variable.
+        CheckpointError: when they were trained on images of another size or window, or on other labels, or the DSCM has
+            no measured variable.
     """
-    for key in ("image_size", "labels"):
-        if segmentor.data.get(key) != dscm.data.get(key):
+    for key in ("image_size", "labels", "window"):
+        told = key != "window" or (key in segmentor.data and key in dscm.data)  # older checkpoints do not tell
+        if told and segmentor.data.get(key) != dscm.data.get(key):
             raise CheckpointError(
                 f"{segmentor.origin}: data.{key}: the checkpoint holds {segmentor.data.get(key)}, "
                 f"{dscm.origin} holds {dscm.data.get(key)}"

@@ -147,6 +147,8 @@ def load_guide(
 def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:
     """Refuse what cannot be fine-tuned, and note the guide in the DSCM's ``data``, so that no judge can be the guide.
 
+    The cases of the fine-tuning are noted beside those of the pretraining.
+
     Raises:
         CheckpointError: when the DSCM is untrained, was trained for other data, or has had a guide already.
     """
@@ -162,3 +164,5 @@ def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> 
     if guide is not None and isinstance(guide.network, SelfDescribing):
         noted = upstream(guide.network)
     dscm.data["guide"] = noted
+    if "cases" in dscm.data:
+        dscm.data["cases"] = sorted({*dscm.data["cases"], *datalist.fingerprints("training")})

@@ -6,17 +6,25 @@ A fine-tuned DSCM notes its guide, so that the evaluation can refuse a judge tha
 
     dscm.describe(datalist)
     dscm.data["guide"] = upstream(segmentor)   # None for No-CFT
+
+Checkpoints say by fingerprints which cases they were trained on, so that cases which one was trained on are not taken
+for unseen ones when the data have been divided again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing
+from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
 
-__all__ = ["fingerprint", "upstream"]
+__all__ = ["check_unseen", "fingerprint", "summary", "upstream"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 def fingerprint(model: SelfDescribing) -> str:
@@ -37,3 +45,43 @@ def upstream(model: SelfDescribing) -> dict[str, Any]:
         "data": dict(model.data),
         "fingerprint": fingerprint(model),
     }
+
+
+def summary(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a network with the number of its training cases in place of their fingerprints."""
+    data = dict(description["data"])
+    if "cases" in data:
+        data["cases"] = len(data["cases"])
+    if data.get("guide"):
+        data["guide"] = summary(data["guide"])
+    return {**description, "data": data}
+
+
+def check_unseen(model: SelfDescribing, datalist: Datalist) -> None:
+    """Refuse a network that was trained on test cases, or whose guide was.
+
+    Checkpoints that do not say which cases they were trained on are accepted with a warning.
+
+    Raises:
+        CheckpointError: names checkpoint and datalist, and how many cases.
+    """
+    test = datalist.fingerprints("test")
+    trained = {"data.cases": model.data}
+    if model.data.get("guide"):
+        trained["data.guide.data.cases"] = model.data["guide"]["data"]
+    for key, data in trained.items():
+        if "cases" not in data:
+            LOGGER.warning(
+                "%s: %s: the checkpoint does not say which cases it was trained on; whether they are among the test "
+                "cases of %s is not checked",
+                model.origin,
+                key,
+                datalist.path,
+            )
+            return
+        seen = [test[case] for case in data["cases"] if case in test]
+        if seen:
+            raise CheckpointError(
+                f"{model.origin}: {key}: found {len(seen)} of the {len(test)} test cases of {datalist.path}, such as "
+                f"{seen[0]!r}, expected none"
+            )

@@ -176,6 +176,37 @@ def test_the_judge_segments_what_it_was_trained_on(ran: Path, datalist: Datalist
     assert label.shape == datalist.size and set(label.unique().tolist()) <= set(datalist.labels.values())
 
 
+@pytest.mark.parametrize(
+    ("bundle", "option"),
+    [
+        ("dscm_pretraining", "dscm"),
+        ("seg_cft_finetuning", "dscm"),
+        ("segmentor_evaluation", "judge"),
+        ("plaque_lumen_segmentor", "segmentor"),
+    ],
+)
+@pytest.mark.parametrize("window", [None, (-100.0, 300.0)])
+def test_intensities_are_read_as_the_model_was_trained_on_them(
+    bundle: str, option: str, window: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    names = ["inference.json"] if bundle == "plaque_lumen_segmentor" else ["inference.json", "coronary_inference.json"]
+    parser = ConfigParser(
+        ConfigParser.load_config_files([str(BUNDLES / bundle / "configs" / name) for name in names]),
+    )
+    parser[option] = str(tmp_path / "model.pt")
+    if window:
+        network = Segmentor({"background": 0}, "UNet", channels=(4, 8), strides=(2,))
+        network.data = {"image_size": [64, 16], "window": list(window)}
+        save_model(network, tmp_path / "model.pt")
+    (transform,) = (
+        place
+        for place, step in enumerate(parser["preprocessing"]["transforms"])
+        if step["_target_"].endswith("VesselIntensityd")
+    )
+    found = parser.get_parsed_content(f"preprocessing#transforms#{transform}")
+    assert list(found.window) == list(window or (-150, 750))
+
+
 @pytest.mark.parametrize("bundle", ["seg_cft_finetuning", "dscm_pretraining"])
 @pytest.mark.parametrize("head", [False, True], ids=["no head", "head"])
 def test_counterfactuals_of_an_image(datalist: Datalist, bundle: str, head: bool, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import hashlib
 import json
 import re
 
@@ -21,6 +23,7 @@ from segcft_ext.checkpoints import (
     save_atomically,
     save_model,
     trained_image_size,
+    trained_window,
 )
 from segcft_ext.datalist import read_datalist
 from segcft_ext.dscm import DSCM
@@ -88,6 +91,8 @@ def test_is_a_bare_state_dict_that_mentions_its_data(datalist, tmp_path):
     another.load_state_dict(state)
     description = read_description(tmp_path / "model.pt")
     assert description["data"]["labels"] == LABELS and description["data"]["use"] == "guide"
+    cases = [item["id"] for item in datalist.items("training", "guide")]
+    assert description["data"]["cases"] == sorted(hashlib.sha256(case.encode()).hexdigest()[:12] for case in cases)
     assert trained_image_size(tmp_path / "model.pt") == [32, 32]
     assert trained_image_size(tmp_path / "none.pt") is None
 
@@ -221,6 +226,28 @@ def test_other_data_are_refused(key, change, message, datalist, tmp_path):
     network = segmentor(datalist)
     with pytest.raises(CheckpointError, match=rf"{message}.*other\.json"):
         check_compatible(network, read_datalist(other, check_files=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": (-1000.0, 3000.0)}, r"data\.window: the checkpoint holds \[-150\.0, 750\.0\], asked for by .*3000"),
+        ({"window": None}, r"data\.window: .*None"),
+        ({"intensity_unit": "mg/ml"}, r"data\.intensity_unit: the checkpoint holds 'HU', asked for by .*'mg/ml'"),
+    ],
+)
+def test_other_intensities_are_refused(change, message, datalist, tmp_path):
+    vessels = dataclasses.replace(datalist, window=(-150.0, 750.0), intensity_unit="HU")
+    save_model(segmentor(vessels), tmp_path / "model.pt")
+    assert trained_window(tmp_path / "model.pt") == [-150, 750]
+    assert trained_window(tmp_path / "none.pt") is None
+    network = load_model(tmp_path / "model.pt")
+    check_compatible(network, vessels)
+    other = dataclasses.replace(vessels, **change)
+    with pytest.raises(CheckpointError, match=message):
+        check_compatible(network, other)
+    del network.data["window"], network.data["intensity_unit"]
+    check_compatible(network, other)
 
 
 @pytest.mark.parametrize(

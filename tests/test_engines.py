@@ -571,6 +571,7 @@ def test_each_stages_checkpoint_is_the_next_ones_start(tmp_path: Path) -> None:
         again = load_model(tmp_path / "tuned.pt", DSCM)
         check_compatible(again, datalist)
         noted = again.data["guide"]
+        assert again.data["cases"] == sorted(datalist.fingerprints("training"))
         assert noted is None if found is None else noted["class"].lower() == name
         if name is not None:
             with pytest.raises(CheckpointError, match=r"tuned\.pt: data\.guide.*already"):

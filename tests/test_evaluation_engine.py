@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from segcft_ext.checkpoints import CheckpointError, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
 from segcft_ext.dscm import DSCM
-from segcft_ext.evaluation.draws import draw_targets, intervened_variables
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables, reference_cases
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
@@ -146,6 +147,13 @@ def test_judge_and_its_floor(judged: tuple[JudgeEvaluator, Path]) -> None:
     assert judged[0].state.metrics["oracle/slope/left_area"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_real_images_are_compared_in_features_that_were_not_trained_on_them(datalist: Datalist, seed: int) -> None:
+    reference = [item["id"] for item in reference_cases(datalist, seed)]
+    assert len(set(reference)) == len(reference) == len(datalist.entries["test"])
+    assert set(reference) <= {item["id"] for item in datalist.items("training", "guide")}
+
+
 def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
     engine, folder = judged
     content = json.loads((folder / "evaluation.json").read_text())
@@ -251,6 +259,58 @@ def test_a_judge_that_resembles_the_guide_is_refused(datalist: Datalist) -> None
         check_independent(independent, methods)
     dscm.data["guide"] = None
     check_independent(guide, methods)  # without a guide nothing can be gamed
+
+
+def divided_again(datalist: Datalist, **entries: list[Any]) -> Datalist:
+    return replace(datalist, entries={**datalist.entries, **entries})
+
+
+def test_a_case_that_both_judge_and_guide_were_trained_on_is_seen_whatever_it_was_used_for(datalist: Datalist) -> None:
+    swapped = {"guide": "judge", "judge": "guide"}
+    training = list(datalist.entries["training"])
+    training[1:4] = [{**entry, "use": swapped[entry["use"]]} for entry in training[1:4]]
+    dscm = small_dscm(datalist)
+    dscm.data["guide"] = upstream(segmentor(datalist, "UNet", "guide", 0, channels=(4, 8), strides=(2,)))
+    arguments = {"features": (4, 4, 4, 4, 4, 4)}
+    judge = segmentor(divided_again(datalist, training=training), "BasicUNet", "judge", 1, **arguments)
+    judge.origin, dscm.origin = "judge.pt", "dscm.pt"
+    with pytest.raises(CheckpointError, match=r"judge\.pt: data\.cases: .* on 1 cases .*'Seg-CFT' \(dscm\.pt\)"):
+        check_independent(judge, {"Seg-CFT": dscm})
+    del dscm.data["guide"]["data"]["cases"]
+    check_independent(judge, {"Seg-CFT": dscm})
+
+
+@pytest.mark.parametrize("who", ["model", "its guide", "judge"])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_trained_on_test_cases_is_refused(
+    datalist: Datalist, tmp_path: Path, caplog: pytest.LogCaptureFixture, who: str, known: bool
+) -> None:
+    use = "judge" if who == "judge" else "guide"
+    added = [{**entry, "use": use} for entry in datalist.entries["test"][:2]]
+    other = divided_again(datalist, training=[*datalist.entries["training"], *added])
+    dscm = small_dscm(other if who == "model" else datalist)
+    guide = segmentor(other if who == "its guide" else datalist, "UNet", "guide", 0, channels=(4, 8), strides=(2,))
+    dscm.data["guide"] = upstream(guide)
+    judge = DiscJudge()
+    judge.describe(other if who == "judge" else datalist, "judge")
+    judge.origin = "model.pt"
+    if not known:
+        for data in (dscm.data, judge.data, dscm.data["guide"]["data"]):
+            del data["cases"]
+    save_model(dscm, tmp_path / "model.pt")
+
+    def load() -> None:
+        load_methods({"Seg-CFT": str(tmp_path / "model.pt")}, datalist, AREAS)
+        JudgeEvaluator("cpu", loader(datalist), judge, datalist, {})
+
+    if known:
+        message = r"model\.pt: data\.(guide\.data\.)?cases: found 2 of the 6 test cases of .*, such as 'case02\d'"
+        with pytest.raises(CheckpointError, match=message):
+            load()
+    else:
+        load()
+        said = [record.message for record in caplog.records if "does not say which cases" in record.message]
+        assert len(said) == 2 and all("model.pt" in line for line in said)
 
 
 def small_dscm(datalist: Datalist, names: list[str] = NAMES, parents: Any = None) -> DSCM:

@@ -169,8 +169,16 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
     Training(tmp_path, epochs=1).run()
     training = Training(tmp_path, epochs=1, resume=True)
     training.network.data = {"name": "others"}
-    with pytest.raises(CheckpointError, match=r"training\.pt: network: data: .*'others'"):
+    with pytest.raises(CheckpointError, match=r"training\.pt: network: data\.name: .*'others'"):
         training.run()
+
+
+def test_an_older_checkpoint_that_says_less_of_its_data_is_resumed(tmp_path):
+    Training(tmp_path, epochs=1).run()
+    training = Training(tmp_path, epochs=1, resume=True)
+    training.network.data = {**training.network.data, "cases": ["0123456789ab"]}
+    training.run()
+    assert training.network.data["cases"] == ["0123456789ab"]
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from segcft_ext.evaluation.files import write_evaluation
+from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.figures import curves, save_figure
 from segcft_ext.report import main, write_report
 from segcft_ext.runs import finished_runs
@@ -126,6 +128,14 @@ def test_report_shows_zero_floor_best_and_versions(evaluation_dir: Path, tmp_pat
     assert re.search(r"Seg-CFT &lt;&amp; co&gt;</th><td class=best>4.0", table)
     assert "<dt>torch</dt>" in text and "0123456789ab" in text
     assert 'id="training"' not in text  # without a store there are no curves
+
+
+def test_the_lowest_kid_is_the_best_also_below_zero() -> None:
+    evaluation = copy.deepcopy(EVALUATION)
+    for name, kid in zip(evaluation["methods"], (-0.06, 0.02)):
+        evaluation["methods"][name]["realism"]["kid"] = kid
+    table = next(table for table in evaluation_tables(evaluation) if table.key == "realism")
+    assert [cells[table.columns.index("KID")].best for _, cells in table.rows] == [False, True, False, False]
 
 
 def test_runs_are_read_back(store: str) -> None:

@@ -60,7 +60,13 @@ def draw_targets(datalist: Datalist, name: str, cases: int, draws: int, seed: in
 
 
 def reference_cases(datalist: Datalist, seed: int) -> list[dict[str, Any]]:
-    """Real images to compare with: as many training cases as there are test cases, or all, drawn at random."""
-    items = datalist.items("training")
+    """Real images to compare with: as many of the guide's cases as there are test cases, or all, drawn at random.
+
+    The judge's own training cases are left out: in its features they would differ from images that it has not seen.
+
+    Raises:
+        DatalistError: when no training case is the guide's.
+    """
+    items = datalist.items("training", "guide")
     count = min(len(items), len(datalist.entries["test"]))
     return [items[index] for index in np.random.default_rng(seed).permutation(len(items))[:count]]

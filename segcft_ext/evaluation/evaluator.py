@@ -37,7 +37,7 @@ from segcft_ext.evaluation.summary import flat_metrics, summarise
 from segcft_ext.evaluation.truth import Truth, image_quality
 from segcft_ext.figures import picture
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.provenance import upstream
+from segcft_ext.provenance import check_unseen, summary, upstream
 
 __all__ = ["JudgeEvaluator"]
 
@@ -58,11 +58,12 @@ class JudgeEvaluator(Evaluator):
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
         inferer: how the judge is applied to a batch of images.
-        reference_loader: batches with ``image`` and ``id`` of real training cases, for the realism of real images.
+        reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the realism
+            of real images.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
 
     Raises:
-        CheckpointError: when the judge is not independent of a method's guide.
+        CheckpointError: when the judge is not independent of a method's guide, or was trained on test cases.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class JudgeEvaluator(Evaluator):
         val_handlers: Sequence | None = None,
     ) -> None:
         check_independent(network, methods)
+        check_unseen(network, datalist)
         super().__init__(device=device, val_data_loader=val_data_loader, decollate=False)
         self.loader = val_data_loader
         self.datalist = datalist
@@ -242,7 +244,7 @@ class JudgeEvaluator(Evaluator):
             "regions": {name: list(part) for name, part in self.regions.items()},
             "units": {name: self.datalist.variable(name).unit for name in self.judge.names},
             "realism_features": self.features.name,
-            "judge": upstream(judge),
+            "judge": summary(upstream(judge)),
             "methods": describe_methods(self.methods),
         }
         self.state.metrics |= flat_metrics(self.evaluation)

@@ -11,7 +11,7 @@ from torch import Tensor
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Counterfactual
-from segcft_ext.provenance import upstream
+from segcft_ext.provenance import check_unseen, summary, upstream
 from segcft_ext.scm import SCM
 
 __all__ = ["IDENTITY", "Identity", "Method", "describe_methods", "load_methods"]
@@ -72,7 +72,7 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
 
     Args:
         methods: ``{name: path of a DSCM's model.pt}``, also as JSON text; empty to look at the judge alone.
-        datalist: the data; each checkpoint must fit it.
+        datalist: the data; each checkpoint must fit it, and none may have been trained on its test cases.
         interventions: the variables that are intervened on; each checkpoint must know them.
 
     Raises:
@@ -92,6 +92,7 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
     for name, path in methods.items():
         model = load_model(path, DSCM)
         check_compatible(model, datalist)
+        check_unseen(model, datalist)
         for variable in interventions:
             if variable not in model.variables.names:
                 raise CheckpointError(
@@ -103,4 +104,4 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
 
 def describe_methods(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
     """What each checkpoint says of itself: definition, training data, guide and fingerprint."""
-    return {name: upstream(method) for name, method in methods.items() if isinstance(method, SelfDescribing)}
+    return {name: summary(upstream(method)) for name, method in methods.items() if isinstance(method, SelfDescribing)}

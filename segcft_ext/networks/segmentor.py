@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 from monai.networks import nets
+from monai.networks.utils import eval_mode
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
@@ -17,6 +20,9 @@ __all__ = ["Segmentor"]
 
 class Segmentor(SelfDescribing):
     """Image -> logits of the structures, by a network of :mod:`monai.networks.nets`.
+
+    A network with ``strides`` takes images of any size: they are continued at the end of each axis, by their last
+    pixels, to the next multiple of the product of its strides, and the logits are cut to the image again.
 
     Args:
         labels: value of each structure in the label map, which is its channel; ``background`` is 0.
@@ -51,17 +57,31 @@ class Segmentor(SelfDescribing):
         self.network = found(
             spatial_dims=spatial_dims, in_channels=1, out_channels=max(self.labels.values()) + 1, **arguments
         )
+        used = [
+            np.broadcast_to(stride, spatial_dims)
+            for stride, _ in zip(arguments.get("strides", ()), arguments.get("channels", ())[1:])
+        ]
+        self.multiples: list[int] = np.prod([np.ones(spatial_dims, int), *used], axis=0).tolist()
 
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
         """Note the data that the network is trained on, see :meth:`SelfDescribing.describe`.
 
         Raises:
-            ValueError: when the datalist has other labels than the network.
+            ValueError: when the datalist has other labels than the network, or images of a size that it cannot take,
+                such as one that it reduces to a single pixel, which has no deviation to be normalised by.
         """
         if dict(datalist.labels) != self.labels:
             raise ValueError(
                 f"{datalist.path}: labels: found {dict(datalist.labels)}, expected the segmentor's: {self.labels}"
             )
+        try:
+            with eval_mode(self):
+                self(next(self.parameters()).new_zeros(1, 1, *datalist.size))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{datalist.path}: image.size: found {list(datalist.size)}, expected one that "
+                f"{self.definition['architecture']} can take: {error}"
+            ) from error
         super().describe(datalist, use)
 
     @property
@@ -71,4 +91,12 @@ class Segmentor(SelfDescribing):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, C, \\*spatial) for images in [-1, 1] of shape (B, 1, \\*spatial)."""
-        return self.network(image)
+        padding: list[int] = []
+        for axis in range(image.ndim - 1, 1, -1):
+            padding += [0, -image.shape[axis] % self.multiples[axis - 2]]
+        if sum(padding) == 0:
+            return self.network(image)
+        logits = self.network(pad(image, padding, "replicate"))
+        for axis in range(2, image.ndim):
+            logits = logits.narrow(axis, 0, image.shape[axis])
+        return logits
