@@ -58,8 +58,8 @@ class JudgeEvaluator(Evaluator):
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
         inferer: how the judge is applied to a batch of images.
-        reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the realism
-            of real images.
+        reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the
+            realism of real images.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
 
     Raises:
