@@ -58,8 +58,8 @@ class JudgeEvaluator(Evaluator):
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
         inferer: how the judge is applied to a batch of images.
-        reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the realism
-            of real images.
+        reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the
+            realism of real images.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
 
     Raises:
@@ -145,7 +145,7 @@ class JudgeEvaluator(Evaluator):
     def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for key, temperature in TEMPERATURES.items():
-            with same_draws(self.seed):
+            with same_draws(self.seed, self.rows[cases.ids[0]]):
                 errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
@@ -174,7 +174,7 @@ class JudgeEvaluator(Evaluator):
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         values = cases.of_method(method)
         back = {variable: cases.of([variable])[:, 0]}
-        with same_draws(self.seed):
+        with same_draws(self.seed, self.rows[cases.ids[0]]):
             result = method.counterfactual(cases.image, values, {variable: target})
             reversed_error = reversibility(method, cases.image, result.image, result.values, back)
         judged = self.judge.segment(result.image)

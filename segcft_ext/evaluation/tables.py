@@ -319,8 +319,8 @@ def _realism(evaluation: Mapping[str, Any], figures: Figures) -> Table:
         "Realism: distance of the counterfactuals from real test images",
         f"Between features, standardised, of: {evaluation['data']['realism_features']}. Lower is better. "
         "Counterfactuals are compared with the real images of other test cases, so the identity is the distance "
-        "between two sets of real test images, and the floor that between real images of the guide's training cases and "
-        "of test cases: the judge was trained on neither.",
+        "between two sets of real test images, and the floor that between real images of the guide's training cases "
+        "and of test cases: the judge was trained on neither.",
         {"FID": "fid", "KID": "kid"},
         lambda entry, key: cell(entry["realism"], key),
         lambda key: cell(real, key),
