@@ -141,10 +141,13 @@ class SelfDescribing(nn.Module):
 
 
 def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` to a file that is either the old one or the new one, whatever happens in between."""
+    """``torch.save`` to a file that is either the old one or the new one, whatever happens in between.
+
+    Only one process may write a file: what one that was killed has left, the next one overwrites.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.tmp")
     try:
         with scratch.open("wb") as file:
             torch.save(content, file)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -80,7 +80,9 @@ def factual_values(
             of the intervention. Or when a given area is one that no area can be, or what is measured has a unit that
             needs the spacing.
     """
-    variables, known, intervened = dscm.variables, _absolute(given), list(expand_sweep(intervention)[0])
+    variables, intervened = dscm.variables, list(expand_sweep(intervention)[0])
+    continuous = [name for name, kind in zip(variables.names, variables.kinds) if kind == "continuous"]
+    known = _absolute(given, continuous)
     _check_names("variables", known, dscm)
     _check_names("intervention", intervened, dscm)
     values = image.new_full((len(image), len(variables)), torch.nan)
@@ -115,17 +117,16 @@ def factual_values(
     return values
 
 
-def _absolute(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The given values, which are numbers, with any sign and also as text, or names of categories."""
-    changes = parse_intervention(given or {})
-    for name, change in changes.items():
-        if change.form not in ("absolute", "additive", "name"):
+def _absolute(given: str | Mapping[str, Any] | None, continuous: Collection[str]) -> dict[str, Any]:
+    """The given values: of continuous variables numbers, with any sign and also as text; categories as they are."""
+    values: dict[str, Any] = {}
+    for name, change in parse_intervention(given or {}).items():
+        if name in continuous and change.form not in ("absolute", "additive", "name"):
             raise ValueError(f"variables: {name}: found {change.text!r}, expected a number or the name of a category")
-    # as text, a number with a sign would be an offset
-    return {
-        name: change.amount if change.form != "name" and change.text[0] in "+-" else change.text
-        for name, change in changes.items()
-    }
+        # as text, a number with a sign would be an offset
+        signed = name in continuous and change.form == "additive"
+        values[name] = change.amount if change.number or signed else change.text
+    return values
 
 
 def _check_names(option: str, names: Iterable[str], dscm: DSCM) -> None:

@@ -7,7 +7,7 @@ An intervention is a mapping from variables to changes, or JSON text of one:
 ``"+20%"``            20 % more than the factual value, ``"-20%"`` less
 ``"+1.5"``            1.5 more than the factual value, in the variable's unit, ``"-1.5"`` less
 ``"q90"``             the 90 % quantile of the training split; ``"quantile:0.9"`` is the same
-``"M"``, ``1``        a category by name or by index (binary and categorical variables)
+``"M"``, ``1``        a category by name or by index (binary and categorical variables); text is a name first
 ``["-20%", "+20%"]``  a sweep: one intervention for each
 ====================  ==================================================================================
 
@@ -59,11 +59,13 @@ class Change:
             (0 … 1) or "name" (of a category, in ``text``; ``amount`` is NaN).
         amount: the number.
         text: what was typed.
+        number: whether that was a number and no text, which may be the name of a category.
     """
 
     form: str
     amount: float
     text: str
+    number: bool = False
 
 
 def parse_intervention(intervention: str | Mapping[str, Any]) -> dict[str, Change]:
@@ -118,8 +120,8 @@ def resolve(
     return targets
 
 
-def beyond_training(targets: Mapping[str, Tensor], variables: Variables) -> dict[str, str]:
-    """What to say of each continuous variable that has a target outside of the training range."""
+def beyond_training(targets: Mapping[str, Tensor], variables: Variables, called: str = "target") -> dict[str, str]:
+    """What to say of each continuous variable that has a target, or what else it is, outside of the training range."""
     found = {}
     for name, target in targets.items():
         k = variables.index(name)
@@ -128,7 +130,7 @@ def beyond_training(targets: Mapping[str, Tensor], variables: Variables) -> dict
         outside = target[(target < low - tolerance) | (target > high + tolerance)]
         if variables.kinds[k] == "continuous" and len(outside):
             unit = f" {variables.units[k]}" if variables.units[k] else ""
-            found[name] = f"target {outside[0]:.4g}, but it is {low:.4g} … {high:.4g}{unit} in the training data"
+            found[name] = f"{called} {outside[0]:.4g}, but it is {low:.4g} … {high:.4g}{unit} in the training data"
     return found
 
 
@@ -153,7 +155,7 @@ def _parse_change(change: Any, name: str) -> Change:
     if isinstance(change, (int, float)) and not isinstance(change, bool):
         if not math.isfinite(change):
             raise ValueError(f"{where}: found {change}, expected a finite number")
-        return Change("absolute", float(change), str(change))
+        return Change("absolute", float(change), str(change), number=True)
     if not isinstance(change, str) or not change.strip():
         raise ValueError(f"{where}: found {change!r}, expected {FORMS}")
     text = change.strip()
@@ -223,7 +225,7 @@ def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
 
 def _category(change: Change, variables: Variables, k: int) -> int:
     names, count = variables.categories[k], variables.num_categories[k]
-    if change.text in names:
+    if change.text in names and not change.number:
         return names.index(change.text)
     if change.form != "absolute" or change.amount not in range(count):
         expected = f"one of {names} or an index" if names else "an index"

@@ -59,7 +59,10 @@ def run_stages(
 
     Raises:
         StageError: when an input is missing that no stage makes, a stage fails, or stages wait for each other.
+        ValueError: when no stage may run.
     """
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"jobs: found {jobs!r}, expected 1 or more")
     _check_inputs(stages)
     log_dir.mkdir(parents=True, exist_ok=True)
     with _lock(log_dir / "lock") as lock:

@@ -193,6 +193,12 @@ def test_jobs(make, run):
     assert product(four).stat().st_mtime >= product(three).stat().st_mtime
 
 
+@pytest.mark.parametrize("jobs", [0, -1, "two"])
+def test_without_a_job_nothing_is_waited_for(make, run, jobs):
+    with pytest.raises(ValueError, match=f"jobs: found {jobs!r}, expected 1 or more"):
+        run(make("first"), jobs=jobs)
+
+
 def test_commands_survive_the_shell(make, tmp_path):
     stage = make("it's a stage", {"Seg-CFT, a": tmp_path / "a b.pt"}, text='$HOME "x"', number=1.5, flag=False)
     assert shlex.split(stage.command()) == ["python", *stage.arguments()]

@@ -307,6 +307,25 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
 
+@pytest.mark.parametrize("killed", [1, 3])
+def test_what_a_killed_process_leaves_is_overwritten(killed, monkeypatch, tmp_path):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "model.pt"
+    for pid in range(killed):
+        with monkeypatch.context() as dying:
+            dying.setattr("os.getpid", lambda pid=pid: pid)
+            dying.setattr("os.replace", kill)
+            dying.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+            with pytest.raises(KeyboardInterrupt):
+                save_atomically({"epoch": pid}, path)
+        assert len(list(tmp_path.iterdir())) == 1
+    save_atomically({"epoch": killed}, path)
+    assert load_checkpoint(path) == {"epoch": killed}
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
 def test_plain_values_have_no_trace_of_numpy():
     found = plain({"a": np.float32(0.5), "b": (np.int64(1), torch.tensor([1.0])), "c": None})
     assert found == {"a": 0.5, "b": [1, [1.0]], "c": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 from collections.abc import Sequence
 from datetime import timedelta
@@ -25,6 +26,7 @@ from segcft_ext.batches import PrepareVariables
 from segcft_ext.checkpoints import CheckpointError, check_compatible, load_model, save_model
 from segcft_ext.dscm import DSCM, pretrained
 from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
+from segcft_ext.engines.case_evaluator import CaseEvaluator
 from segcft_ext.guides import Guide, SegmentorGuide, load_guide, prepare_fine_tuning
 from segcft_ext.handlers import EpochSeed, ModelSaver, TrainingCheckpoint, WeightAverage, warmed_up_average
 from segcft_ext.measurements import Area
@@ -289,6 +291,49 @@ def test_the_bound_is_the_mean_over_cases_however_they_are_batched(tmp_path: Pat
     assert (each[4] - each[:4].mean()).abs() > 0.1
     training = Training(tmp_path, dscm, guide(), epochs=1, train_data_loader=DataLoader(batch, batch_size=4)).run()
     assert training.outputs[0]["bound"] == pytest.approx(float(each.mean()) + training.lagrangian.slack, rel=1e-5)
+
+
+class Scripted(CaseEvaluator):
+    """Finds what it is told."""
+
+    def __init__(self, found: list[list[float]], saver: ModelSaver) -> None:
+        super().__init__(
+            "cpu",
+            [{}],
+            untrained(),
+            prepare_batch=lambda batch, device, non_blocking: (torch.zeros(1),) * 4,
+            names=["negative_elbo", "drift"],
+            val_handlers=[saver],
+        )
+        self.found = iter(found)
+
+    def figures(self, *batch: Any) -> dict[str, torch.Tensor]:
+        found = torch.tensor(next(self.found))
+        return {"negative_elbo": found, "drift": found}
+
+
+@pytest.mark.parametrize(
+    ("found", "saved"),
+    [
+        ([[2.0, 2.0], [math.nan, 1.0], [1.0, 1.0]], [1, 3]),
+        ([[math.nan, math.nan], [3.0, 3.0], [4.0, 4.0], [2.0, 2.0]], [1, 2, 4]),
+        ([[math.nan, 1.0], [math.nan, math.nan], [9.0, 9.0], [math.nan, 1.0]], [1, 2, 3]),
+    ],
+)
+def test_a_model_that_fails_on_a_case_is_worse_than_any_that_does_not(
+    found: list[list[float]], saved: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(
+        "segcft_ext.handlers.model_saver.save_model", lambda model, path: epochs.append(validator.state.epoch)
+    )
+    validator = Scripted(found, ModelSaver(torch.nn.Identity(), tmp_path / "model.pt"))
+    for epoch, figures in enumerate(found, 1):
+        validator.run(epoch)
+        drift = [figure for figure in figures if not math.isnan(figure)]
+        if drift:
+            assert validator.state.metrics["drift"] == pytest.approx(sum(drift) / len(drift))
+    assert epochs == saved
 
 
 @pytest.mark.parametrize("fine_tuning", [False, True])

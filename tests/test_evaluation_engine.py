@@ -19,7 +19,7 @@ from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
 from segcft_ext.checkpoints import CheckpointError, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
-from segcft_ext.dscm import DSCM
+from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, reference_cases
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
@@ -127,6 +127,41 @@ def test_doing_nothing_is_asked_for_the_descendants_that_the_model_predicts(data
     assert (zero["asked.right_area"] - zero["factual.right_area"]).abs().mean() > 0.01
     assert zero["asked.right_area"].to_numpy() == pytest.approx(model["asked.right_area"].to_numpy())
     assert engine.evaluation["identity"]["effectiveness"]["left_area"]["right_area"]["drift"] > 0
+
+
+class Noisy(Oracle):
+    """Notes what it draws for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def counterfactual(self, *args: Any, **kwargs: Any) -> Counterfactual:
+        self.drawn.append(float(torch.rand(1)))
+        return super().counterfactual(*args, **kwargs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_cases_of_two_batches_do_not_share_their_noise_and_all_methods_do(
+    datalist: Datalist, batch_size: int
+) -> None:
+    methods = [Noisy(), Noisy()]
+    for seed in (0, 0, 1):
+        engine = JudgeEvaluator(
+            "cpu",
+            loader(datalist, batch_size=batch_size),
+            DiscJudge(),
+            datalist,
+            dict(zip("ab", methods)),
+            AREAS[:1],
+            1,
+            seed,
+        )
+        engine.run()
+    assert methods[0].drawn == methods[1].drawn
+    first, again, other = np.array(methods[0].drawn).reshape(3, 6 // batch_size, -1)
+    assert (first == again).all() and not (first == other).any()
+    assert len(np.unique(first[:, 0])) == len(first)
 
 
 def test_change_maps_count_every_case_alike(judged: tuple[JudgeEvaluator, Path], datalist: Datalist) -> None:

@@ -4,8 +4,12 @@ import re
 import pytest
 import torch
 
+from segcft_ext.dscm import DSCM
+from segcft_ext.evidence import factual_values
 from segcft_ext.interventions import Change, beyond_training, expand_sweep, parse_intervention, resolve
 from segcft_ext.variables import Variables
+
+HVAE = {"channels": (4, 4), "strides": (4,), "blocks": (0, 1), "latent_channels": 1}
 
 VALUES = torch.tensor([[10.0, 20, 0, 1], [20.0, 60, 1, 2]])
 
@@ -60,6 +64,38 @@ def test_every_form_gives_its_physical_targets(variables, change, targets):
 )
 def test_categories_go_by_name_or_index(variables, name, change, index):
     assert resolve({name: change}, variables, VALUES)[name].tolist() == [index, index]
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "index"),
+    [
+        (["1", "2", "3", "4"], 1, 1),
+        (["1", "2", "3", "4"], "1", 0),
+        (["-1", "0", "+1"], "+1", 2),
+        (["-1", "0", "+1"], "-1", 0),
+        (["-1", "0", "+1"], 0, 0),
+        (["-1", "0", "+1"], "0", 1),
+        (["q1", "20%"], "q1", 0),
+        (["a", "+20%"], "+20%", 1),
+    ],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_text_is_a_name_also_where_it_looks_like_a_number(names, change, index, known):
+    dscm = DSCM([{"name": "grade", "kind": "categorical", "num_categories": len(names)}], hvae=HVAE)
+    dscm.variables.fit(torch.tensor([[0.0], [1.0]]), [""], [names])
+    if known:
+        found = factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"grade": change})[:, 0]
+    else:
+        found = resolve({"grade": change}, dscm.variables, torch.zeros(1, 1))["grade"]
+    assert found.tolist() == [index]
+
+
+def test_a_number_is_no_name_of_a_category():
+    variables = Variables([{"name": "grade", "kind": "categorical", "num_categories": 3}])
+    variables.fit(torch.tensor([[0.0], [2.0]]), [""], [["-1", "0", "3"]])
+    for change in (-1, 3):
+        with pytest.raises(ValueError, match=f"found '{change}', expected one of .* or an index in 0 … 2"):
+            resolve({"grade": change}, variables, torch.zeros(1, 1))
 
 
 def test_several_variables_and_json_text(variables):

@@ -19,6 +19,7 @@ from segcft_ext.evaluation.sweeps import sweep
 from segcft_ext.handlers import DSCMFigures
 from segcft_ext.mechanisms import Conditioner, ZeroInflatedMechanism
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.scm import SCM
 
 PARENT, CHILD = "lumen_area", "calcified_plaque_area"
 HVAE = {"channels": (4, 4), "strides": (4,), "blocks": (0, 1), "latent_channels": 1}
@@ -80,6 +81,28 @@ def test_inference(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> N
     engine = CounterfactualEvaluator("cpu", [{"image": image}], dscm, {PARENT: wanted}, given)
     engine.run()
     check(predicted, wanted)
+
+
+@pytest.mark.parametrize(("child", "told"), [(-1.5, True), (1e3, True), (0.0, False)])
+def test_what_follows_from_an_intervention_is_told_where_no_case_had_it(
+    dscm: DSCM,
+    datalist: Datalist,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    child: float,
+    told: bool,
+) -> None:
+    def follow(self: SCM, values: Tensor, do: dict[str, Tensor], noise: torch.Generator) -> Tensor:
+        return torch.stack([do[PARENT], torch.full_like(do[PARENT], child)], dim=1)
+
+    monkeypatch.setattr(SCM, "counterfactual", follow)
+    low, high = (float(limit[0]) for limit in (dscm.variables.low, dscm.variables.high))
+    image = MetaTensor(torch.zeros(1, 1, *datalist.size))
+    given = {PARENT: low, CHILD: 0.5}
+    CounterfactualEvaluator("cpu", [{"image": image}], dscm, {PARENT: [low, high]}, given).run()
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == told
+    assert all(f"{CHILD!r}, which follows from the intervention: value {child:.4g}, but it is" in line for line in said)
 
 
 def test_sweeps_of_an_evaluation(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> None:

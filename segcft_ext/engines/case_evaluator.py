@@ -19,6 +19,8 @@ from segcft_ext.dscm import unwrap
 
 __all__ = ["CaseEvaluator"]
 
+EVERY_CASE = ("negative_elbo",)  # every case has these figures; a model that fails on one has no mean
+
 
 class CaseEvaluator(Evaluator, ABC):
     """A MONAI evaluator of a DSCM whose metrics are means over cases, all of them "lower is better".
@@ -46,7 +48,9 @@ class CaseEvaluator(Evaluator, ABC):
         prefix: str = "",
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
-        metrics: dict[str, Metric] = {prefix + name: _CaseMean(output_transform=itemgetter(name)) for name in names}
+        metrics: dict[str, Metric] = {
+            prefix + name: _CaseMean(every=name in EVERY_CASE, output_transform=itemgetter(name)) for name in names
+        }
         key = prefix + names[0]
         super().__init__(
             device=torch.device(device),
@@ -77,7 +81,17 @@ class CaseEvaluator(Evaluator, ABC):
 
 
 class _CaseMean(Metric):
-    """The mean of a figure (B,) over all cases of all batches and processes; cases without one (NaN) do not count."""
+    """The mean of a figure (B,) over all cases of all batches and processes.
+
+    Args:
+        every: a case without the figure (NaN) makes the mean NaN, which is no better than any number; otherwise such
+            cases do not count.
+        **arguments: see :class:`ignite.metrics.Metric`.
+    """
+
+    def __init__(self, every: bool = False, **arguments: Any) -> None:
+        self.every = every
+        super().__init__(**arguments)
 
     @reinit__is_reduced
     def reset(self) -> None:
@@ -86,8 +100,10 @@ class _CaseMean(Metric):
     @reinit__is_reduced
     def update(self, output: Tensor) -> None:
         figures = output.detach().cpu().double()
-        self._sum += float(figures.nansum())
-        self._count += int((~figures.isnan()).sum())
+        if not self.every:
+            figures = figures[~figures.isnan()]
+        self._sum += float(figures.sum())
+        self._count += len(figures)
 
     @sync_all_reduce("_sum", "_count")
     def compute(self) -> float:

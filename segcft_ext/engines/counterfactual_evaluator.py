@@ -99,11 +99,20 @@ class CounterfactualEvaluator(Evaluator):
         if self.segmentor is not None:
             self.ruler = segmentor_ruler(self.dscm, self.segmentor)
 
-    def _warn_beyond_training(self, do: Mapping[str, Tensor]) -> None:
-        """Once for each variable in a run."""
-        for name, text in beyond_training(do, self.dscm.variables).items():
+    def _warn_beyond_training(self, do: Mapping[str, Tensor], values: Tensor, wanted: Tensor) -> None:
+        """Of what is intervened on, and of what follows from it; once for each variable in a run."""
+        variables = self.dscm.variables
+        followed = {
+            name: after[after != before]
+            for name, before, after in zip(variables.names, values.unbind(1), wanted.unbind(1))
+            if name not in do
+        }
+        told = {f"intervention on {name!r}": (name, text) for name, text in beyond_training(do, variables).items()}
+        for name, text in beyond_training(followed, variables, "value").items():
+            told[f"{name!r}, which follows from the intervention"] = (name, text)
+        for where, (name, text) in told.items():
             if name not in self.warned:
-                LOGGER.warning("intervention on %r: %s; the model has seen no such case", name, text)
+                LOGGER.warning("%s: %s; the model has seen no such case", where, text)
                 self.warned.add(name)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,9 +135,10 @@ class CounterfactualEvaluator(Evaluator):
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values, self.measured)
-            self._warn_beyond_training(do)
             noise = torch.Generator().manual_seed(0)  # one draw for all steps of a sweep
-            counterfactual = dscm.predict(abduction, dscm.scm.counterfactual(values, do, noise))
+            wanted = dscm.scm.counterfactual(values, do, noise)
+            self._warn_beyond_training(do, values, wanted)
+            counterfactual = dscm.predict(abduction, wanted)
             determinant = counterfactual.jacobian_determinant
             made.append(counterfactual.image)
             displacement = counterfactual.displacement

@@ -17,10 +17,15 @@ __all__ = ["draw_targets", "intervened_variables", "reference_cases", "same_draw
 
 
 @contextmanager
-def same_draws(seed: int = 0) -> Iterator[None]:
-    """Whatever is drawn inside by PyTorch's global generator, it is drawn alike each time; outside nothing changes."""
+def same_draws(seed: int = 0, row: int = 0) -> Iterator[None]:
+    """Whatever is drawn inside by PyTorch's global generator, it is drawn alike each time; outside nothing changes.
+
+    Args:
+        seed: of the draws.
+        row: of the first case of a batch, so that the cases of two batches do not share their draws.
+    """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(np.random.SeedSequence([seed, row]).generate_state(1)[0]))
         yield
 
 

@@ -145,7 +145,7 @@ class JudgeEvaluator(Evaluator):
     def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for key, temperature in TEMPERATURES.items():
-            with same_draws(self.seed):
+            with same_draws(self.seed, self.rows[cases.ids[0]]):
                 errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
@@ -174,7 +174,7 @@ class JudgeEvaluator(Evaluator):
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         values = cases.of_method(method)
         back = {variable: cases.of([variable])[:, 0]}
-        with same_draws(self.seed):
+        with same_draws(self.seed, self.rows[cases.ids[0]]):
             result = method.counterfactual(cases.image, values, {variable: target})
             reversed_error = reversibility(method, cases.image, result.image, result.values, back)
         judged = self.judge.segment(result.image)

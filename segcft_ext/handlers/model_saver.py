@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from ignite.engine import Events
@@ -16,7 +17,8 @@ __all__ = ["ModelSaver"]
 class ModelSaver:
     """Write the bare ``state_dict`` of a network, atomically.
 
-    Attached to a validator with a key metric, it writes when the metric is the best so far. Attached to a trainer, it
+    Attached to a validator with a key metric, it writes when the metric is the best so far; one that is no number is no
+    longer the best as soon as there is a number. Attached to a trainer, it
     writes at the end of every epoch and of the training. Only the first process writes.
 
     Args:
@@ -38,3 +40,5 @@ class ModelSaver:
         by_metric = engine.state.key_metric_name is not None
         if engine.state.rank == 0 and (not by_metric or engine.state.best_metric_epoch == engine.state.epoch):
             save_model(self.model, self.path)
+        if by_metric and math.isnan(engine.state.best_metric):
+            engine.state.best_metric_epoch = -1  # as before the first validation: the next metric is the best
