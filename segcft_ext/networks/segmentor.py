@@ -61,7 +61,7 @@ class Segmentor(SelfDescribing):
             np.broadcast_to(stride, spatial_dims)
             for stride, _ in zip(arguments.get("strides", ()), arguments.get("channels", ())[1:])
         ]
-        self.multiples: list[int] = np.prod([np.ones(spatial_dims, int), *used], axis=0).tolist()
+        self.multiples = [int(multiple) for multiple in np.prod([np.ones(spatial_dims, int), *used], axis=0)]
 
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
         """Note the data that the network is trained on, see :meth:`SelfDescribing.describe`.
