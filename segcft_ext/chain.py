@@ -183,7 +183,7 @@ def demo(
     set: Any = (),
     bundles: str | None = None,
 ) -> None:
-    """The whole chain on rendered phantoms: nine minutes on two cores for chests, a quarter of an hour for arteries.
+    """The whole chain on rendered phantoms: ten minutes on two cores for chests, a quarter of an hour for arteries.
 
     A phantom's true counterfactual is known, so the report compares with it too.
 
