@@ -26,7 +26,7 @@ from typing import Any
 import fire
 
 import segcft_ext
-from segcft_ext.command_line import check_options, read_sizes
+from segcft_ext.command_line import check_options, read_names, read_sizes
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
@@ -427,7 +427,7 @@ def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:
 
 def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:
     """Some of the known names, in their order."""
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    names = read_names(option, given)
     if not names or any(name not in known for name in names):
         raise ValueError(f"{option}: found {names}, expected some of {list(known)}")
     return [name for name in known if name in names]

@@ -23,7 +23,7 @@ from typing import Any
 import fire
 from mlflow.exceptions import MlflowException
 
-from segcft_ext.command_line import check_options
+from segcft_ext.command_line import check_options, read_names
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
@@ -262,7 +262,7 @@ def report(
     if tracking_uri is None:
         recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
         tracking_uri = default_tracking_uri() if recorded else ""
-    names = runs.split(",") if isinstance(runs, str) else runs
+    names = None if runs is None else read_names("runs", runs)
     path = write_report(output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title)
     print(f"report: {path}")
 

@@ -107,13 +107,14 @@ class CounterfactualEvaluator(Evaluator):
             for name, before, after in zip(variables.names, values.unbind(1), wanted.unbind(1))
             if name not in do
         }
-        told = {f"intervention on {name!r}": (name, text) for name, text in beyond_training(do, variables).items()}
-        for name, text in beyond_training(followed, variables, "value").items():
-            told[f"{name!r}, which follows from the intervention"] = (name, text)
-        for where, (name, text) in told.items():
-            if name not in self.warned:
-                LOGGER.warning("%s: %s; the model has seen no such case", where, text)
-                self.warned.add(name)
+        for where, found in (
+            ("intervention on %r", beyond_training(do, variables)),
+            ("%r, which follows from the intervention", beyond_training(followed, variables, "value")),
+        ):
+            for name, text in found.items():
+                if name not in self.warned:
+                    LOGGER.warning(f"{where}: %s; the model has seen no such case", name, text)
+                    self.warned.add(name)
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         image = batchdata["image"].to(self.state.device)
