@@ -17,7 +17,7 @@ import torch
 from monai.data import ImageReader, NibabelReader, PILReader
 
 from segcft_ext.datalist_format import DatalistError, Regions, Variable, validate
-from segcft_ext.measurements import Measurement, instantiate_measurement
+from segcft_ext.measurements import Area, Measurement, instantiate_measurement
 
 __all__ = ["Datalist", "known_datalist", "read_datalist", "write_datalist"]
 
@@ -104,6 +104,13 @@ class Datalist:
             return {}
         limits = dict(zip(self.regions.names, itertools.pairwise(self.regions.boundaries), strict=True))
         return {v.name: (self.regions.axis, *limits[v.region]) for v in self.variables if v.region}
+
+    @property
+    def shown_structures(self) -> dict[str, int]:
+        """Label of the structure whose area each variable is, inside of a region of the image or anywhere."""
+        if self.regions is not None and self.regions.of != "image":
+            return {}
+        return {name: m.label for name, m in self.measurements().items() if isinstance(m, Area)}
 
     def definitions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """What :class:`segcft_ext.variables.Variables` takes, of the variables named or of all.

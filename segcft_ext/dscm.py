@@ -6,6 +6,7 @@ prediction.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
-from segcft_ext.networks.deformation import DeformationHead, Features, jacobian_determinant
+from segcft_ext.networks.deformation import DeformationHead, Features, Sizes, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
@@ -113,7 +114,10 @@ class DSCM(SelfDescribing):
             bands = {
                 channel: band for name, band in deformation.get("bands", {}).items() for channel in self._channels(name)
             }
-            by_channel = {**deformation, "painted": painted, "bands": bands}
+            structures = {
+                channel: v for name, v in deformation.get("structures", {}).items() for channel in self._channels(name)
+            }
+            by_channel = {**deformation, "painted": painted, "bands": bands, "structures": structures}
             self.deformation = DeformationHead(self.variables.encoded_channels, **by_channel)
 
     def _channels(self, name: str) -> range:
@@ -167,7 +171,11 @@ class DSCM(SelfDescribing):
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
-        edit = self.deformation(abduction.features, factual, parents)
+        columns = self.variables.encoded_columns
+        whole = [100.0 if self.variables.units[k] == "percent" else math.nan for k in columns]
+        before, after = (v[:, columns] for v in (abduction.values, values))
+        sizes = Sizes(before, after, before.new_tensor(whole).expand_as(before))
+        edit = self.deformation(abduction.features, factual, parents, sizes)
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)

@@ -95,6 +95,11 @@ class Variables(nn.Module):
     def encoded_channels(self) -> int:
         return sum(self._width(k) for k in range(len(self)))
 
+    @property
+    def encoded_columns(self) -> list[int]:
+        """The variable of each channel of the encoding, as its column."""
+        return [k for k in range(len(self)) for _ in range(self._width(k))]
+
     def index(self, name: str) -> int:
         """The column of this variable.
 

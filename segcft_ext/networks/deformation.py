@@ -28,6 +28,8 @@ INTEGRATION_STEPS = 6
 UNFOLDING_STEPS = 100
 SMALLEST_DETERMINANT = 0.02
 SATURATION = 0.1
+RESCALINGS = 3
+LARGEST_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ class Features:
 
     stages: list[Tensor]
     anatomy: Tensor | None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an action asks of the variables that are sizes, each of shape (B, P) in physical units.
+
+    Attributes:
+        factual: before the action.
+        wanted: after it.
+        whole: of a structure that fills the image, NaN where that is not known.
+    """
+
+    factual: Tensor
+    wanted: Tensor
+    whole: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class DeformationHead(nn.Module):
         bands: Mapping[int, tuple[int, float, float]] | None = None,
         classes: int = 0,
         frequencies: int = 0,
+        structures: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= grid_stage <= len(channels):
@@ -123,6 +141,7 @@ class DeformationHead(nn.Module):
         self.margin = margin
         self.frequencies = frequencies
         self.bands = dict(bands or {})
+        self.structures = {k: v for k, v in (structures or {}).items() if k not in painted}
         seen = in_channels + spatial_dims  # the image and where its pixels are
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
@@ -160,6 +179,7 @@ class DeformationHead(nn.Module):
             warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
             self.integrate = DVF2DDF(INTEGRATION_STEPS, padding_mode="border")
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
+            self.look = Warp("bilinear", padding_mode="border")
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
     def features(self, image: Tensor) -> Features:
@@ -178,7 +198,7 @@ class DeformationHead(nn.Module):
         anatomy = None if self.anatomy is None else self.anatomy(hidden)
         return Features(stages[len(self.down) - self.grid_stage :], anatomy)
 
-    def forward(self, features: Features, parents: Tensor, target: Tensor) -> Edit:
+    def forward(self, features: Features, parents: Tensor, target: Tensor, sizes: Sizes | None = None) -> Edit:
         """The edit that an action asks for.
 
         Args:
@@ -196,9 +216,9 @@ class DeformationHead(nn.Module):
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
-        velocity = (fields * moved.view(*moved.shape, 1, *ones)).sum(1)
-        # A field of order one moves anatomy by a tenth of the image.
-        velocity = velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
+        if sizes is not None and self.structures:
+            moved = self._rescaled(fields, moved, sizes, features)
+        velocity = self._velocity(fields, moved)
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
         if self.paint is None:
             return Edit(velocity, gate)
@@ -211,7 +231,35 @@ class DeformationHead(nn.Module):
         painted = change.masked_fill(~self.is_painted, 0)
         amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
         residuals = torch.where(amount > 0, appear, vanish) * amount
-        return Edit(velocity, gate, (residuals * self._bands(residuals)).sum(1))
+        return Edit(velocity, gate, (residuals * self._bands(residuals.shape[3:], residuals)).sum(1))
+
+    def _velocity(self, fields: Tensor, amount: Tensor) -> Tensor:
+        velocity = (fields * amount.view(*amount.shape, 1, *[1] * self.spatial_dims)).sum(1)
+        # A field of order one moves anatomy by a tenth of the image.
+        return velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
+
+    @torch.no_grad()
+    def _rescaled(self, fields: Tensor, change: Tensor, sizes: Sizes, features: Features) -> Tensor:
+        assert features.anatomy is not None
+        anatomy = features.anatomy.float().softmax(1)
+        size = anatomy.shape[2:]
+        channels = list(self.structures)
+        masks = anatomy[:, list(self.structures.values())]
+        bands = self._bands(size, anatomy)[channels, 0]
+        before = (masks * bands).flatten(2).mean(2)
+        factual, wanted, whole = (values[:, channels] for values in (sizes.factual, sizes.wanted, sizes.whole))
+        wanted = (wanted - factual) / torch.where(whole.isfinite(), whole, factual / before)
+        scale = torch.ones_like(change)
+        for _ in range(RESCALINGS):
+            displacement = self._to_size(self.integrate(self._velocity(fields, scale * change).float()), size)
+            got = (self.look(masks, displacement) * bands).flatten(2).mean(2) - before
+            scale[:, channels] *= (wanted / got).nan_to_num(1.0, 1.0, 1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        return scale * change
+
+    def _to_size(self, displacement: Tensor, size: Sequence[int]) -> Tensor:
+        ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, displacement.shape[2:], strict=True)]
+        scale = torch.tensor(ratio, device=displacement.device).view(-1, *[1] * self.spatial_dims)
+        return self._resize(displacement * scale, size)
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
@@ -220,10 +268,7 @@ class DeformationHead(nn.Module):
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
-        displacement = self.integrate(velocity.float())
-        ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
-        displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
-        return unfolded(self._resize(displacement, size))
+        return unfolded(self._to_size(self.integrate(velocity.float()), size))
 
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
@@ -236,14 +281,13 @@ class DeformationHead(nn.Module):
         mode = "bilinear" if self.spatial_dims == 2 else "trilinear"
         return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=True)
 
-    def _bands(self, residuals: Tensor) -> Tensor:
-        """Share of each pixel of residuals (B, P, C, *spatial) that its channel may paint, (P, 1, *spatial)."""
-        share = residuals.new_ones(self.parent_channels, 1, *residuals.shape[3:])
+    def _bands(self, size: Sequence[int], like: Tensor) -> Tensor:
+        """Share of each pixel that lies in the region of each channel, (P, 1, *size)."""
+        share = like.new_ones(self.parent_channels, 1, *size)
         for channel, (axis, low, high) in self.bands.items():
-            size = residuals.shape[3 + axis]
-            pixel = torch.arange(size, device=residuals.device)
-            row = band_share(pixel, low * size, high * size)
-            share[channel] *= row.view([size if a == axis else 1 for a in range(self.spatial_dims)])
+            length = size[axis]
+            row = band_share(torch.arange(length, device=like.device), low * length, high * length)
+            share[channel] *= row.view([length if a == axis else 1 for a in range(self.spatial_dims)])
         return share
 
     def _window(self, velocity: Tensor) -> Tensor:
