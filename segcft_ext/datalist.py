@@ -106,11 +106,11 @@ class Datalist:
         return {v.name: (self.regions.axis, *limits[v.region]) for v in self.variables if v.region}
 
     @property
-    def shown_structures(self) -> dict[str, int]:
-        """Label of the structure whose area each variable is, inside of a region of the image or anywhere."""
+    def area_labels(self) -> dict[str, int]:
+        """The label of the structure whose area each variable is, of those that need no other image to be measured."""
         if self.regions is not None and self.regions.of != "image":
             return {}
-        return {name: m.label for name, m in self.measurements().items() if isinstance(m, Area)}
+        return {name: found.label for name, found in self.measurements().items() if isinstance(found, Area)}
 
     def definitions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """What :class:`segcft_ext.variables.Variables` takes, of the variables named or of all.

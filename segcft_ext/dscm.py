@@ -79,8 +79,8 @@ class DSCM(SelfDescribing):
         variables: definitions of the scalar variables, see :class:`~segcft_ext.variables.Variables`.
         parents: the graph over them, ``{variable: [its parents]}``; no edges by default.
         hvae: arguments of :class:`~segcft_ext.networks.hvae.HVAE`.
-        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted`` and
-            ``bands`` by names of variables; None for no head.
+        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted``, ``bands`` and
+            ``areas`` by names of variables; None for no head.
 
     Example:
         >>> dscm = DSCM([{"name": "heart_area", "kind": "continuous"}])
@@ -111,13 +111,15 @@ class DSCM(SelfDescribing):
         self.deformation: DeformationHead | None = None
         if deformation is not None:
             painted = [channel for name in deformation.get("painted", ()) for channel in self._channels(name)]
-            bands = {
-                channel: band for name, band in deformation.get("bands", {}).items() for channel in self._channels(name)
+            of_variables = {
+                key: {
+                    channel: found
+                    for name, found in deformation.get(key, {}).items()
+                    for channel in self._channels(name)
+                }
+                for key in ("bands", "areas")
             }
-            structures = {
-                channel: v for name, v in deformation.get("structures", {}).items() for channel in self._channels(name)
-            }
-            by_channel = {**deformation, "painted": painted, "bands": bands, "structures": structures}
+            by_channel = {**deformation, "painted": painted, **of_variables}
             self.deformation = DeformationHead(self.variables.encoded_channels, **by_channel)
 
     def _channels(self, name: str) -> range:
@@ -171,15 +173,16 @@ class DSCM(SelfDescribing):
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
-        columns = self.variables.encoded_columns
-        whole = [100.0 if self.variables.units[k] == "percent" else math.nan for k in columns]
-        before, after = (v[:, columns] for v in (abduction.values, values))
-        sizes = Sizes(before, after, before.new_tensor(whole).expand_as(before))
-        edit = self.deformation(abduction.features, factual, parents, sizes)
+        edit = self.deformation(abduction.features, factual, parents, self._sizes(abduction.values, values))
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)
         return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, abduction.features.anatomy)
+
+    def _sizes(self, factual: Tensor, wanted: Tensor) -> Sizes:
+        columns = self.variables.encoded_columns
+        whole = [100 if self.variables.units[column] == "percent" else math.nan for column in columns]
+        return Sizes(factual[:, columns], wanted[:, columns], factual.new_tensor(whole).expand(len(factual), -1))
 
     def counterfactual(
         self, image: Tensor, values: Tensor, do: Mapping[str, Tensor], temperature: float = 0.0
@@ -263,8 +266,8 @@ def pretrained(
 
     Args:
         checkpoint: a ``model.pt``; None builds an untrained network, so that a bundle can be looked at without one.
-        deformation: arguments of the head, or None to leave the model as it is. Variables in ``painted`` and ``bands``
-            that the model does not have are passed over: it may have been pretrained on some of the datalist's.
+        deformation: arguments of the head, or None to leave the model as it is. Variables in ``painted``, ``bands``
+            and ``areas`` that the model does not have are passed over: it may have been pretrained on some of them.
         default: arguments of :class:`DSCM`, used without a checkpoint only.
 
     Raises:
@@ -274,8 +277,11 @@ def pretrained(
     if deformation is not None and dscm.deformation is None:
         names = dscm.variables.names
         painted = [name for name in deformation.get("painted", ()) if name in names]
-        bands = {name: band for name, band in deformation.get("bands", {}).items() if name in names}
-        dscm = dscm.with_deformation({**deformation, "painted": painted, "bands": bands})
+        of_variables = {
+            key: {name: found for name, found in deformation.get(key, {}).items() if name in names}
+            for key in ("bands", "areas")
+        }
+        dscm = dscm.with_deformation({**deformation, "painted": painted, **of_variables})
     return dscm
 
 

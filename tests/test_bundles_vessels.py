@@ -115,6 +115,7 @@ def test_a_head_is_added_to_a_model_of_some_of_the_variables(tmp_path: Path) -> 
     assert tuned.origin == str(tmp_path / "dscm.pt")
     assert tuned.definition["deformation"]["painted"] == painted[:1] != painted
     assert set(tuned.definition["deformation"]["bands"]) == set(kept) < set(halves.bands)
+    assert set(tuned.definition["deformation"]["areas"]) == set(kept) < set(halves.area_labels)
 
 
 @pytest.mark.parametrize(

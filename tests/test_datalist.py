@@ -84,10 +84,11 @@ def test_regions_and_the_variables_in_them_are_read(content, tmp_path):
     assert datalist.regions == Regions(0, "structure", ("upper", "lower"), (0.0, 0.5, 1.0))
     assert (datalist.variables[0].structure, datalist.variables[0].region) == ("heart", "lower")
     assert (datalist.variables[1].structure, datalist.variables[1].region) == ("", "")
-    assert datalist.bands == {}  # where a structure is cannot be known without it
+    assert datalist.bands == datalist.area_labels == {}  # where a structure is cannot be known without it
     content["regions"] = {**REGIONS, "of": "image"}
     datalist = write_datalist(tmp_path / "datalist.json", content)
     assert datalist.bands == {datalist.variables[0].name: (0, 0.5, 1.0)}
+    assert datalist.area_labels == {"heart_area": 1}
 
 
 def change(keys, value):

@@ -1,5 +1,6 @@
 """Properties of the deformation head."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
-from segcft_ext.networks.deformation import DeformationHead, jacobian_determinant, unfolded
+from segcft_ext.networks.deformation import DeformationHead, Features, Sizes, jacobian_determinant, unfolded
 
 
 def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
@@ -196,6 +197,52 @@ def test_the_head_edits_by_what_it_sees_but_does_not_see_what_suits_the_edit(spa
     assert head.anatomy.weight.grad is None
     features.anatomy.square().sum().backward()
     assert head.anatomy.weight.grad is not None and head.anatomy.weight.grad.any()
+
+
+def from_centre(size: Sequence[int]) -> torch.Tensor:
+    """Where the pixels of an image lie, from -1 to 1, shape (D, *size)."""
+    return torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, length) for length in size], indexing="ij"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 16, 16)])
+@pytest.mark.parametrize("wanted", [0.7, 1.3])
+def test_a_movement_is_rescaled_until_the_head_sees_the_area_wanted(size: tuple[int, ...], wanted: float) -> None:
+    head = moving_head(len(size), classes=2, areas={0: 1})
+    # A ball in the middle, and a field that widens it.
+    inside = 8 * (0.5 - from_centre(size).norm(dim=0))
+    anatomy = torch.stack([-inside, inside])[None]
+    head.velocity_head.register_forward_hook(
+        lambda layer, inputs, output: -0.5 * from_centre(output.shape[2:]).repeat(2, *[1] * len(size))[None]
+    )
+    features = Features(head.features(torch.rand(1, 1, *(2 * length for length in size))).stages, anatomy)
+    parents, target = torch.zeros(1, 2), torch.tensor([[0.6, 0.0]])
+
+    mask = anatomy.softmax(1)[:, 1:]
+
+    def change(sizes: Sizes | None) -> torch.Tensor:
+        displacement = head.displacement(head(features, parents, target, sizes).velocity, size)
+        return (head.resample_linear(mask, displacement).mean() - mask.mean()) * 100
+
+    plain = change(None)
+    area = mask.mean() * 100
+    factual = torch.tensor([[area.item() + 0.5, torch.nan]])  # measured elsewhere: the change counts
+    asked = wanted * plain
+    in_percent = Sizes(factual, factual + asked, torch.tensor([[100.0, 100.0]]))
+    assert plain > 0.5
+    torch.testing.assert_close(change(in_percent), asked, rtol=0.02, atol=0)
+    # Of another unit the head knows only that the factual value is the area it sees.
+    other = Sizes(7 * area.expand(1, 2), 7 * (area + asked).expand(1, 2), torch.full((1, 2), torch.nan))
+    torch.testing.assert_close(change(other), asked, rtol=0.02, atol=0)
+    # It is held back, and leaves alone what is not known.
+    far = change(Sizes(factual, factual + 9 * plain, torch.tensor([[100.0, 100.0]])))
+    assert 1.3 < far / plain < 3
+    assert torch.equal(change(Sizes(factual * torch.nan, factual, torch.tensor([[100.0, 100.0]]))), plain)
+
+
+def test_what_is_painted_is_not_rescaled_and_an_area_needs_a_class() -> None:
+    assert moving_head(painted=[1], classes=2, areas={0: 1, 1: 1}).areas == {0: 1}
+    with pytest.raises(ValueError, match=r"areas of the classes \[2\], the head sees 2 classes"):
+        moving_head(classes=2, areas={0: 2})
 
 
 def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing() -> None:

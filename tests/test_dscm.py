@@ -11,7 +11,7 @@ from segcft_ext.dscm import DSCM
 
 VARIABLES = [{"name": "left", "kind": "continuous"}, {"name": "right", "kind": "continuous"}]
 HVAE = {"channels": (8, 8, 8), "strides": (2, 2), "blocks": (0, 1, 1), "latent_channels": 4}
-DEFORMATION = {"channels": (8, 8), "hidden_channels": 8}
+DEFORMATION = {"channels": (8, 8), "hidden_channels": 8, "classes": 3, "areas": {"left": 1, "right": 2}}
 
 
 def model(deformation: bool, conditional_prior: bool = False, parents: dict[str, list[str]] | None = None) -> DSCM:
@@ -120,6 +120,28 @@ def test_the_band_of_a_variable_is_that_of_its_channels() -> None:
     ]
     head = DSCM(variables, deformation={"channels": [4, 4], "bands": {"plaque_area_mid": (0, 0.3, 0.6)}}).deformation
     assert head is not None and head.bands == {3: (0, 0.3, 0.6)}
+
+
+def test_the_head_is_told_the_sizes_of_its_channels() -> None:
+    variables = [
+        {"name": "side", "kind": "categorical", "num_categories": 2},
+        {"name": "lung", "kind": "continuous"},
+        {"name": "lumen", "kind": "continuous"},
+    ]
+    dscm = DSCM(variables, hvae=HVAE, deformation={"channels": [4, 4], "classes": 2, "areas": {"lung": 1}})
+    assert dscm.deformation is not None and dscm.deformation.areas == {2: 1}
+    training = torch.tensor([[0.0, 10.0, 3.0], [1.0, 20.0, 4.0]])
+    dscm.variables.fit(training, ["", "percent", "mm2"], [["F", "M"], [], []])
+    told = []
+    dscm.deformation.register_forward_pre_hook(lambda head, inputs: told.append(inputs[3]))
+    dscm.counterfactual(
+        torch.rand(1, 1, 16, 16), torch.tensor([[1.0, 12.0, torch.nan]]), {"lung": torch.tensor([15.0])}
+    )
+    (sizes,) = told
+    torch.testing.assert_close(sizes.factual, torch.tensor([[1, 1, 12, torch.nan]]), equal_nan=True)
+    torch.testing.assert_close(sizes.wanted, torch.tensor([[1, 1, 15, torch.nan]]), equal_nan=True)
+    nan = torch.nan
+    torch.testing.assert_close(sizes.whole, torch.tensor([[nan, nan, 100, nan]]), equal_nan=True)
 
 
 def test_a_point_mass_at_zero_is_not_passed_over(tmp_path: Path) -> None:

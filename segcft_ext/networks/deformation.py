@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from segcft_ext.measurements import band_share
 from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
 
-__all__ = ["DeformationHead", "Edit", "Features", "jacobian_determinant"]
+__all__ = ["DeformationHead", "Edit", "Features", "Sizes", "jacobian_determinant"]
 
 INTEGRATION_STEPS = 6
 UNFOLDING_STEPS = 100
 SMALLEST_DETERMINANT = 0.02
 SATURATION = 0.1
 RESCALINGS = 3
-LARGEST_FACTOR = 1.25
+LARGEST_SCALE = 1.25
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an action asks of the variables that are sizes, each of shape (B, P) in physical units.
+    """The variables of each channel of the encoded parents in physical units, shape (B, P), NaN where missing.
 
     Attributes:
         factual: before the action.
         wanted: after it.
-        whole: of a structure that fills the image, NaN where that is not known.
+        whole: the area of the whole image in this unit; NaN where that is not known.
     """
 
     factual: Tensor
@@ -93,7 +93,10 @@ class DeformationHead(nn.Module):
     what appears is painted at half the resolution, because the cheapest paint that satisfies a segmentor is speckle.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
-    the label map is one of the things that fields and paint are made from.
+    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``): it
+    moves its own label map by exp(v), and where a structure has not become as large as was asked for, it scales the
+    field of that variable by the ratio of the wanted to the achieved change, three times, by a quarter at the most. No
+    gradient passes through the scale.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -109,9 +112,11 @@ class DeformationHead(nn.Module):
             :class:`~segcft_ext.measurements.RegionArea`: outside of it nothing is painted for that channel.
         classes: number of classes of the label maps that the head learns to see; 0 for none.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
+        areas: of a channel that is the area of one structure, inside its band if it has one: the structure's class.
+            Painted ones are passed over.
 
     Raises:
-        ValueError: when ``grid_stage`` is not one of the stages.
+        ValueError: when ``grid_stage`` is not one of the stages, or an area that of no class.
     """
 
     is_painted: Tensor
@@ -129,11 +134,13 @@ class DeformationHead(nn.Module):
         bands: Mapping[int, tuple[int, float, float]] | None = None,
         classes: int = 0,
         frequencies: int = 0,
-        structures: Mapping[int, int] | None = None,
+        areas: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= grid_stage <= len(channels):
             raise ValueError(f"DeformationHead: grid_stage is {grid_stage}, expected 1 to {len(channels)}")
+        if unseen := sorted(label for label in (areas or {}).values() if not 0 <= label < classes):
+            raise ValueError(f"DeformationHead: areas of the classes {unseen}, the head sees {classes} classes")
         conv = Conv[Conv.CONV, spatial_dims]
         self.spatial_dims = spatial_dims
         self.parent_channels = parent_channels
@@ -141,7 +148,7 @@ class DeformationHead(nn.Module):
         self.margin = margin
         self.frequencies = frequencies
         self.bands = dict(bands or {})
-        self.structures = {k: v for k, v in (structures or {}).items() if k not in painted}
+        self.areas = {channel: label for channel, label in (areas or {}).items() if channel not in painted}
         seen = in_channels + spatial_dims  # the image and where its pixels are
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
@@ -178,8 +185,8 @@ class DeformationHead(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
             self.integrate = DVF2DDF(INTEGRATION_STEPS, padding_mode="border")
+            self.resample_linear = Warp("bilinear", padding_mode="border")
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
-            self.look = Warp("bilinear", padding_mode="border")
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
     def features(self, image: Tensor) -> Features:
@@ -205,6 +212,7 @@ class DeformationHead(nn.Module):
             features: from :meth:`features`.
             parents: encoded factual parents, shape (B, P).
             target: encoded parents after the action, shape (B, P).
+            sizes: the same in physical units; without them the fields are taken as they are.
         """
         ones = [1] * self.spatial_dims
         change = target - parents
@@ -216,8 +224,8 @@ class DeformationHead(nn.Module):
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
-        if sizes is not None and self.structures:
-            moved = self._rescaled(fields, moved, sizes, features)
+        if sizes is not None and self.areas:
+            moved = self._rescaled(moved, fields, features, sizes)
         velocity = self._velocity(fields, moved)
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
         if self.paint is None:
@@ -239,27 +247,22 @@ class DeformationHead(nn.Module):
         return velocity * self._window(velocity) * (0.1 * min(velocity.shape[2:]))
 
     @torch.no_grad()
-    def _rescaled(self, fields: Tensor, change: Tensor, sizes: Sizes, features: Features) -> Tensor:
+    def _rescaled(self, amount: Tensor, fields: Tensor, features: Features, sizes: Sizes) -> Tensor:
+        """Amounts (B, P) of the fields (B, P, D, \\*grid) that give the areas wanted, as far as the head sees them."""
         assert features.anatomy is not None
-        anatomy = features.anatomy.float().softmax(1)
-        size = anatomy.shape[2:]
-        channels = list(self.structures)
-        masks = anatomy[:, list(self.structures.values())]
-        bands = self._bands(size, anatomy)[channels, 0]
+        channels, labels = list(self.areas), list(self.areas.values())
+        masks = features.anatomy.float().softmax(1)[:, labels]
+        size = masks.shape[2:]
+        bands = self._bands(size, masks)[channels, 0]
         before = (masks * bands).flatten(2).mean(2)
         factual, wanted, whole = (values[:, channels] for values in (sizes.factual, sizes.wanted, sizes.whole))
-        wanted = (wanted - factual) / torch.where(whole.isfinite(), whole, factual / before)
-        scale = torch.ones_like(change)
+        change = (wanted - factual) / torch.where(whole.isfinite(), whole, factual / before)
         for _ in range(RESCALINGS):
-            displacement = self._to_size(self.integrate(self._velocity(fields, scale * change).float()), size)
-            got = (self.look(masks, displacement) * bands).flatten(2).mean(2) - before
-            scale[:, channels] *= (wanted / got).nan_to_num(1.0, 1.0, 1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
-        return scale * change
-
-    def _to_size(self, displacement: Tensor, size: Sequence[int]) -> Tensor:
-        ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, displacement.shape[2:], strict=True)]
-        scale = torch.tensor(ratio, device=displacement.device).view(-1, *[1] * self.spatial_dims)
-        return self._resize(displacement * scale, size)
+            moved = self.resample_linear(masks, self._expand(self._velocity(fields, amount), size))
+            ratio = change / ((moved * bands).flatten(2).mean(2) - before)
+            scale = ratio.nan_to_num(1, 1, 1).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
+            amount = amount.index_copy(1, torch.tensor(channels, device=amount.device), amount[:, channels] * scale)
+        return amount
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
@@ -268,7 +271,13 @@ class DeformationHead(nn.Module):
 
     def displacement(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
         """exp(v) - id by scaling and squaring, unfolded, in pixels of an image of this size: (B, D, \\*size)."""
-        return unfolded(self._to_size(self.integrate(velocity.float()), size))
+        return unfolded(self._expand(velocity, size))
+
+    def _expand(self, velocity: Tensor, size: Sequence[int]) -> Tensor:
+        displacement = self.integrate(velocity.float())
+        ratio = [(s - 1) / max(g - 1, 1) for s, g in zip(size, velocity.shape[2:], strict=True)]
+        displacement = displacement * torch.tensor(ratio, device=velocity.device).view(-1, *[1] * self.spatial_dims)
+        return self._resize(displacement, size)
 
     def warp(self, image: Tensor, displacement: Tensor) -> Tensor:
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
