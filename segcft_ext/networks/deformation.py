@@ -28,8 +28,7 @@ INTEGRATION_STEPS = 6
 UNFOLDING_STEPS = 100
 SMALLEST_DETERMINANT = 0.02
 SATURATION = 0.1
-RESCALINGS = 3
-LARGEST_SCALE = 1.25
+LARGEST_SCALE = 1.1
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,11 @@ class DeformationHead(nn.Module):
     what appears is painted at half the resolution, because the cheapest paint that satisfies a segmentor is speckle.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
-    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``): it
-    moves its own label map by exp(v), and where a structure has not become as large as was asked for, it scales the
-    field of that variable by the ratio of the wanted to the achieved change, three times, by a quarter at the most. No
-    gradient passes through the scale.
+    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``): in
+    evaluation mode it moves its own label map by exp(v), and where the area of a structure has not become what was
+    asked for, it scales the field of that variable by the ratio of the wanted to the achieved change, by a tenth at
+    the most. In training the fields have to be right by themselves: scaled there, they would have no amplitude of
+    their own to learn.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -224,7 +224,7 @@ class DeformationHead(nn.Module):
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
-        if sizes is not None and self.areas:
+        if sizes is not None and self.areas and not self.training:
             moved = self._rescaled(moved, fields, features, sizes)
         velocity = self._velocity(fields, moved)
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
@@ -248,7 +248,7 @@ class DeformationHead(nn.Module):
 
     @torch.no_grad()
     def _rescaled(self, amount: Tensor, fields: Tensor, features: Features, sizes: Sizes) -> Tensor:
-        """Amounts (B, P) of the fields (B, P, D, \\*grid) that give the areas wanted, as far as the head sees them."""
+        """Amounts (B, P) of the fields (B, P, D, \\*grid) that come nearer to the areas wanted, as the head sees."""
         assert features.anatomy is not None
         channels, labels = list(self.areas), list(self.areas.values())
         masks = features.anatomy.float().softmax(1)[:, labels]
@@ -257,12 +257,10 @@ class DeformationHead(nn.Module):
         before = (masks * bands).flatten(2).mean(2)
         factual, wanted, whole = (values[:, channels] for values in (sizes.factual, sizes.wanted, sizes.whole))
         change = (wanted - factual) / torch.where(whole.isfinite(), whole, factual / before)
-        for _ in range(RESCALINGS):
-            moved = self.resample_linear(masks, self._expand(self._velocity(fields, amount), size))
-            ratio = change / ((moved * bands).flatten(2).mean(2) - before)
-            scale = ratio.nan_to_num(1, 1, 1).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
-            amount = amount.index_copy(1, torch.tensor(channels, device=amount.device), amount[:, channels] * scale)
-        return amount
+        moved = self.resample_linear(masks, self._expand(self._velocity(fields, amount), size))
+        ratio = change / ((moved * bands).flatten(2).mean(2) - before)
+        scale = ratio.nan_to_num(1, 1, 1).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
+        return amount.index_copy(1, torch.tensor(channels, device=amount.device), amount[:, channels] * scale)
 
     def blend(self, image: Tensor, counterfactual: Tensor, edit: Edit) -> Tensor:
         """The factual image (B, C, \\*spatial) with the gated change of the HVAE's counterfactual, and the residual."""
