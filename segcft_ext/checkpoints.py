@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+DATA = {"name", "image_size", "window", "intensity_unit", "labels", "use", "cases", "variables"}  # of a trained network
 MODELS = {  # the only classes that a checkpoint can name, and their modules
     "DSCM": "segcft_ext.dscm",
     "Regressor": "segcft_ext.networks.regressor",
@@ -245,8 +246,8 @@ def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
 
 
 def trained_window(path: str | os.PathLike[str]) -> list[float] | None:
-    """The window of intensities that a network was trained on, or None where it is not told or there is no file yet."""
-    return read_description(path)["data"].get("window") if Path(path).exists() else None
+    """The window of intensities that a network was trained on, or None where there was none or there is no file yet."""
+    return read_description(path)["data"]["window"] if Path(path).exists() else None
 
 
 def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
@@ -264,9 +265,9 @@ def check_compatible(model: nn.Module, datalist: Datalist) -> None:
     """Refuse a network that was trained for other data.
 
     Raises:
-        CheckpointError: when the image size, the labels, or the window or unit of the intensities differ, which older
-            checkpoints do not tell, or a variable of the network is unknown to the datalist or has another kind, unit,
-            categories or measurement there. Names checkpoint and datalist.
+        CheckpointError: when the image size, the labels, or the window or unit of the intensities differ, or a variable
+            of the network is unknown to the datalist or has another kind, unit, categories or measurement there. Names
+            checkpoint and datalist.
     """
     if not isinstance(model, SelfDescribing):
         raise TypeError(f"{type(model).__name__} does not describe itself, expected a SelfDescribing network")
@@ -275,7 +276,7 @@ def check_compatible(model: nn.Module, datalist: Datalist) -> None:
     _check_equal(model.origin, "data.image_size", model.data["image_size"], list(datalist.size), datalist)
     _check_equal(model.origin, "data.labels", model.data["labels"], dict(datalist.labels), datalist)
     for key, asked in (("window", plain(datalist.window)), ("intensity_unit", datalist.intensity_unit)):
-        _check_equal(model.origin, f"data.{key}", model.data.get(key, asked), asked, datalist)
+        _check_equal(model.origin, f"data.{key}", model.data[key], asked, datalist)
     for variable in model.data["variables"]:
         name = variable["name"]
         if name not in datalist.variable_names:
@@ -354,6 +355,8 @@ def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
     _check_equal(origin, "format_version", state["format_version"], FORMAT_VERSION)
     if state["class"] not in MODELS:
         raise CheckpointError(f"{origin}: class: the checkpoint holds {state['class']!r}, known are {sorted(MODELS)}")
+    if state["data"] and (missing := sorted(DATA - set(state["data"]))):
+        raise CheckpointError(f"{origin}: data: the checkpoint does not tell {missing} of what it was trained on")
     return dict(state)
 
 

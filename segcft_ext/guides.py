@@ -164,5 +164,4 @@ def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> 
     if guide is not None and isinstance(guide.network, SelfDescribing):
         noted = upstream(guide.network)
     dscm.data["guide"] = noted
-    if "cases" in dscm.data:
-        dscm.data["cases"] = sorted({*dscm.data["cases"], *datalist.fingerprints("training")})
+    dscm.data["cases"] = sorted({*dscm.data["cases"], *datalist.fingerprints("training")})

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from segcft_ext.checkpoints import save_model
+from segcft_ext.checkpoints import DATA, save_model
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -75,7 +75,7 @@ def test_monai_loads_it_from_its_folder(bundle, tmp_path):
     parser.read_config(str(bundle / "configs" / "inference.json"))
     parser["bundle_root"] = str(tmp_path)
     network = parser.get_parsed_content("network_def")
-    network.data = {"name": "phantoms", "image_size": [64, 64]}
+    network.data = {**dict.fromkeys(DATA), "name": "phantoms", "image_size": [64, 64]}
     save_model(network, tmp_path / bundle.name / "models" / "model.pt")
     with kept_logging():
         loaded = monai.bundle.load(bundle.name, bundle_dir=tmp_path, source="github", device="cpu")
@@ -114,7 +114,7 @@ def test_inference_refuses_images_of_another_size_than_the_trained(bundle, tmp_p
     parser = ConfigParser(config(bundle, "inference.json"))
     parser["bundle_root"] = str(tmp_path)
     network = parser.get_parsed_content("network_def")
-    network.data = {"name": "phantoms", "image_size": [96, 32]}
+    network.data = {**dict.fromkeys(DATA), "name": "phantoms", "image_size": [96, 32]}
     save_model(network, tmp_path / "models" / "model.pt")
     for size in ([96, 32], (96, 32)):
         parser["image_size"] = size

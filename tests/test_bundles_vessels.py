@@ -15,7 +15,7 @@ from monai.transforms import LoadImage
 from small_vessels import small_vessels
 
 from data_prep.regions import derive_regions, region_definition
-from segcft_ext.checkpoints import load_model, save_model
+from segcft_ext.checkpoints import DATA, load_model, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.regressor import Regressor
@@ -197,7 +197,7 @@ def test_intensities_are_read_as_the_model_was_trained_on_them(
     parser[option] = str(tmp_path / "model.pt")
     if window:
         network = Segmentor({"background": 0}, "UNet", channels=(4, 8), strides=(2,))
-        network.data = {"image_size": [64, 16], "window": list(window)}
+        network.data = {**dict.fromkeys(DATA), "image_size": [64, 16], "window": list(window)}
         save_model(network, tmp_path / "model.pt")
     (transform,) = (
         place

@@ -28,7 +28,9 @@ def figures_of_merit(mape: float) -> dict[str, Any]:
         },
         "slope": {do: {"slope": 0.9, "ci95": [0.8, 1.0], "intercept": 0.0, "n": 8} for do in AREAS},
         "leakage": {do: 0.1 for do in AREAS},
-        "locality": {do: {"leakage": 0.1, "ci95": [0, 1], "outside": 0.1, "inside": 1.0, "n": 8} for do in AREAS},
+        "locality": {
+            do: {"leakage": 0.1, "ci95": [0, 1], "outside": 0.1, "inside": 1.0, "n": 8, "n_inside": 8} for do in AREAS
+        },
         "composition": {"1": 0.0, "10": 0.0},
         "composition_sampled": {"1": 0.0, "10": 0.0},
         "reversibility": {do: 0.01 for do in AREAS},
@@ -50,6 +52,7 @@ EVALUATION = {
         "name": "phantoms",
         "image_size": [64, 64],
         "cases": 4,
+        "figure": "mape",
         "interventions": AREAS,
         "interventions_per_case": 2,
         "seed": 0,

@@ -135,8 +135,8 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
 
     Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
     other training cases than each guide named in the checkpoints (``data["guide"]``, see
-    :mod:`segcft_ext.provenance`). Both must say which cases they were trained on: who does not was trained on all. The
-    cases themselves are compared where both checkpoints tell them, since data may have been divided more than once.
+    :mod:`segcft_ext.provenance`). Both must say which part of the cases they were trained on: who does not was trained
+    on all. The cases themselves are compared as well, since data may have been divided more than once.
 
     Raises:
         CheckpointError: names judge, method, key, and what both hold.
@@ -164,7 +164,7 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
                 f"{judge.origin}: data.use: the judge holds {use!r}, the guide of method {name!r} ({method.origin}) "
                 f"{guided_use!r}, and None stands for all cases; an independent judge needs other training cases"
             )
-        shared = sorted({*judge.data.get("cases", [])} & {*guide["data"].get("cases", [])})
+        shared = sorted({*judge.data.get("cases", ())} & {*guide["data"].get("cases", ())})
         if shared:
             raise CheckpointError(
                 f"{judge.origin}: data.cases: the judge was trained on {len(shared)} cases that the guide of method "

@@ -100,8 +100,8 @@ def _effectiveness(evaluation: Mapping[str, Any], figures: Figures) -> list[Tabl
 
 
 def _figure(evaluation: Mapping[str, Any]) -> str:
-    """ "mape", or "mae" where a variable may be zero; older evaluations knew the former only."""
-    return evaluation["data"].get("figure", "mape")
+    """ "mape", or "mae" where a variable may be zero."""
+    return evaluation["data"]["figure"]
 
 
 def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> dict[str, str]:
@@ -281,9 +281,9 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
 
 
 def _without_region(figures: Figures) -> str:
-    """How many counterfactuals of each method have an outside only; older evaluations left these out."""
+    """How many counterfactuals of each method have an outside only."""
     without = {
-        name: sum(cell["n"] - cell.get("n_inside", cell["n"]) for cell in entry["locality"].values())
+        name: sum(cell["n"] - cell["n_inside"] for cell in entry["locality"].values())
         for name, entry in figures.items()
     }
     if not any(without.values()):
@@ -333,7 +333,7 @@ def _truth(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
     headings, floor, figure = interventions(figures), evaluation["floor"], _figure(evaluation)
     interval = "ci95" if figure == "mape" else "mae_ci95"
     wanted = {"absent_present": "appears", "present_absent": "vanishes", "present_present": "changes"}
-    # None without a variable that may be zero; older evaluations did not part them.
+    # None without a variable that may be zero.
     parted = {h: do for h, do in headings.items() if "presence" in (figures[ZERO]["truth"] or {}).get(do, {})}
 
     def true(entry: Mapping[str, Any], do: str) -> Mapping[str, Any]:

@@ -17,7 +17,6 @@ __all__ = ["TrainingCheckpoint"]
 
 PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
 LENGTH = ("max_epochs", "epoch_length")
-LATER_DATA = ("cases", "intensity_unit", "window")  # what the first checkpoints do not say of their data
 
 
 class TrainingCheckpoint:
@@ -108,9 +107,7 @@ def _restore(item: Any, state: Any) -> None:
     asked = item.data if isinstance(item, SelfDescribing) else None
     item.load_state_dict(state)
     if asked:
-        held = {key: asked[key] for key in LATER_DATA if key in asked} | item.data
-        for key in sorted({*asked, *held}):
-            found, expected = held.get(key, "nothing"), asked.get(key, "nothing")
+        for key in sorted({*asked, *item.data}):
+            found, expected = item.data.get(key, "nothing"), asked.get(key, "nothing")
             if found != expected:
                 raise CheckpointError(f"data.{key}: the checkpoint holds {found!r:.300}, asked for {expected!r:.300}")
-        item.data = asked
