@@ -208,6 +208,22 @@ def test_truth_leaves_out_what_asks_for_nothing(judged: tuple[JudgeEvaluator, Pa
     assert engine.evaluation["methods"]["exact"]["truth"][do]["variables"][do]["mae"] == pytest.approx(0, abs=1e-4)
 
 
+def test_the_floor_of_the_drift_is_that_of_the_truth(judged: tuple[JudgeEvaluator, Path]) -> None:
+    engine = judged[0]
+    do, other = HALVES
+    rows = engine.pairs[(engine.pairs["do"] == do) & engine.pairs[f"truth.seen.{do}"].notna()]
+    floor = engine.evaluation["floor_drift"][do]
+    assert set(floor) == {other}
+    of_method = {
+        name: (part[f"measured.{other}"] - part[f"before.{other}"]).abs().mean()
+        for name, part in rows.groupby("method")
+    }
+    assert floor[other]["drift_mae"] == pytest.approx(of_method["exact"], abs=1e-6)
+    assert of_method["spilling"] > of_method["exact"] + 0.1
+    (table,) = (table for table in evaluation_tables(engine.evaluation) if table.key == "drift")
+    assert dict(table.rows)[FLOOR][0].value == floor[other]["drift_mae"] and "true counterfactuals" in table.note
+
+
 def test_tables_files_and_report(judged: tuple[JudgeEvaluator, Path], tmp_path: Path) -> None:
     folder = judged[1]
     tables = {table.key: table for table in evaluation_tables(json.loads((folder / "evaluation.json").read_text()))}

@@ -47,6 +47,7 @@ EVALUATION = {
     "identity": figures_of_merit(31.0),
     "judge": {"left_lung": {"dice": 0.97, "area_mape": 2.0}, "heart": {"dice": 0.94, "area_mape": 6.0}},
     "floor": {j: {"mape": 3.0, "ci95": [2, 4], "mae": 0.2, "mae_ci95": [0, 1], "n": 4} for j in AREAS},
+    "floor_drift": None,
     "realism_of_real_images": None,
     "data": {
         "name": "phantoms",

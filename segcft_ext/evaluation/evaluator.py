@@ -155,19 +155,27 @@ class JudgeEvaluator(Evaluator):
         draw = np.tile(np.arange(self.draws), len(targets))
         cases = cases.repeat(self.draws)
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
-        truth = self.truth(cases.ids, {variable: target.tolist()}) if self.truth is not None else None
+        truth = self._true(variable, target, cases)
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
-                true_image, true_label = map(self._tensor, truth)
+                true_image, true_label, seen = truth
                 changed = target != cases.of([variable])[:, 0]
-                true = self._compare(image, judged, true_image, true_label, variable, cases)
+                true = self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
                 figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
+
+    def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor] | None:
+        """True images and label maps, and the judge's measurements of these images; None where they are not known."""
+        if self.truth is None:
+            return None
+        image, label = map(self._tensor, self.truth(cases.ids, {variable: target.tolist()}))
+        seen = self.judge.measure(self.judge.segment(image), image, cases.spacing, cases.label)
+        return image, label, seen.masked_fill(_rows(image.isnan().flatten(1).any(1), seen), nan)
 
     def _judge(
         self, method: Method, variable: str, target: Tensor, cases: Cases

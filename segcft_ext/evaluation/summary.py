@@ -21,6 +21,8 @@
      "identity": the same for x~ = x,
      "judge": {structure: {"dice", "area_mape"}},
      "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n", "slope", "slope_ci95"}},
+     "floor_drift": {do: {measured: {"drift", "drift_ci95", "drift_mae", "drift_mae_ci95"}}} of the true
+                    counterfactuals, or null without a renderer,
      "floor_presence": {measured: {"absent" or "present": {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
      "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
      "data": {…, "figure": "mape", or "mae" where an intervened variable may be zero}}
@@ -106,6 +108,11 @@ def summarise(
         "floor": floor(
             _columns(real, "before", measured), _columns(real, "factual", measured), real["id"], measured, seed
         ),
+        "floor_drift": _each(
+            {str(do): part for do, part in pairs[pairs["method"] == IDENTITY].groupby("do", sort=False)},
+            "truth.psnr",
+            lambda part: _floor_drift(part, measured, seed),
+        ),
         "floor_presence": {
             name: presence_floor(
                 real[f"before.{name}"].to_numpy(), real[f"factual.{name}"].to_numpy(), real["id"], seed
@@ -151,13 +158,21 @@ def _columns(rows: pd.DataFrame, figure: str, measured: Sequence[str]) -> np.nda
 def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: int) -> dict[str, Any]:
     cells = {}
     for name in measured:
-        after, asked, before, factual = (
-            rows[f"{figure}.{name}"].to_numpy() for figure in ("measured", "asked", "before", "factual")
-        )
-        cells[name] = error(after, asked, rows["id"], seed)
+        cells[name] = error(rows[f"measured.{name}"].to_numpy(), rows[f"asked.{name}"].to_numpy(), rows["id"], seed)
         if name != do:
-            cells[name] |= drift(after - before, asked - factual, factual, rows["id"], seed)
+            cells[name] |= _drift(rows, name, "measured", seed)
     return cells
+
+
+def _floor_drift(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
+    do = str(rows["do"].iloc[0])
+    rows = rows[rows[f"truth.seen.{do}"].notna()]
+    return {name: _drift(rows, name, "truth.seen", seed) for name in measured if name != do}
+
+
+def _drift(rows: pd.DataFrame, name: str, seen: str, seed: int) -> dict[str, Any]:
+    after, asked, before, factual = (rows[f"{f}.{name}"].to_numpy() for f in (seen, "asked", "before", "factual"))
+    return drift(after - before, asked - factual, factual, rows["id"], seed)
 
 
 def _slope(rows: pd.DataFrame, do: str, seed: int) -> dict[str, Any]:

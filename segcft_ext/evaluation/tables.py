@@ -153,6 +153,9 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
                 if name != ZERO
             ),
         ]
+    truth = evaluation["floor_drift"]
+    if truth:
+        drift_note += " The floor is what the judge sees of the true counterfactuals."
     return [
         table(
             figures,
@@ -161,6 +164,7 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
             drift_note,
             {heading: pair for heading, pair in pairs.items() if pair[0] != pair[1]},
             lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], drift, f"{drift}_ci95"),
+            lambda pair: cell(truth[pair[0]][pair[1]] if truth else {}, drift, f"{drift}_ci95"),
             digits=2,
         ),
         table(
