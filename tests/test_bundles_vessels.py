@@ -139,7 +139,9 @@ def test_what_is_left_alone_weighs_as_much_for_the_hvae_of_vessels(overlay: list
     parser = ConfigParser()
     parser.read_config([str(configs / name) for name in ("train.json", *overlay)])
     parser["deformation"] = head
-    assert parser.get_parsed_content("objective").others == ((1.6 if overlay else 1.2) if head else 4.0)
+    objective = parser.get_parsed_content("objective")
+    assert objective.others == ((1.6 if overlay else 2.0) if head else 4.0)
+    assert objective.preservation == (1.0 if overlay or head else 0.25)
 
 
 def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
