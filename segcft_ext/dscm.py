@@ -229,6 +229,12 @@ class DSCM(SelfDescribing):
         """
         return self.hvae.negative_elbo(image, self.hvae.posterior(image, self.variables.encode(values)))
 
+    def measure_nothing(self) -> None:
+        """Take the areas from the deformation head: its movements are not rescaled."""
+        if self.deformation is not None:
+            self.deformation.areas = {}
+            self.definition["deformation"]["areas"] = {}
+
     def select_trained(self, hvae: bool) -> DSCM:
         """For fine-tuning: gradients for the deformation head and, if asked, the HVAE; none for the mechanisms."""
         self.scm.requires_grad_(False)

@@ -147,7 +147,8 @@ def load_guide(
 def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:
     """Refuse what cannot be fine-tuned, and note the guide in the DSCM's ``data``, so that no judge can be the guide.
 
-    The cases of the fine-tuning are noted beside those of the pretraining.
+    The cases of the fine-tuning are noted beside those of the pretraining. With a guide that measures no label maps,
+    the deformation head measures none either: that would be a segmentor's part in Reg-CFT.
 
     Raises:
         CheckpointError: when the DSCM is untrained, was trained for other data, or has had a guide already.
@@ -160,6 +161,8 @@ def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> 
             f"{dscm.origin}: data.guide: the checkpoint was fine-tuned with a {dscm.data['guide']['class']} already, "
             "expected a pretrained DSCM"
         )
+    if not isinstance(guide, SegmentorGuide):
+        dscm.measure_nothing()
     noted = None
     if guide is not None and isinstance(guide.network, SelfDescribing):
         noted = upstream(guide.network)

@@ -606,7 +606,7 @@ def test_each_stages_checkpoint_is_the_next_ones_start(tmp_path: Path) -> None:
     save_model(dscm, tmp_path / "dscm.pt")
 
     for name in ("segmentor", "regressor", None):
-        tuned = pretrained(tmp_path / "dscm.pt", deformation=HEAD)
+        tuned = pretrained(tmp_path / "dscm.pt", deformation={**HEAD, "classes": 4, "areas": datalist.area_labels})
         assert_equal({k: v for k, v in tensors(tuned).items() if not k.startswith("deformation")}, tensors(dscm))
         path = None if name is None else tmp_path / f"{name}.pt"
         found = load_guide(path, datalist, "cpu", tuned.variables.names)
@@ -615,6 +615,7 @@ def test_each_stages_checkpoint_is_the_next_ones_start(tmp_path: Path) -> None:
         save_model(tuned, tmp_path / "tuned.pt")
         again = load_model(tmp_path / "tuned.pt", DSCM)
         check_compatible(again, datalist)
+        assert again.deformation is not None and len(again.deformation.areas) == (3 if name == "segmentor" else 0)
         noted = again.data["guide"]
         assert again.data["cases"] == sorted(datalist.fingerprints("training"))
         assert noted is None if found is None else noted["class"].lower() == name
