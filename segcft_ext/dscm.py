@@ -173,7 +173,8 @@ class DSCM(SelfDescribing):
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
-        edit = self.deformation(abduction.features, factual, parents, self._sizes(abduction.values, values))
+        sizes = self._sizes(abduction.values, values) if self.deformation.measures else None
+        edit = self.deformation(abduction.features, factual, parents, sizes)
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)

@@ -128,7 +128,7 @@ def test_the_head_is_told_the_sizes_of_its_channels() -> None:
         {"name": "lung", "kind": "continuous"},
         {"name": "lumen", "kind": "continuous"},
     ]
-    dscm = DSCM(variables, hvae=HVAE, deformation={"channels": [4, 4], "classes": 2, "areas": {"lung": 1}})
+    dscm = DSCM(variables, hvae=HVAE, deformation={"channels": [4, 4], "classes": 2, "areas": {"lung": 1}}).eval()
     assert dscm.deformation is not None and dscm.deformation.areas == {2: 1}
     training = torch.tensor([[0.0, 10.0, 3.0], [1.0, 20.0, 4.0]])
     dscm.variables.fit(training, ["", "percent", "mm2"], [["F", "M"], [], []])

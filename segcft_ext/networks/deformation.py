@@ -189,6 +189,11 @@ class DeformationHead(nn.Module):
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
+    @property
+    def measures(self) -> bool:
+        """Whether the head has a use for sizes: it knows areas, and is in evaluation mode."""
+        return bool(self.areas) and not self.training
+
     def features(self, image: Tensor) -> Features:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
         hidden = with_coordinates(image)
@@ -224,7 +229,7 @@ class DeformationHead(nn.Module):
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
-        if sizes is not None and self.areas and not self.training:
+        if sizes is not None and self.measures:
             moved = self._rescaled(moved, fields, features, sizes)
         velocity = self._velocity(fields, moved)
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
