@@ -81,6 +81,8 @@ class CFTTerms:
         anatomy: Dice loss and cross-entropy of what the deformation head sees in the factual image; zero without.
         preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
             scaled units; zero for a regressor, which has no masks.
+        growth: squared difference, blurred, between what the masks of changed variables gain and what such masks gain
+            in the population, in scaled units; zero without growth maps.
     """
 
     effectiveness: Tensor
@@ -88,6 +90,7 @@ class CFTTerms:
     others: Tensor
     locality: Tensor
     preservation: Tensor
+    growth: Tensor
     paint: Tensor
     minimality: Tensor
     smoothness: Tensor
@@ -98,12 +101,13 @@ class CFTTerms:
 class CFTObjective(nn.Module):
     """L_cf of method §4 over all variables of the guide, so that an edit that moves another variable is punished.
 
-    Three things go beyond the paper. The guide errs on real images too, and that error is not the edit's to mend: with
+    Four things go beyond the paper. The guide errs on real images too, and that error is not the edit's to mend: with
     ``anchored``, the target of each variable is shifted by the guide's error on the factual image, so no action asks
     for no change. And ``locality`` punishes change where none of the changed variables lives, as the guide sees it on
     the factual and on the counterfactual image; a regressor cannot say where, so for it this term is zero. And where a
     segmentor is sure, its area has no gradient: nothing could appear, and little vanish. ``relabelling`` takes the
-    nearest mask that has the area wanted, the pixels with the highest log-odds, and asks for it by cross-entropy.
+    nearest mask that has the area wanted, the pixels with the highest log-odds, and asks for it by cross-entropy. An
+    area says how much, not where: ``growth`` asks for the change where real cases differ that differ in that area.
 
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
@@ -115,6 +119,7 @@ class CFTObjective(nn.Module):
             tenth of the image: much more of it taught the head of a vessel to do nothing).
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
+        growth: weight of the place at which the changed structures grow or shrink.
         paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
             that appear or vanish, not for a haze over a whole vessel.
         minimality: weight of the squared change. An HVAE that is fine-tuned paints what a segmentor is to take for an
@@ -124,6 +129,8 @@ class CFTObjective(nn.Module):
         anatomy: weight of what the deformation head is to see.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
+        blur: pixels, at an image of 256, over which the place of a change is averaged, twice: no two cases have their
+            borders at the same place.
         warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``
             and ``minimality`` rise from a twentieth. An edit is found before it is confined: a network that does not
             know yet where a variable lives moves everything at once, and would learn to move nothing.
@@ -137,6 +144,7 @@ class CFTObjective(nn.Module):
         others: float = 2.0,
         locality: float = 0.2,
         preservation: float = 1.0,
+        growth: float = 4.0,
         paint: float = 8.0,
         minimality: float = 0.0,
         smoothness: float = 0.00023,
@@ -144,6 +152,7 @@ class CFTObjective(nn.Module):
         anatomy: float = 1.0,
         folding_margin: float = 0.2,
         dilation: float = 5.0,
+        blur: float = 16.0,
         warm_up: float = 0.6,
     ) -> None:
         super().__init__()
@@ -153,6 +162,7 @@ class CFTObjective(nn.Module):
         self.others = others
         self.locality = locality
         self.preservation = preservation
+        self.growth = growth
         self.paint = paint
         self.minimality = minimality
         self.smoothness = smoothness
@@ -160,6 +170,7 @@ class CFTObjective(nn.Module):
         self.anatomy = anatomy
         self.folding_margin = folding_margin
         self.dilation = dilation
+        self.blur = blur
         self.warm_up = warm_up
         self.seen = DiceCELoss(softmax=True, include_background=False, batch=True)
 
@@ -173,6 +184,7 @@ class CFTObjective(nn.Module):
         variables: Variables,
         columns: Sequence[int],
         reference: Tensor,
+        growth: Tensor | None = None,
     ) -> CFTTerms:
         """Compare a counterfactual with what was asked for.
 
@@ -185,6 +197,7 @@ class CFTObjective(nn.Module):
             variables: their scaling.
             columns: column in ``values`` of each of the guide's J variables.
             reference: one-hot label maps of the factual images, shape (B, C, *spatial).
+            growth: of the guide's variables, shape (J, *spatial), see :func:`~segcft_ext.population.growth_maps`.
         """
         factual, wanted = values[:, columns], counterfactual.values[:, columns]
         known = wanted.isfinite() & factual.isfinite()
@@ -220,6 +233,12 @@ class CFTObjective(nn.Module):
             exchanged = (after - before).abs().sum(2) * prediction.pixel * scale
             preservation = _mean_where(kept, exchanged)
 
+        misplaced = image.new_zeros(())
+        if growth is not None and prediction.pixel is not None:
+            expected = (wanted - factual).nan_to_num(0)[:, :, None] * growth.flatten(1)
+            difference = self._blurred((after - before - expected).view_as(prediction.support))
+            misplaced = _mean_where(changed, difference.square().flatten(2).sum(2) * prediction.pixel * scale)
+
         paint = smoothness = folding = anatomy = image.new_zeros(())
         if counterfactual.residual is not None:
             paint = counterfactual.residual.abs().mean()
@@ -231,7 +250,17 @@ class CFTObjective(nn.Module):
             labels = F.interpolate(reference, size=counterfactual.anatomy.shape[2:], mode="area")
             anatomy = self.seen(counterfactual.anatomy, labels)
         return CFTTerms(
-            effectiveness, relabelling, others, locality, preservation, paint, minimality, smoothness, folding, anatomy
+            effectiveness,
+            relabelling,
+            others,
+            locality,
+            preservation,
+            misplaced,
+            paint,
+            minimality,
+            smoothness,
+            folding,
+            anatomy,
         )
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
@@ -251,6 +280,7 @@ class CFTObjective(nn.Module):
         return (
             terms.effectiveness
             + self.relabelling * terms.relabelling
+            + self.growth * terms.growth
             + min(1.0, max(WARM_UP_FROM, progress / self.warm_up if self.warm_up else 1.0)) * confining
             + self.smoothness * terms.smoothness
             + self.folding * terms.folding
@@ -265,6 +295,13 @@ class CFTObjective(nn.Module):
             for key, value in vars(self).items()
             if isinstance(value, int | float) and key != "training" and not key.startswith("_")
         }
+
+    def _blurred(self, masks: Tensor) -> Tensor:
+        radius = max(1, round(self.blur * max(masks.shape[2:]) / 256))
+        mean = F.avg_pool2d if masks.ndim == 4 else F.avg_pool3d
+        for _ in range(2):
+            masks = mean(masks, 2 * radius + 1, stride=1, padding=radius)
+        return masks
 
     def _dilate(self, mask: Tensor) -> Tensor:
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))

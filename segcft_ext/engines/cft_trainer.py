@@ -36,6 +36,7 @@ class CFTTrainer(GuardedTrainer):
         guide: the guide, or None.
         objective: weighs the terms of the loss.
         lagrangian: the constraint on the negative ELBO.
+        growth: where the structures grow in the population, see :func:`~segcft_ext.population.growth_maps`.
         **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
 
     Raises:
@@ -47,12 +48,14 @@ class CFTTrainer(GuardedTrainer):
         guide: Guide | None,
         objective: CFTObjective,
         lagrangian: Lagrangian,
+        growth: Tensor | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         variables = self.dscm.variables
         self.guide = guide
         self.objective = objective
+        self.growth = growth
         self.lagrangian = lagrangian.to(self.state.device)
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())
@@ -94,6 +97,7 @@ class CFTTrainer(GuardedTrainer):
             dscm.variables,
             self.guided,
             reference,
+            self.growth,
         )
         output = {
             CommonKeys.LOSS: self.objective.total(terms, self._progress()),

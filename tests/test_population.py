@@ -1,0 +1,91 @@
+"""Growth maps find where a structure varies in the population, and only the objective of a segmentor guide uses them."""
+
+import pytest
+import torch
+from monai.data import Dataset
+
+from segcft_ext.dscm import Counterfactual
+from segcft_ext.guides import Guide, GuidePrediction, RegressorGuide, SegmentorGuide
+from segcft_ext.measurements import Area
+from segcft_ext.networks.regressor import Regressor
+from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.objective import CFTObjective
+from segcft_ext.population import growth_maps
+from segcft_ext.variables import Variables
+
+NAMES = ["age", "a", "b"]
+
+
+def segmentor_guide() -> SegmentorGuide:
+    segmentor = Segmentor({"background": 0, "a": 1, "b": 2}, "BasicUNet", features=(8, 8, 8, 8, 8, 8))
+    return SegmentorGuide(segmentor, {"a": Area(1), "b": Area(2)})
+
+
+def population(count: int = 60, missing: int = 0) -> Dataset:
+    """Structure a grows downwards only, b to the right, and who has a large a has a large b; in percent of 32 x 32."""
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for i in range(count):
+        height = int(torch.randint(4, 12, (), generator=generator))
+        width = height // 2 + int(torch.randint(2, 8, (), generator=generator))
+        label = torch.zeros(1, 32, 32)
+        label[:, 4 : 4 + height, 2:8], label[:, 20:24, 12 : 12 + width] = 1, 2
+        a, b = (100 / 32**2 * (label == value).sum().item() for value in (1, 2))
+        age = 50.0 + i
+        cases.append({"label": label, "variables": torch.tensor([age, torch.nan if i < missing else a, b])})
+    return Dataset(cases)
+
+
+def test_a_structure_grows_where_it_does_in_the_population_the_others_being_equal() -> None:
+    maps = growth_maps(segmentor_guide(), population(), NAMES, num_classes=3)
+    assert maps is not None and maps.shape == (2, 32, 32)
+    # A unit more of the variable is a unit more of the mask.
+    torch.testing.assert_close(maps.mean((1, 2)) * 100, torch.ones(2), rtol=1e-4, atol=0)
+    grows = torch.zeros(2, 32, 32, dtype=torch.bool)
+    grows[0, 8:15, 2:8], grows[1, 20:24, 16:24] = True, True
+    assert maps[~grows].abs().max() < 1e-5
+    assert (maps[0, 8:15, 2:8] > 0).all()
+
+
+def test_cases_that_lack_a_variable_do_not_count() -> None:
+    guide = segmentor_guide()
+    known = Dataset([case for case in population(missing=30) if case["variables"].isfinite().all()])
+    maps = growth_maps(guide, population(missing=30), NAMES, num_classes=3)
+    assert maps is not None and torch.equal(maps, growth_maps(guide, known, NAMES, num_classes=3))
+    with pytest.raises(ValueError, match=r"3 training cases in which all of \['a', 'b'\] are known, expected 4 or more"):
+        growth_maps(guide, population(missing=57), NAMES, num_classes=3)
+
+
+def test_a_guide_without_masks_has_no_growth_maps() -> None:
+    regressor = Regressor([{"name": "a", "kind": "continuous"}], channels=(8, 8))
+    guides: list[Guide | None] = [None, RegressorGuide(regressor)]
+    assert [growth_maps(guide, population(), NAMES, num_classes=3) for guide in guides] == [None, None]
+
+
+def test_growing_elsewhere_than_the_population_costs() -> None:
+    objective = CFTObjective(blur=4.0)
+    variables = Variables([{"name": "a", "kind": "continuous"}])
+    variables.fit(torch.tensor([[0.0], [20.0]]), ["percent"])
+    image, pixel = torch.zeros(1, 1, 64, 64), torch.tensor([[100 / 64**2]])
+    factual = torch.zeros(1, 1, 64, 64)
+    factual[..., 20:40, 20:40] = 1
+    growth = torch.zeros(1, 64, 64)
+    growth[0, 40:44, 20:40] = 64**2 / 100 / 80  # below: a unit is spread over 80 pixels
+    below, above = factual.clone(), factual.clone()
+    below[..., 40:44, 20:40], above[..., 16:20, 20:40] = 1, 1
+    values = (factual.sum() * pixel).view(1, 1)
+    wanted = Counterfactual(image, values + 80 * pixel)
+
+    def cost(support: torch.Tensor, growth: torch.Tensor | None) -> float:
+        predictions = [
+            GuidePrediction(mask.flatten(1).sum(1, keepdim=True) * pixel, mask, pixel=pixel)
+            for mask in (factual, support)
+        ]
+        found = objective(image, values, wanted, *predictions, variables, [0], torch.zeros(1, 2, 64, 64), growth)
+        return float(found.growth)
+
+    assert cost(below, growth) == pytest.approx(0, abs=1e-10)
+    assert cost(above, None) == 0
+    assert cost(above, growth) > cost(factual, growth) > 0
+    # The blur is two means over 3 x 3 pixels, so four rows that neither gain nor lose at their place are seen.
+    assert 0.4 * 160 < cost(above, growth) / (float(pixel) * 2 / 20) < 160
