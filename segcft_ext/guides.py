@@ -49,10 +49,12 @@ class Guide(nn.Module, ABC):
     Attributes:
         names: the variables it predicts, in the order of its columns.
         network: the frozen network.
+        measurements: of its variables on label maps; empty for a guide that sees none.
     """
 
     names: list[str]
     network: nn.Module
+    measurements: dict[str, Measurement]
 
     def see(self, image: Tensor) -> Tensor:
         """The network's output in full precision, whatever the trainer's: a guide is a ruler."""
@@ -108,6 +110,7 @@ class RegressorGuide(Guide):
         super().__init__()
         self.network = freeze(regressor)
         self.names = list(regressor.names)
+        self.measurements = {}
 
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
         support = image.new_ones(()).expand(len(image), len(self.names), *image.shape[2:])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction
+from segcft_ext.population import blurred
 from segcft_ext.variables import Variables
 
 __all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
@@ -129,8 +130,6 @@ class CFTObjective(nn.Module):
         anatomy: weight of what the deformation head is to see.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
-        blur: pixels, at an image of 256, over which the place of a change is averaged, twice: no two cases have their
-            borders at the same place.
         warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``
             and ``minimality`` rise from a twentieth. An edit is found before it is confined: a network that does not
             know yet where a variable lives moves everything at once, and would learn to move nothing.
@@ -144,7 +143,7 @@ class CFTObjective(nn.Module):
         others: float = 2.0,
         locality: float = 0.2,
         preservation: float = 1.0,
-        growth: float = 4.0,
+        growth: float = 2.0,
         paint: float = 8.0,
         minimality: float = 0.0,
         smoothness: float = 0.00023,
@@ -152,7 +151,6 @@ class CFTObjective(nn.Module):
         anatomy: float = 1.0,
         folding_margin: float = 0.2,
         dilation: float = 5.0,
-        blur: float = 16.0,
         warm_up: float = 0.6,
     ) -> None:
         super().__init__()
@@ -170,7 +168,6 @@ class CFTObjective(nn.Module):
         self.anatomy = anatomy
         self.folding_margin = folding_margin
         self.dilation = dilation
-        self.blur = blur
         self.warm_up = warm_up
         self.seen = DiceCELoss(softmax=True, include_background=False, batch=True)
 
@@ -236,7 +233,7 @@ class CFTObjective(nn.Module):
         misplaced = image.new_zeros(())
         if growth is not None and prediction.pixel is not None:
             expected = (wanted - factual).nan_to_num(0)[:, :, None] * growth.flatten(1)
-            difference = self._blurred((after - before - expected).view_as(prediction.support))
+            difference = blurred((after - before - expected).view_as(prediction.support))
             misplaced = _mean_where(changed, difference.square().flatten(2).sum(2) * prediction.pixel * scale)
 
         paint = smoothness = folding = anatomy = image.new_zeros(())
@@ -295,13 +292,6 @@ class CFTObjective(nn.Module):
             for key, value in vars(self).items()
             if isinstance(value, int | float) and key != "training" and not key.startswith("_")
         }
-
-    def _blurred(self, masks: Tensor) -> Tensor:
-        radius = max(1, round(self.blur * max(masks.shape[2:]) / 256))
-        mean = F.avg_pool2d if masks.ndim == 4 else F.avg_pool3d
-        for _ in range(2):
-            masks = mean(masks, 2 * radius + 1, stride=1, padding=radius)
-        return masks
 
     def _dilate(self, mask: Tensor) -> Tensor:
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))

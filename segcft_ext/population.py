@@ -1,65 +1,79 @@
-"""Where structures grow: how the label maps of a population differ with the size of one structure."""
+"""Where structures grow: how the label maps of a population differ with the size of one structure.
+
+An area says how much, not where. But a counterfactual is to come from p(x | pa) at other parents, with exogenous
+variables that do not depend on them. So on average over the cases its masks have to differ from the factual ones as the
+masks of real cases do that differ in that variable and in no other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
+import torch.nn.functional as F
+from monai.data import Dataset
 from monai.networks.utils import one_hot
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from segcft_ext.guides import Guide, SegmentorGuide
+from segcft_ext.measurements import Measurement
 
-__all__ = ["growth_maps"]
+__all__ = ["blurred", "growth_maps"]
 
+BLUR = 16 / 256
 RIDGE = 1e-6
 
 
 @torch.no_grad()
 def growth_maps(
-    guide: Guide | None, dataset: Dataset[Mapping[str, Any]], variables: Sequence[str], num_classes: int
+    measurements: Mapping[str, Measurement], dataset: Dataset, variables: Sequence[str], num_classes: int
 ) -> Tensor | None:
-    """Where each structure grows in the population, the others being as large as they are.
-
-    An area says how much, not where. But what is asked of a counterfactual is p(x | pa) at other parents, so on average
-    over the cases its masks have to differ from the factual ones as the masks of real cases do:
+    """The gain of each pixel of a mask for one unit of its variable, the other variables being the same.
 
     .. math:: G_j(p) = \\partial E[m_j(p) | pa] / \\partial pa_j
 
-    taken from a linear regression of each pixel of the label maps on all variables that the guide measures.
+    by a linear regression of each pixel of the label maps on all measured variables.
 
     Args:
-        guide: names the variables and knows where they live; only a segmentor guide does.
-        dataset: training cases with ``label`` (1, \\*spatial) and ``variables`` (K,) in physical units.
+        measurements: of the variables (J).
+        dataset: cases with ``label`` (1, \\*spatial) and ``variables`` (K,) in physical units.
         variables: names of these K.
         num_classes: of the label maps.
 
     Returns:
-        Gained share of each pixel for one unit of the variable, shape (J, \\*spatial); None without a segmentor guide.
+        Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any.
 
     Raises:
-        ValueError: when fewer cases than that are known in all variables: two more than variables.
+        ValueError: when fewer cases have all of the variables than there are variables and two more.
     """
-    if not isinstance(guide, SegmentorGuide):
+    if not measurements:
         return None
-    columns = [list(variables).index(name) for name in guide.names]
-    cases = range(len(dataset))  # type: ignore[arg-type]
-    values = torch.stack([torch.as_tensor(dataset[i]["variables"])[columns] for i in cases]).double()
+    columns = [list(variables).index(name) for name in measurements]
+    values = torch.stack([torch.as_tensor(case["variables"])[columns] for case in dataset.data]).double()
     known = values.isfinite().all(1)
     if int(known.sum()) < len(columns) + 2:
         raise ValueError(
-            f"growth maps: found {int(known.sum())} training cases in which all of {guide.names} are known, expected "
-            f"{len(columns) + 2} or more"
+            f"growth maps: found {int(known.sum())} training cases in which all of {list(measurements)} are known, "
+            f"expected {len(columns) + 2} or more"
         )
     spread = values[known].std(0).clamp(min=torch.finfo(torch.float32).tiny)
     predictors = (values[known] - values[known].mean(0)) / spread
     covariance = predictors.T @ predictors + RIDGE * len(predictors) * torch.eye(len(columns)).double()
     weights = torch.linalg.solve(covariance, predictors.T) / spread[:, None]
-    maps = 0.0
-    for i, weight in zip(known.nonzero()[:, 0].tolist(), weights.T.float(), strict=True):
-        label = one_hot(torch.as_tensor(dataset[i]["label"])[None].float(), num_classes)
-        masks = torch.cat([m.support(label) for m in guide.measurements.values()], dim=1)[0]
+    maps = torch.zeros(())
+    for case, weight in zip(known.nonzero()[:, 0].tolist(), weights.T.float(), strict=True):
+        label = one_hot(torch.as_tensor(dataset[case]["label"])[None].float(), num_classes)
+        masks = torch.cat([measurement.support(label) for measurement in measurements.values()], dim=1)[0]
         maps = maps + weight.view(-1, *[1] * (masks.ndim - 1)) * masks
-    return torch.as_tensor(maps, device=next(guide.network.parameters()).device)
+    return maps
+
+
+def blurred(masks: Tensor) -> Tensor:
+    """Changes of masks (B, C, \\*spatial), averaged twice over 16 pixels each way at an image of 256.
+
+    No two cases have their borders at the same place, so a change can be compared with the population's only so.
+    """
+    radius = max(1, round(BLUR * max(masks.shape[2:])))
+    mean = F.avg_pool2d if masks.ndim == 4 else F.avg_pool3d
+    for _ in range(2):
+        masks = mean(masks, 2 * radius + 1, stride=1, padding=radius)
+    return masks

@@ -28,6 +28,7 @@ from segcft_ext.evaluation.methods import load_methods
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.population import growth_maps
 from segcft_ext.provenance import fingerprint, upstream
 
 AREAS = NAMES[:2]
@@ -59,6 +60,9 @@ def judged(datalist: Datalist, tmp_path_factory: pytest.TempPathFactory) -> tupl
         methods={"oracle": Oracle(), "clumsy": Oracle(wrong=7)},
         interventions_per_case=3,
         reference_loader=loader(datalist, "training"),
+        growth=growth_maps(
+            datalist.measurements(), loader(datalist, "training").dataset, datalist.variable_names, datalist.num_classes
+        ),
         val_handlers=[EvaluationWriter(folder, figure_cases=1)],
     )
     engine.run()
@@ -172,6 +176,20 @@ def test_change_maps_count_every_case_alike(judged: tuple[JudgeEvaluator, Path],
     for name, maps in whole.change_maps().items():
         for do, expected in maps.items():
             np.testing.assert_allclose(judged[0].change_maps()[name][do], expected, atol=1e-6)
+
+
+def test_the_place_of_growth_is_compared_with_the_population(
+    judged: tuple[JudgeEvaluator, Path], datalist: Datalist
+) -> None:
+    evaluation, maps = judged[0].evaluation, judged[0].gain_maps()
+    assert list(maps) == ["population", "oracle", "clumsy"] and evaluation["floor_place"] == {}
+    for do in AREAS:
+        assert evaluation["identity"]["place"][do] == pytest.approx(0.5)
+        assert 0 <= evaluation["methods"]["oracle"]["place"][do] < 0.05
+        assert np.abs(maps["population"][do]).max() == pytest.approx(1)
+    without = JudgeEvaluator("cpu", loader(datalist), DiscJudge(), datalist, {"oracle": Oracle()}, None, 1)
+    without.run()
+    assert without.gain_maps() == {} and without.evaluation["methods"]["oracle"]["place"] == {}
 
 
 def test_judge_and_its_floor(judged: tuple[JudgeEvaluator, Path]) -> None:

@@ -45,7 +45,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     images = [panel(i).image for i in range(3)]
     tall = {"Seg-CFT": {"lumen_area_mid": np.eye(64)[:, ::4], "lumen_area_distal": np.zeros((64, 16))}}
     drawings = {
-        "maps": figures.change_maps(tall, [0.5]),
+        "maps": figures.change_maps(tall, "change", [0.5]),
         "grid": figures.counterfactual_grid(panel(0), {"a": [panel(1)], "b": [panel(2)]}, LABELS),
         "reconstructions": figures.reconstruction_grid(images[:2], images[1:], "epoch 3"),
         "samples": figures.sample_grid(images, [f"sample {i}" for i in range(3)], columns=2),

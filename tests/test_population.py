@@ -5,20 +5,16 @@ import torch
 from monai.data import Dataset
 
 from segcft_ext.dscm import Counterfactual
-from segcft_ext.guides import Guide, GuidePrediction, RegressorGuide, SegmentorGuide
+from segcft_ext.evaluation.place import GainMap, misplaced
+from segcft_ext.guides import GuidePrediction, RegressorGuide
 from segcft_ext.measurements import Area
 from segcft_ext.networks.regressor import Regressor
-from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.objective import CFTObjective
 from segcft_ext.population import growth_maps
 from segcft_ext.variables import Variables
 
 NAMES = ["age", "a", "b"]
-
-
-def segmentor_guide() -> SegmentorGuide:
-    segmentor = Segmentor({"background": 0, "a": 1, "b": 2}, "BasicUNet", features=(8, 8, 8, 8, 8, 8))
-    return SegmentorGuide(segmentor, {"a": Area(1), "b": Area(2)})
+MEASUREMENTS = {"a": Area(1), "b": Area(2)}
 
 
 def population(count: int = 60, missing: int = 0) -> Dataset:
@@ -37,7 +33,7 @@ def population(count: int = 60, missing: int = 0) -> Dataset:
 
 
 def test_a_structure_grows_where_it_does_in_the_population_the_others_being_equal() -> None:
-    maps = growth_maps(segmentor_guide(), population(), NAMES, num_classes=3)
+    maps = growth_maps(MEASUREMENTS, population(), NAMES, num_classes=3)
     assert maps is not None and maps.shape == (2, 32, 32)
     # A unit more of the variable is a unit more of the mask.
     torch.testing.assert_close(maps.mean((1, 2)) * 100, torch.ones(2), rtol=1e-4, atol=0)
@@ -48,22 +44,20 @@ def test_a_structure_grows_where_it_does_in_the_population_the_others_being_equa
 
 
 def test_cases_that_lack_a_variable_do_not_count() -> None:
-    guide = segmentor_guide()
     known = Dataset([case for case in population(missing=30) if case["variables"].isfinite().all()])
-    maps = growth_maps(guide, population(missing=30), NAMES, num_classes=3)
-    assert maps is not None and torch.equal(maps, growth_maps(guide, known, NAMES, num_classes=3))
+    maps = growth_maps(MEASUREMENTS, population(missing=30), NAMES, num_classes=3)
+    assert maps is not None and torch.equal(maps, growth_maps(MEASUREMENTS, known, NAMES, num_classes=3))
     with pytest.raises(ValueError, match=r"3 training cases in which all of \['a', 'b'\] are known, expected 4 or more"):
-        growth_maps(guide, population(missing=57), NAMES, num_classes=3)
+        growth_maps(MEASUREMENTS, population(missing=57), NAMES, num_classes=3)
 
 
 def test_a_guide_without_masks_has_no_growth_maps() -> None:
     regressor = Regressor([{"name": "a", "kind": "continuous"}], channels=(8, 8))
-    guides: list[Guide | None] = [None, RegressorGuide(regressor)]
-    assert [growth_maps(guide, population(), NAMES, num_classes=3) for guide in guides] == [None, None]
+    assert growth_maps(RegressorGuide(regressor).measurements, population(), NAMES, num_classes=3) is None
 
 
 def test_growing_elsewhere_than_the_population_costs() -> None:
-    objective = CFTObjective(blur=4.0)
+    objective = CFTObjective()
     variables = Variables([{"name": "a", "kind": "continuous"}])
     variables.fit(torch.tensor([[0.0], [20.0]]), ["percent"])
     image, pixel = torch.zeros(1, 1, 64, 64), torch.tensor([[100 / 64**2]])
@@ -87,5 +81,22 @@ def test_growing_elsewhere_than_the_population_costs() -> None:
     assert cost(below, growth) == pytest.approx(0, abs=1e-10)
     assert cost(above, None) == 0
     assert cost(above, growth) > cost(factual, growth) > 0
-    # The blur is two means over 3 x 3 pixels, so four rows that neither gain nor lose at their place are seen.
-    assert 0.4 * 160 < cost(above, growth) / (float(pixel) * 2 / 20) < 160
+    # Eight rows of 20 pixels are wrong by one each, and the blur takes some of it, in scaled units of a range of 20.
+    assert 0.1 * 160 < cost(above, growth) / (float(pixel) * 2 / 20) < 160
+
+
+def test_misplaced_growth_is_told_in_shares() -> None:
+    growth = torch.zeros(64, 64)
+    growth[40:44, 20:40] = 1
+    elsewhere = growth.roll(-28, 0)
+    assert misplaced(growth, growth) == 0
+    assert misplaced(torch.zeros(64, 64), growth) == pytest.approx(0.5)
+    assert misplaced(elsewhere, growth) == pytest.approx(1)
+    assert misplaced((growth + elsewhere) / 2, growth) == pytest.approx(0.5)
+
+
+def test_the_gain_of_a_mask_is_that_for_one_unit() -> None:
+    gain, growth = GainMap(), torch.rand(8, 8)
+    for wanted in (torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.0])):
+        gain.add(wanted[:, None, None] * growth, wanted)
+    torch.testing.assert_close(gain.result(), growth.double())

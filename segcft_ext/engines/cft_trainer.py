@@ -55,7 +55,7 @@ class CFTTrainer(GuardedTrainer):
         variables = self.dscm.variables
         self.guide = guide
         self.objective = objective
-        self.growth = growth
+        self.growth = None if growth is None else growth.to(self.state.device)
         self.lagrangian = lagrangian.to(self.state.device)
         self.guided = [] if guide is None else [variables.index(name) for name in guide.names]
         self.constrained = any(p.requires_grad for p in self.dscm.hvae.parameters())

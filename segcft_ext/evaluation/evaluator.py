@@ -32,6 +32,7 @@ from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
 from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
+from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.evaluation.realism import BottleneckFeatures
 from segcft_ext.evaluation.summary import flat_metrics, summarise
 from segcft_ext.evaluation.truth import Truth, image_quality
@@ -60,6 +61,8 @@ class JudgeEvaluator(Evaluator):
         inferer: how the judge is applied to a batch of images.
         reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the
             realism of real images.
+        growth: where the measured variables (J) grow in the population, shape (J, *spatial), see
+            :func:`~segcft_ext.population.growth_maps`; without it nothing is said of the place of a change.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
 
     Raises:
@@ -78,6 +81,7 @@ class JudgeEvaluator(Evaluator):
         seed: int = 0,
         inferer: Callable[[Tensor, nn.Module], Tensor] | None = None,
         reference_loader: Iterable | None = None,
+        growth: Tensor | None = None,
         val_handlers: Sequence | None = None,
     ) -> None:
         check_independent(network, methods)
@@ -98,6 +102,7 @@ class JudgeEvaluator(Evaluator):
         example = torch.zeros(1, 1, *datalist.size, device=device)
         self.features = BottleneckFeatures(network, example, f"judge ({network.definition['architecture']})")
         self.reference_loader = reference_loader
+        self.growth = growth
         test = [entry["id"] for entry in datalist.entries["test"]]
         self.rows = {key: row for row, key in enumerate(test)}
         self.targets = {name: draw_targets(datalist, name, len(test), self.draws, seed) for name in self.interventions}
@@ -115,6 +120,8 @@ class JudgeEvaluator(Evaluator):
         self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self._features: dict[str, list[tuple[Sequence[str], Tensor]]] = defaultdict(list)
         self._changes: dict[str, dict[str, Tensor]] = defaultdict(dict)  # sums over all counterfactuals
+        self._gains: dict[str, dict[str, GainMap]] = defaultdict(lambda: defaultdict(GainMap))
+        self._true_gains: dict[str, GainMap] = defaultdict(GainMap)
         steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
         self._progress = tqdm(total=steps, desc="judging", unit="batch")
 
@@ -156,6 +163,9 @@ class JudgeEvaluator(Evaluator):
         cases = cases.repeat(self.draws)
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
         truth = self._true(variable, target, cases)
+        if truth is not None:
+            possible = truth[0].flatten(1).isfinite().all(1)
+            self._true_gains[variable].add(*self._gain(truth[1], variable, target, cases, possible))
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
@@ -165,9 +175,21 @@ class JudgeEvaluator(Evaluator):
                 figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
+            self._gains[name][variable].add(*self._gain(judged, variable, target, cases))
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
+
+    def _gain(
+        self, label: Tensor, variable: str, target: Tensor, cases: Cases, counted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a variable's mask has gained in label maps, (B, *spatial), and what it was to gain, (B,)."""
+        before, after = (
+            self.judge.masks(labels, cases.label)[:, cases.measured.index(variable)].float()
+            for labels in (cases.label, label)
+        )
+        wanted = target - cases.of([variable])[:, 0]
+        return after - before, wanted if counted is None else wanted.where(counted, 0)
 
     def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor] | None:
         """True images and label maps, and the judge's measurements of these images; None where they are not known."""
@@ -236,6 +258,8 @@ class JudgeEvaluator(Evaluator):
             measured=self.judge.names,
             may_be_zero=self.may_be_zero,
             regions=self.regions,
+            places={name: self._place(gains) for name, gains in self._gains.items()},
+            true_place=self._place(self._true_gains),
             seed=self.seed,
         )
         judge = self.judge.segmentor
@@ -264,6 +288,37 @@ class JudgeEvaluator(Evaluator):
             name: {do: picture(total / count) for do, total in by_do.items()}
             for name, by_do in self._changes.items()
             if name != IDENTITY
+        }
+
+    def gain_maps(self) -> dict[str, dict[str, np.ndarray]]:
+        """Where structures grow: in the population, truly (where that is known), and by method; (H, W) each.
+
+        By intervened variable, in shares of the largest gain in the population. Empty without growth maps.
+        """
+        population = self._growth_of_interventions()
+        gains = {name: found for name, found in self._gains.items() if name != IDENTITY}
+        if self._true_gains:
+            gains = {"truth": self._true_gains, **gains}
+        maps = {name: {do: found[do].result().cpu() for do in population} for name, found in gains.items()}
+        return {
+            name: {do: picture(each[do] / growth.abs().max()) for do, growth in population.items()}
+            for name, each in {"population": population, **maps}.items()
+            if population
+        }
+
+    def _growth_of_interventions(self) -> dict[str, Tensor]:
+        """Of what may be absent the place differs from case to case; there the mean says nothing."""
+        if self.growth is None:
+            return {}
+        return {
+            do: self.growth[self.judge.names.index(do)] for do in self.interventions if do not in self.may_be_zero
+        }
+
+    def _place(self, gains: Mapping[str, GainMap]) -> dict[str, float]:
+        return {
+            do: misplaced(gains[do].result().cpu(), expected)
+            for do, expected in self._growth_of_interventions().items()
+            if do in gains
         }
 
     def _tensor(self, value: Any) -> Tensor:

@@ -12,6 +12,7 @@
                         "positional": {do: {"leakage", "ci95", "others", "own", "n"}} of regions,
                         "composition": {"1", "10"}, "composition_sampled": {"1", "10"},
                         "reversibility": {do: L1},
+                        "place": {do: misplaced share of the growth} of what is never absent,
                         "folding": {do: {"share", "minimum"}} or null without a deformation,
                         "realism": {"fid", "kid", "kid_sd", "n"},
                         "truth": {do: {"psnr", "psnr_near", "ssim", "mae", "dice", "n",
@@ -23,13 +24,15 @@
      "floor": {measured: {"mape", "ci95", "mae", "mae_ci95", "n", "slope", "slope_ci95"}},
      "floor_drift": {do: {measured: {"drift", "drift_ci95", "drift_mae", "drift_mae_ci95"}}} of the true
                     counterfactuals, or null without a renderer,
+     "floor_place": "place" of the true counterfactuals; empty without a renderer,
      "floor_presence": {measured: {"absent" or "present": {"mae", …, "seen", "seen_ci95"}}} of what may be zero,
      "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
      "data": {…, "figure": "mape", or "mae" where an intervened variable may be zero}}
 
 Definitions stand in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.presence`,
 :mod:`~segcft_ext.evaluation.locality`, :mod:`~segcft_ext.evaluation.positional`,
-:mod:`~segcft_ext.evaluation.axioms`, :mod:`~segcft_ext.evaluation.realism` and :mod:`~segcft_ext.evaluation.truth`.
+:mod:`~segcft_ext.evaluation.place`, :mod:`~segcft_ext.evaluation.axioms`, :mod:`~segcft_ext.evaluation.realism` and
+:mod:`~segcft_ext.evaluation.truth`.
 """
 
 from __future__ import annotations
@@ -63,6 +66,8 @@ def summarise(
     measured: Sequence[str],
     may_be_zero: Sequence[str],
     regions: Mapping[str, tuple[str, str]],
+    places: Mapping[str, Mapping[str, float]],
+    true_place: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
     """All figures of an evaluation.
@@ -76,6 +81,8 @@ def summarise(
         measured: names of the measured variables.
         may_be_zero: those with a point mass at zero.
         regions: structure and region of the variables that have one.
+        places: misplaced share of the growth by method and intervened variable.
+        true_place: that of the true counterfactuals.
         seed: seed of bootstrap and subsets.
     """
     methods = {}
@@ -93,6 +100,7 @@ def summarise(
                 for do, part in by_do.items()
                 if (others := _other_regions(do, measured, regions))
             },
+            "place": dict(places[str(name)]),
             "composition": _composition(own, "composition"),
             "composition_sampled": _composition(own, "composition_sampled"),
             "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
@@ -113,6 +121,7 @@ def summarise(
             "truth.psnr",
             lambda part: _floor_drift(part, measured, seed),
         ),
+        "floor_place": dict(true_place),
         "floor_presence": {
             name: presence_floor(
                 real[f"before.{name}"].to_numpy(), real[f"factual.{name}"].to_numpy(), real["id"], seed
@@ -134,6 +143,7 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
             found[f"{name}/slope/{do}"] = figures["slope"][do]["slope"]
             found[f"{name}/leakage/{do}"] = figures["leakage"][do]
             found[f"{name}/reversibility/{do}"] = figures["reversibility"][do]
+        found |= {f"{name}/place/{do}": share for do, share in figures["place"].items()}
         for do, cell in figures["positional"].items():
             found[f"{name}/positional/{do}"] = cell["leakage"]
         found |= {f"{name}/composition/{count}": value for count, value in figures["composition"].items()}

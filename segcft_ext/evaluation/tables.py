@@ -252,6 +252,23 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
             digits=3,
         )
     ]
+    placed = {heading: do for heading, do in headings.items() if do in figures[ZERO]["place"]}
+    if placed:
+        tables.append(
+            table(
+                figures,
+                "place",
+                "Place: growth elsewhere than in the population",
+                "Where the structure's mask gains or loses for one unit of its variable, against where the masks of "
+                "real cases do that differ in that variable only: half the sum of the absolute difference of the two "
+                "maps, blurred, over that of the population's. 0: at the same place, 1: elsewhere only; a half: "
+                "nowhere. Lower is better. The floor is that of the true counterfactuals, where they are known.",
+                placed,
+                lambda entry, do: Cell(number(entry["place"][do])),
+                lambda do: Cell(number(evaluation["floor_place"].get(do))),
+                digits=2,
+            )
+        )
     if any(entry["folding"] for entry in figures.values()):
         tables.append(
             table(

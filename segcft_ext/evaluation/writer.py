@@ -114,11 +114,24 @@ class EvaluationWriter:
             regions = engine.datalist.regions
             fixed = regions is not None and regions.of == "image" and regions.axis == 0
             self._save(
-                change_maps(maps, regions.boundaries[1:-1] if regions is not None and fixed else ()),
+                change_maps(
+                    maps, "mean absolute change", regions.boundaries[1:-1] if regions is not None and fixed else ()
+                ),
                 "change-maps",
                 "maps",
                 "Mean absolute change of the image by intervention (rows) and method (columns), over all test cases "
                 "and targets" + ("; the lines part the regions." if fixed else "."),
+            )
+
+        gains = engine.gain_maps()
+        if gains:
+            self._save(
+                change_maps(gains, "gain of the mask for one unit of the variable", signed=True),
+                "gain-maps",
+                "maps",
+                "Where a structure grows by intervention (rows): in the population, and under the interventions of each "
+                "method, over all test cases and targets. Red: gained, blue: lost, in shares of the largest gain in the "
+                "population.",
             )
 
     def _counterfactuals(self, engine: JudgeEvaluator, item: Mapping[str, Any], number: int) -> None:

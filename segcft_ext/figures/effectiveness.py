@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from segcft_ext.figures.style import COLOURS, STYLE, cell_size, lies_down, new_figure, words
+from segcft_ext.figures.style import COLOURS, DIFFERENCE, STYLE, cell_size, lies_down, new_figure, words
 
 __all__ = ["change_maps", "effectiveness_heatmap", "effectiveness_scatter"]
 
@@ -58,18 +58,24 @@ def effectiveness_scatter(
     return figure
 
 
-def change_maps(maps: Mapping[str, Mapping[str, np.ndarray]], lines: Sequence[float] = ()) -> Figure:
-    """Mean absolute change of the image, a row for each intervention and a column for each method, on one scale.
+def change_maps(
+    maps: Mapping[str, Mapping[str, np.ndarray]], caption: str, lines: Sequence[float] = (), signed: bool = False
+) -> Figure:
+    """Where something changes, a row for each intervention and a column for each method, on one scale.
 
     Args:
         maps: (H, W) by method and intervened variable.
+        caption: what the maps show.
         lines: borders of regions along the first axis, as fractions of the image.
+        signed: whether changes have a sign; otherwise they are zero or more.
     """
     interventions = list(next(iter(maps.values())))
     shape = next(iter(next(iter(maps.values())).values())).shape
     lying = lies_down(shape)
     width, height = cell_size(shape)
-    limit = max(float(np.quantile(image, 0.998)) for each in maps.values() for image in each.values()) or 1.0
+    images = [np.abs(image) for each in maps.values() for image in each.values()]
+    limit = max(float(np.nanquantile(image, 0.998)) for image in images) or 1.0
+    colours = {"cmap": DIFFERENCE, "vmin": -limit} if signed else {"cmap": "magma", "vmin": 0}
     with matplotlib.rc_context(STYLE):
         figure = new_figure((width + 0.08) * len(maps) + 2.6, (height + 0.08) * len(interventions) + 0.5)
         axes = figure.subplots(len(interventions), len(maps), squeeze=False)
@@ -77,7 +83,7 @@ def change_maps(maps: Mapping[str, Mapping[str, np.ndarray]], lines: Sequence[fl
             for row, do in enumerate(interventions):
                 axis: Axes = axes[row, column]
                 image = each[do].T if lying else each[do]
-                shown = axis.imshow(image, cmap="magma", vmin=0, vmax=limit, interpolation="bicubic")
+                shown = axis.imshow(image, vmax=limit, interpolation="bicubic", **colours)
                 for line in lines:
                     draw = axis.axvline if lying else axis.axhline
                     draw(line * shape[0] - 0.5, color="white", linewidth=0.6, linestyle=":")
@@ -88,7 +94,7 @@ def change_maps(maps: Mapping[str, Mapping[str, np.ndarray]], lines: Sequence[fl
                 if column == 0:
                     axis.set_ylabel(f"do({words(do)})", rotation=0, ha="right", va="center")
         bar = figure.colorbar(shown, ax=axes, pad=0.02, fraction=0.04)
-        bar.set_label("mean absolute change")
+        bar.set_label(caption)
         bar.outline.set_visible(False)
     return figure
 
