@@ -1,4 +1,4 @@
-"""Growth maps find where a structure varies in the population, and only the objective of a segmentor guide uses them."""
+"""Growth maps find where a structure varies in the population; counterfactuals are to grow there."""
 
 import pytest
 import torch
@@ -47,7 +47,9 @@ def test_cases_that_lack_a_variable_do_not_count() -> None:
     known = Dataset([case for case in population(missing=30) if case["variables"].isfinite().all()])
     maps = growth_maps(MEASUREMENTS, population(missing=30), NAMES, num_classes=3)
     assert maps is not None and torch.equal(maps, growth_maps(MEASUREMENTS, known, NAMES, num_classes=3))
-    with pytest.raises(ValueError, match=r"3 training cases in which all of \['a', 'b'\] are known, expected 4 or more"):
+    with pytest.raises(
+        ValueError, match=r"3 training cases in which all of \['a', 'b'\] are known, expected 4 or more"
+    ):
         growth_maps(MEASUREMENTS, population(missing=57), NAMES, num_classes=3)
 
 

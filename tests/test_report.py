@@ -31,6 +31,7 @@ def figures_of_merit(mape: float) -> dict[str, Any]:
         "locality": {
             do: {"leakage": 0.1, "ci95": [0, 1], "outside": 0.1, "inside": 1.0, "n": 8, "n_inside": 8} for do in AREAS
         },
+        "place": {do: 0.2 for do in AREAS},
         "composition": {"1": 0.0, "10": 0.0},
         "composition_sampled": {"1": 0.0, "10": 0.0},
         "reversibility": {do: 0.01 for do in AREAS},
@@ -48,6 +49,7 @@ EVALUATION = {
     "judge": {"left_lung": {"dice": 0.97, "area_mape": 2.0}, "heart": {"dice": 0.94, "area_mape": 6.0}},
     "floor": {j: {"mape": 3.0, "ci95": [2, 4], "mae": 0.2, "mae_ci95": [0, 1], "n": 4} for j in AREAS},
     "floor_drift": None,
+    "floor_place": {},
     "realism_of_real_images": None,
     "data": {
         "name": "phantoms",

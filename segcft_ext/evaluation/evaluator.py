@@ -310,9 +310,7 @@ class JudgeEvaluator(Evaluator):
         """Of what may be absent the place differs from case to case; there the mean says nothing."""
         if self.growth is None:
             return {}
-        return {
-            do: self.growth[self.judge.names.index(do)] for do in self.interventions if do not in self.may_be_zero
-        }
+        return {do: self.growth[self.judge.names.index(do)] for do in self.interventions if do not in self.may_be_zero}
 
     def _place(self, gains: Mapping[str, GainMap]) -> dict[str, float]:
         return {

@@ -129,9 +129,9 @@ class EvaluationWriter:
                 change_maps(gains, "gain of the mask for one unit of the variable", signed=True),
                 "gain-maps",
                 "maps",
-                "Where a structure grows by intervention (rows): in the population, and under the interventions of each "
-                "method, over all test cases and targets. Red: gained, blue: lost, in shares of the largest gain in the "
-                "population.",
+                "Where a structure grows by intervention (rows): in the population, and under the interventions of "
+                "each method, over all test cases and targets. Red: gained, blue: lost, in shares of the largest gain "
+                "in the population.",
             )
 
     def _counterfactuals(self, engine: JudgeEvaluator, item: Mapping[str, Any], number: int) -> None:

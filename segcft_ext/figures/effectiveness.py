@@ -75,7 +75,7 @@ def change_maps(
     width, height = cell_size(shape)
     images = [np.abs(image) for each in maps.values() for image in each.values()]
     limit = max(float(np.nanquantile(image, 0.998)) for image in images) or 1.0
-    colours = {"cmap": DIFFERENCE, "vmin": -limit} if signed else {"cmap": "magma", "vmin": 0}
+    colours, lowest = (DIFFERENCE, -limit) if signed else ("magma", 0.0)
     with matplotlib.rc_context(STYLE):
         figure = new_figure((width + 0.08) * len(maps) + 2.6, (height + 0.08) * len(interventions) + 0.5)
         axes = figure.subplots(len(interventions), len(maps), squeeze=False)
@@ -83,7 +83,7 @@ def change_maps(
             for row, do in enumerate(interventions):
                 axis: Axes = axes[row, column]
                 image = each[do].T if lying else each[do]
-                shown = axis.imshow(image, vmax=limit, interpolation="bicubic", **colours)
+                shown = axis.imshow(image, cmap=colours, vmin=lowest, vmax=limit, interpolation="bicubic")
                 for line in lines:
                     draw = axis.axvline if lying else axis.axhline
                     draw(line * shape[0] - 0.5, color="white", linewidth=0.6, linestyle=":")
