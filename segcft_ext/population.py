@@ -7,6 +7,7 @@ masks of real cases do that differ in that variable and in no other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,6 +22,7 @@ __all__ = ["blurred", "growth_maps"]
 
 BLUR = 16 / 256
 RIDGE = 1e-6
+LOGGER = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -40,10 +42,8 @@ def growth_maps(
         num_classes: of the label maps.
 
     Returns:
-        Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any.
-
-    Raises:
-        ValueError: when fewer cases have all of the variables than there are variables and two more.
+        Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any, and, which is
+        logged, where fewer cases have all of the variables than a regression on them needs.
     """
     if not measurements:
         return None
@@ -51,10 +51,14 @@ def growth_maps(
     values = torch.stack([torch.as_tensor(case["variables"])[columns] for case in dataset.data]).double()
     known = values.isfinite().all(1)
     if int(known.sum()) < len(columns) + 2:
-        raise ValueError(
-            f"growth maps: found {int(known.sum())} training cases in which all of {list(measurements)} are known, "
-            f"expected {len(columns) + 2} or more"
+        LOGGER.warning(
+            "growth maps: found %d training cases in which all of %s are known, expected %d or more: nothing is said "
+            "of where structures grow",
+            int(known.sum()),
+            list(measurements),
+            len(columns) + 2,
         )
+        return None
     spread = values[known].std(0).clamp(min=torch.finfo(torch.float32).tiny)
     predictors = (values[known] - values[known].mean(0)) / spread
     covariance = predictors.T @ predictors + RIDGE * len(predictors) * torch.eye(len(columns)).double()
