@@ -136,7 +136,7 @@ class JudgeEvaluator(Evaluator):
             self._cases.append(cases.frame(self._compose(method, cases), method=name))
             self._progress.update()
         for variable in self.interventions:
-            self._intervene(variable, cases)
+            self._intervene(variable, cases, judged)
         return {"image": cases.image, "label": cases.label, "pred": judged}
 
     def cases(self, batchdata: Mapping[str, Any]) -> tuple[Cases, Tensor]:
@@ -157,39 +157,38 @@ class JudgeEvaluator(Evaluator):
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
 
-    def _intervene(self, variable: str, cases: Cases) -> None:
+    def _intervene(self, variable: str, cases: Cases, seen: Tensor) -> None:
         targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
         draw = np.tile(np.arange(self.draws), len(targets))
-        cases = cases.repeat(self.draws)
+        cases, seen = cases.repeat(self.draws), seen.repeat_interleave(self.draws, 0)
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
         truth = self._true(variable, target, cases)
         if truth is not None:
             possible = truth[0].flatten(1).isfinite().all(1)
-            self._true_gains[variable].add(*self._gain(truth[1], variable, target, cases, possible))
+            wanted = torch.where(possible, target - cases.of([variable])[:, 0], 0)
+            self._true_gains[variable].add(self._gain(cases.label, truth[1], variable, cases), wanted)
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
-                true_image, true_label, seen = truth
+                true_image, true_label, truly_seen = truth
                 changed = target != cases.of([variable])[:, 0]
-                true = self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
+                true = self._compare(image, judged, true_image, true_label, variable, cases) | {
+                    "truth.seen": truly_seen
+                }
                 figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
-            self._gains[name][variable].add(*self._gain(judged, variable, target, cases))
+            gain = self._gain(seen, judged, variable, cases)
+            self._gains[name][variable].add(gain, target - cases.of([variable])[:, 0])
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
 
-    def _gain(
-        self, label: Tensor, variable: str, target: Tensor, cases: Cases, counted: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What a variable's mask has gained in label maps, (B, *spatial), and what it was to gain, (B,)."""
-        before, after = (
-            self.judge.masks(labels, cases.label)[:, cases.measured.index(variable)].float()
-            for labels in (cases.label, label)
-        )
-        wanted = target - cases.of([variable])[:, 0]
-        return after - before, wanted if counted is None else wanted.where(counted, 0)
+    def _gain(self, before: Tensor, after: Tensor, variable: str, cases: Cases) -> Tensor:
+        """What a variable's mask gains from one label map (B, 1, *spatial) to another, (B, *spatial)."""
+        column = cases.measured.index(variable)
+        lost, gained = (self.judge.masks(label, cases.label)[:, column].float() for label in (before, after))
+        return gained - lost
 
     def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor] | None:
         """True images and label maps, and the judge's measurements of these images; None where they are not known."""
