@@ -150,12 +150,13 @@ class Datalist:
         }
 
     def fingerprints(self, split: str, use: str | None = None) -> dict[str, str]:
-        """The id of each case by its fingerprint, the first 12 hexadecimal digits of the id's SHA-256.
+        """The id of each case by its fingerprint, the first 12 hexadecimal digits of a SHA-256.
 
-        A checkpoint tells by fingerprints which cases it was trained on, without naming them.
+        A checkpoint tells by fingerprints which cases it was trained on, without naming them. It is that of the id and,
+        of a phantom, of its noise: phantoms of another seed have the same names.
         """
-        chosen = (entry["id"] for entry in self.entries[split] if use is None or entry.get("use") == use)
-        return {hashlib.sha256(case.encode()).hexdigest()[:12]: case for case in chosen}
+        chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
+        return {hashlib.sha256(_identity(entry).encode()).hexdigest()[:12]: entry["id"] for entry in chosen}
 
     def items(
         self, split: str, use: str | None = None, variables: Sequence[str] | None = None, limit: int | None = None
@@ -242,3 +243,8 @@ def write_datalist(path: str | os.PathLike[str], content: Mapping[str, Any]) -> 
     scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(scratch, path)
     return datalist
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    noise = entry.get("exogenous")
+    return entry["id"] if noise is None else entry["id"] + json.dumps(noise, sort_keys=True)

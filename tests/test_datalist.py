@@ -207,3 +207,15 @@ def test_a_variable_that_is_often_zero_is_zero_inflated(content, tmp_path):
     assert age == {"name": "age", "kind": "continuous"} and sex == {"name": "sex", "kind": "binary"}
     assert "zero_inflated" not in kind_of([0.0, *range(1, 61)])[0], "a single zero among many is no point mass"
     assert "zero_inflated" not in kind_of([0.0, -1.0, 5.0])[0]
+
+
+def test_phantoms_of_another_seed_are_other_cases(content, tmp_path):
+    def fingerprints(noise):
+        for case in content["test"]:
+            case.update(noise)
+        return set(write_datalist(tmp_path / "datalist.json", content).fingerprints("test"))
+
+    named, drawn = fingerprints({}), fingerprints({"exogenous": {"noise": {"a": 0.5}, "film": 0.0}})
+    assert len(named | drawn) == 2
+    assert fingerprints({"exogenous": {"film": 0.0, "noise": {"a": 0.5}}}) == drawn
+    assert fingerprints({"exogenous": {"noise": {"a": 0.6}, "film": 0.0}}).isdisjoint(named | drawn)
