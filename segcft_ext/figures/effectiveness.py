@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -90,7 +91,7 @@ def change_maps(
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
                 if row == 0:
-                    axis.set_title(method, fontweight="bold")
+                    axis.set_title(textwrap.fill(method, 16), fontweight="bold")
                 if column == 0:
                     axis.set_ylabel(f"do({words(do)})", rotation=0, ha="right", va="center")
         bar = figure.colorbar(shown, ax=axes, pad=0.02, fraction=0.04)
