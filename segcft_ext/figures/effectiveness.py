@@ -79,6 +79,7 @@ def change_maps(
     colours, lowest = (DIFFERENCE, -limit) if signed else ("magma", 0.0)
     with matplotlib.rc_context(STYLE):
         figure = new_figure((width + 0.08) * len(maps) + 2.6, (height + 0.08) * len(interventions) + 0.5)
+        figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))  # by itself it cuts the names of the rows
         axes = figure.subplots(len(interventions), len(maps), squeeze=False)
         for column, (method, each) in enumerate(maps.items()):
             for row, do in enumerate(interventions):
