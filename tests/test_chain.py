@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from segcft_ext import chain
+from segcft_ext.chain import KINDS
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Digests, Stage
 
@@ -243,7 +244,6 @@ def test_a_killed_driver_takes_its_stages_along_and_one_works_at_a_time(make, ru
 class TestChain:
     @pytest.fixture
     def chain(self, tmp_path):
-        chain = pytest.importorskip("segcft_ext.chain")
         return chain.Chain(
             tmp_path / "datalist.json",
             tmp_path / "out",
@@ -273,8 +273,7 @@ class TestChain:
         assert stages["seg_cft_hvae"].settings["deformation"] is False
 
     def test_variables_of_regions_make_it_positional(self, chain):
-        kinds = pytest.importorskip("segcft_ext.chain").KINDS
-        chain = replace(chain, kind=kinds["coronary"], positional=True)
+        chain = replace(chain, kind=KINDS["coronary"], positional=True)
         stages = {stage.name: stage for stage in chain.stages(["Reg-CFT", "Seg-CFT"], ["deformation"])}
         assert list(stages["evaluation"].inputs["methods"]) == ["Reg-CFT", "Pos-Seg-CFT"]
         assert stages["seg_cft_deformation"].follows(stages["plaque_lumen_segmentor"])
@@ -289,7 +288,6 @@ class TestChain:
     def test_the_labels_choose_the_segmentor(self, tmp_path):
         from discs import disc_datalist  # here, because the driver of another test imports this module as a script
 
-        chain = pytest.importorskip("segcft_ext.chain")
         bundles = Path(__file__).parents[1] / "bundles"
         discs = disc_datalist(tmp_path, training=4, test=1)
         for bundle, structures in {
@@ -352,7 +350,6 @@ class TestChain:
         ] == [4]
 
     def test_command_line_mistakes_are_one_line(self, tmp_path, capsys):
-        chain = pytest.importorskip("segcft_ext.chain")
         for arguments, message in [
             (["run", "--datalist", "nowhere.json", "--output_dir", str(tmp_path)], "nowhere.json: no such datalist"),
             (["demo", str(tmp_path), "--set", "judge.max_epochs"], "expected STAGE.KEY=VALUE"),
