@@ -23,8 +23,9 @@ MAX_PAIRS = 12
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """One sentence: how many cases and interventions, and who judged."""
     data = evaluation["data"]
+    draws = data["interventions_per_case"]
     return (
-        f"{data['cases']} test cases, {data['interventions_per_case']} interventions on each of "
+        f"{data['cases']} test cases, {draws} intervention{'' if draws == 1 else 's'} on each of "
         f"{', '.join(map(label, data['interventions']))} per case, the same for all methods (seed {data['seed']}), "
         f"judged by an independent segmentor ({data['judge']['definition']['architecture']})."
     )
