@@ -126,12 +126,12 @@ class EvaluationWriter:
         gains = engine.gain_maps()
         if gains:
             self._save(
-                change_maps(gains, "gain of the mask for one unit of the variable", signed=True),
+                change_maps(gains, "gain of the mask", signed=True),
                 "gain-maps",
                 "maps",
-                "Where a structure grows by intervention (rows): in the population, and under the interventions of "
-                "each method, over all test cases and targets. Red: gained, blue: lost, in shares of the largest gain "
-                "in the population.",
+                "Where a structure grows for one unit of its variable, by intervention (rows): in the population, and "
+                "by method (columns), over all test cases and targets. Red: gained, blue: lost, in shares of the "
+                "largest gain in the population.",
             )
 
     def _counterfactuals(self, engine: JudgeEvaluator, item: Mapping[str, Any], number: int) -> None:
