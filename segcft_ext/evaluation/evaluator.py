@@ -157,38 +157,36 @@ class JudgeEvaluator(Evaluator):
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
 
-    def _intervene(self, variable: str, cases: Cases, seen: Tensor) -> None:
+    def _intervene(self, variable: str, cases: Cases, factual: Tensor) -> None:
+        """Judge every method's counterfactuals of cases, whose factual label maps are those that the judge sees."""
         targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
         draw = np.tile(np.arange(self.draws), len(targets))
-        cases, seen = cases.repeat(self.draws), seen.repeat_interleave(self.draws, 0)
+        cases, factual = cases.repeat(self.draws), factual.repeat_interleave(self.draws, 0)
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
+        wanted = target - cases.of([variable])[:, 0]
+        before = self._mask(factual, variable, cases)
         truth = self._true(variable, target, cases)
         if truth is not None:
             possible = truth[0].flatten(1).isfinite().all(1)
-            wanted = torch.where(possible, target - cases.of([variable])[:, 0], 0)
-            self._true_gains[variable].add(self._gain(cases.label, truth[1], variable, cases), wanted)
+            gained = self._mask(truth[1], variable, cases) - self._mask(cases.label, variable, cases)
+            self._true_gains[variable].add(gained, torch.where(possible, wanted, 0))
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
-                true_image, true_label, truly_seen = truth
-                changed = target != cases.of([variable])[:, 0]
-                true = self._compare(image, judged, true_image, true_label, variable, cases) | {
-                    "truth.seen": truly_seen
-                }
-                figures |= {key: value.double().masked_fill(_rows(~changed, value), nan) for key, value in true.items()}
+                true_image, true_label, seen = truth
+                true = self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
+                unasked = wanted == 0
+                figures |= {key: value.double().masked_fill(_rows(unasked, value), nan) for key, value in true.items()}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
-            gain = self._gain(seen, judged, variable, cases)
-            self._gains[name][variable].add(gain, target - cases.of([variable])[:, 0])
+            self._gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)
             self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
             self._features[name].append((cases.ids, self.features(image).cpu()))
             self._progress.update()
 
-    def _gain(self, before: Tensor, after: Tensor, variable: str, cases: Cases) -> Tensor:
-        """What a variable's mask gains from one label map (B, 1, *spatial) to another, (B, *spatial)."""
-        column = cases.measured.index(variable)
-        lost, gained = (self.judge.masks(label, cases.label)[:, column].float() for label in (before, after))
-        return gained - lost
+    def _mask(self, label: Tensor, variable: str, cases: Cases) -> Tensor:
+        """Where a variable lives in label maps (B, 1, *spatial): 0 or 1, shape (B, *spatial)."""
+        return self.judge.masks(label, cases.label)[:, cases.measured.index(variable)].float()
 
     def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor] | None:
         """True images and label maps, and the judge's measurements of these images; None where they are not known."""
