@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
-from segcft_ext.networks.deformation import DeformationHead, Features, Sizes, jacobian_determinant
+from segcft_ext.networks.deformation import DeformationHead, Features, Sizes
+from segcft_ext.networks.folding import jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
@@ -57,6 +58,8 @@ class Counterfactual:
         anatomy: logits of the label map that the head sees in the factual image, see
             :class:`~segcft_ext.networks.deformation.Features`, or None.
         residual: what the head painted before the deformation, shape of the image, or None.
+        gained: which pixels of each variable's structure were to appear by painting (above zero) or to vanish, in
+            [-1, 1], shape (B, K, *spatial), or None.
     """
 
     image: Tensor
@@ -65,6 +68,7 @@ class Counterfactual:
     velocity: Tensor | None = None
     residual: Tensor | None = None
     anatomy: Tensor | None = None
+    gained: Tensor | None = None
 
     @property
     def jacobian_determinant(self) -> Tensor | None:
@@ -173,12 +177,15 @@ class DSCM(SelfDescribing):
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)
-        sizes = self._sizes(abduction.values, values) if self.deformation.measures else None
-        edit = self.deformation(abduction.features, factual, parents, sizes)
+        edit = self.deformation(abduction.features, factual, parents, self._sizes(abduction.values, values))
         image = self.deformation.blend(abduction.image, image, edit)
         displacement = self.deformation.displacement(edit.velocity, size)
         warped = self.deformation.warp(image, displacement)
-        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, abduction.features.anatomy)
+        gained = None
+        if edit.gained is not None:
+            gained = edit.gained[:, [self._channels(name).start for name in self.variables.names]]
+        anatomy = abduction.features.anatomy
+        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, anatomy, gained)
 
     def _sizes(self, factual: Tensor, wanted: Tensor) -> Sizes:
         columns = self.variables.encoded_columns
@@ -231,7 +238,7 @@ class DSCM(SelfDescribing):
         return self.hvae.negative_elbo(image, self.hvae.posterior(image, self.variables.encode(values)))
 
     def measure_nothing(self) -> None:
-        """Take the areas from the deformation head: its movements are not rescaled."""
+        """Take the areas from the deformation head: it does not know how large anything is."""
         if self.deformation is not None:
             self.deformation.areas = {}
             self.definition["deformation"]["areas"] = {}

@@ -71,7 +71,8 @@ class CFTTerms:
         effectiveness: distance between the guide's variables that the action changes and their targets, in scaled
             units.
         relabelling: cross-entropy of the pixels that have to change sides for the guide's masks to have the sizes
-            wanted, in scaled units; zero for a guide that does not count pixels.
+            wanted, or of those that the counterfactual was to let appear, in scaled units; zero for a guide that does
+            not count pixels.
         others: distance of the variables that the action leaves as they are.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
         paint: mean absolute residual; zero without one.
@@ -214,6 +215,10 @@ class CFTObjective(nn.Module):
             change = torch.where(changed & (prediction.pixel > 0), (wanted - factual) / prediction.pixel, 0)
             change = change.masked_fill(vanishes, -torch.inf)
             wrong = _relabelling(factual_prediction.log_odds, prediction.log_odds, change)
+            if counterfactual.gained is not None:
+                appears = counterfactual.gained[:, columns].clamp(min=0).flatten(2)
+                missing = torch.where(appears > 0, F.softplus(-prediction.log_odds.flatten(2)), 0)
+                wrong = torch.where(appears.sum(2) > 0, (appears * missing).sum(2), wrong)
             relabelling = _mean_where(changed, wrong * prediction.pixel * scale)
 
         where = changed.view(*changed.shape, *[1] * (image.ndim - 2))

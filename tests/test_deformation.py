@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
-from segcft_ext.networks.deformation import DeformationHead, Features, Sizes, jacobian_determinant, unfolded
+from segcft_ext.networks.deformation import DeformationHead, Features, Sizes
+from segcft_ext.networks.folding import jacobian_determinant, unfolded
 
 
 def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
@@ -241,8 +242,41 @@ def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(size: tuple[int, 
     assert torch.equal(change(in_percent), plain)
 
 
-def test_what_is_painted_is_not_rescaled_and_an_area_needs_a_class() -> None:
-    assert moving_head(painted=[1], classes=2, areas={0: 1, 1: 1}).areas == {0: 1}
+@pytest.mark.parametrize("size", [(64, 24), (32, 24, 24)])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_painted_and_measured_is_painted_where_it_grows(size: tuple[int, ...], training: bool) -> None:
+    head = moving_head(len(size), painted=[1], classes=3, areas={0: 1, 1: 2}, bands={1: (0, 0.0, 0.5)}).train(training)
+    start_painting(head)
+    # A tube along the first axis in class 1, and what may be absent, class 2, beside it.
+    where = torch.stack(torch.meshgrid(*[torch.arange(length) for length in size], indexing="ij")).float()
+    tube = where[1] < 8
+    seen = (where - torch.tensor([10.0, 9.0, 12.0][: len(size)]).view(-1, *[1] * len(size))).norm(dim=0) < 3
+    logits = 8 * torch.stack([~tube & ~seen, tube, seen & ~tube]).float()[None]
+    features = replace(head.features(torch.rand(1, 1, *size)), anatomy=logits)
+    masks = logits.softmax(1)
+    unit = 0.3
+    lumen, plaque = unit * masks[:, 1].sum(), unit * masks[:, 2].sum()
+
+    def painted(change: float, wanted: float) -> torch.Tensor:
+        factual = torch.stack([lumen, plaque])[None]
+        sizes = Sizes(factual, factual.clone(), torch.full((1, 2), torch.nan))
+        sizes.wanted[0, 1] = wanted
+        return head(features, torch.zeros(1, 2), torch.tensor([[0.0, change]]), sizes).residual[0, 0].abs() > 1e-3
+
+    far = where[0] > 20
+    more, none = painted(0.4, 2 * plaque.item()), painted(-0.4, 0.0)
+    assert more.any() and none.any() and not more[far].any() and not none[far].any()
+    assert not more[where[0] > size[0] / 2].any()
+    grown_by = more.sum() - none.sum()
+    assert none.sum() > 0 and grown_by > 0
+    # Without sizes it is painted all over its region, and without an area of its own, too.
+    free = head(features, torch.zeros(1, 2), torch.tensor([[0.0, 0.4]])).residual[0, 0].abs() > 1e-6
+    assert free[where[0] < size[0] // 2 - 1].float().mean() > 0.9
+    head.areas = {}
+    assert torch.equal(painted(0.4, 2 * plaque.item()), painted(0.4, 9 * plaque.item()))
+
+
+def test_an_area_needs_a_class() -> None:
     with pytest.raises(ValueError, match=r"areas of the classes \[2\], the head sees 2 classes"):
         moving_head(classes=2, areas={0: 2})
 

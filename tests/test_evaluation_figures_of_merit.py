@@ -22,7 +22,7 @@ from segcft_ext.evaluation.positional import positional_leakage
 from segcft_ext.evaluation.presence import presence, presence_floor
 from segcft_ext.evaluation.realism import BottleneckFeatures, realism
 from segcft_ext.evaluation.truth import image_quality
-from segcft_ext.networks.deformation import jacobian_determinant
+from segcft_ext.networks.folding import jacobian_determinant
 from segcft_ext.networks.segmentor import Segmentor
 
 CASES = np.repeat(np.arange(30), 4)

@@ -97,15 +97,16 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert factual.values[0].tolist() == pytest.approx([0, 100 / 64], abs=1e-4)
     assert torch.autograd.grad(prediction.values.sum(), counterfactual, retain_graph=True)[0].abs().max() < 1e-5
 
-    def relabelling(left: float, right: float) -> torch.Tensor:
-        wanted = Counterfactual(counterfactual, factual.values + 100 / 64 * torch.tensor([[left, right]]))
+    def relabelling(left: float, right: float, gained: torch.Tensor | None = None) -> torch.Tensor:
+        values = factual.values + 100 / 64 * torch.tensor([[left, right]])
+        wanted = Counterfactual(counterfactual, values, gained=gained)
         reference = one_hot((image > 1).float(), num_classes=2)
         return CFTObjective()(
             image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference
         ).relabelling
 
-    def relabelled(left: float, right: float) -> list[tuple[int, int, float]]:
-        gradient = torch.autograd.grad(relabelling(left, right), counterfactual, retain_graph=True)[0][0, 0]
+    def relabelled(left: float, right: float, gained: torch.Tensor | None = None) -> list[tuple[int, int, float]]:
+        gradient = torch.autograd.grad(relabelling(left, right, gained), counterfactual, retain_graph=True)[0][0, 0]
         return [(r, c, gradient[r, c].sign().item()) for r, c in gradient.nonzero().tolist()]
 
     assert relabelled(2, 0) == [(2, 2, -1), (2, 3, -1)]  # two brightest of the left half become brighter
@@ -114,6 +115,12 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert len(relabelled(99, 0)) == 32  # there is no more room
     # One pixel with log-odds of -28, in scaled units of a range of 20.
     assert relabelling(1, 0).item() == pytest.approx(28 * 100 / 64 * 2 / 20, rel=1e-4)
+    # A head that knows which two pixels of the left half it lets appear is asked for these; for its losses as before.
+    gained = torch.zeros(1, 2, 8, 8)
+    gained[0, 0, 6, :2], gained[0, 1, 5, 6] = 1, -1
+    assert relabelled(2, 0, gained) == [(6, 0, -1), (6, 1, -1)]
+    assert relabelling(2, 0, gained).item() == pytest.approx(2 * 40 * 100 / 64 * 2 / 20, rel=1e-4)
+    assert relabelled(0, -1, gained) == relabelled(0, -1)
 
 
 def test_a_regressor_counts_no_pixels() -> None:

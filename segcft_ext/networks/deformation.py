@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from segcft_ext.measurements import band_share
 from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
+from segcft_ext.networks.folding import unfolded
+from segcft_ext.networks.growing import growth
 
-__all__ = ["DeformationHead", "Edit", "Features", "Sizes", "jacobian_determinant"]
+__all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
 
 INTEGRATION_STEPS = 6
-UNFOLDING_STEPS = 100
-SMALLEST_DETERMINANT = 0.02
 SATURATION = 0.1
 LARGEST_SCALE = 1.1
 
@@ -69,11 +69,14 @@ class Edit:
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
         residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing;
             or None.
+        gained: what is painted of each channel of the encoded parents as a mask that the structure gains (above zero)
+            or loses, in [-1, 1], shape (B, P, *spatial); zero where that is not known; or None.
     """
 
     velocity: Tensor
     gate: Tensor
     residual: Tensor | None = None
+    gained: Tensor | None = None
 
 
 class DeformationHead(nn.Module):
@@ -85,18 +88,22 @@ class DeformationHead(nn.Module):
     zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
     gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
 
-    What may be absent is not moved but painted: for such variables the sum over k of s(pa~_k - pa_k) R_k(e, pa, pa~) is
-    added to the image instead of to the velocity. It starts at zero, too. A large plaque is not brighter than a small
-    one, it is larger: so s(c) = c / (|c| + 0.1) saturates. And to let a structure appear and to let it vanish are two
-    things, so there is an R_k for either: what vanishes is painted over pixel by pixel, a plaque is a few of them thin;
-    what appears is painted at half the resolution, because the cheapest paint that satisfies a segmentor is speckle.
+    What may be absent is not moved but painted: for such variables the sum over k of s_k R_k(e, pa, pa~) is added to
+    the image instead of to the velocity, s_k saying where and how much. It starts at zero, too. To let a structure
+    appear and to let it vanish are two things, so there is an R_k for either: what vanishes is painted over pixel by
+    pixel, a plaque is a few of them thin; what appears is painted at half the resolution, because the cheapest paint
+    that satisfies a segmentor is speckle.
 
     To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
-    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``): in
-    evaluation mode it moves its own label map by exp(v), and where the area of a structure has not become what was
-    asked for, it scales the field of that variable by the ratio of the wanted to the achieved change, by a tenth at
-    the most. In training the fields have to be right by themselves: scaled there, they would have no amplitude of
-    their own to learn.
+    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``):
+
+    * What is moved: in evaluation mode the head moves its own label map by exp(v), and where the area of a structure
+      has not become what was asked for, it scales the field of that variable by the ratio of the wanted to the achieved
+      change, by a tenth at the most. In training the fields have to be right by themselves: scaled there, they would
+      have no amplitude of their own to learn.
+    * What is painted: a structure grows around itself and shrinks from its rim, so s_k is the change of its mask
+      (:func:`~segcft_ext.networks.growing.growth`) from the one area to the other. Without its area s_k is
+      c / (|c| + 0.1) all over its region, c = pa~_k - pa_k: a large plaque is not brighter than a small one.
 
     Args:
         parent_channels: length of the encoded parents.
@@ -113,7 +120,6 @@ class DeformationHead(nn.Module):
         classes: number of classes of the label maps that the head learns to see; 0 for none.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
         areas: of a channel that is the area of one structure, inside its band if it has one: the structure's class.
-            Painted ones are passed over.
 
     Raises:
         ValueError: when ``grid_stage`` is not one of the stages, or an area that of no class.
@@ -148,7 +154,8 @@ class DeformationHead(nn.Module):
         self.margin = margin
         self.frequencies = frequencies
         self.bands = dict(bands or {})
-        self.areas = {channel: label for channel, label in (areas or {}).items() if channel not in painted}
+        self.areas = dict(areas or {})
+        self.painted = tuple(painted)
         seen = in_channels + spatial_dims  # the image and where its pixels are
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
@@ -189,11 +196,6 @@ class DeformationHead(nn.Module):
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
-    @property
-    def measures(self) -> bool:
-        """Whether the head has a use for sizes: it knows areas, and is in evaluation mode."""
-        return bool(self.areas) and not self.training
-
     def features(self, image: Tensor) -> Features:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
         hidden = with_coordinates(image)
@@ -217,7 +219,7 @@ class DeformationHead(nn.Module):
             features: from :meth:`features`.
             parents: encoded factual parents, shape (B, P).
             target: encoded parents after the action, shape (B, P).
-            sizes: the same in physical units; without them the fields are taken as they are.
+            sizes: the same in physical units; without them nothing is measured.
         """
         ones = [1] * self.spatial_dims
         change = target - parents
@@ -229,7 +231,7 @@ class DeformationHead(nn.Module):
         hidden = hidden + F.gelu(self.refine(hidden))
         fields = self.velocity_head(hidden).unflatten(1, (self.parent_channels, self.spatial_dims))
         moved = change.masked_fill(self.is_painted, 0)
-        if sizes is not None and self.measures:
+        if sizes is not None and not self.training:
             moved = self._rescaled(moved, fields, features, sizes)
         velocity = self._velocity(fields, moved)
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
@@ -241,10 +243,47 @@ class DeformationHead(nn.Module):
             hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
         appear = self._resize(self.appear_head(half), hidden.shape[2:]).unflatten(1, (self.parent_channels, -1))
         vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
-        painted = change.masked_fill(~self.is_painted, 0)
-        amount = (painted / (painted.abs() + SATURATION)).view(*painted.shape, 1, *ones)
-        residuals = torch.where(amount > 0, appear, vanish) * amount
-        return Edit(velocity, gate, (residuals * self._bands(residuals.shape[3:], residuals)).sum(1))
+        gained, measured = self._gained(change, features, sizes)
+        pool, mean = (F.max_pool2d, F.avg_pool2d) if self.spatial_dims == 2 else (F.max_pool3d, F.avg_pool3d)
+        # What appears has a soft border, and what vanishes takes its own along.
+        mask = mean(gained.clamp(min=0), 3, 1, 1) - pool(-gained.clamp(max=0), 3, 1, 1)
+        anywhere = (change / (change.abs() + SATURATION)).masked_fill(~self.is_painted | measured, 0)
+        amount = (anywhere.view(*change.shape, *ones) + mask) * self._bands(mask.shape[2:], mask)[:, 0]
+        residual = torch.where(amount[:, :, None] > 0, appear, vanish) * amount[:, :, None]
+        return Edit(velocity, gate, residual.sum(1), gained)
+
+    @torch.no_grad()
+    def _gained(self, change: Tensor, features: Features, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
+        """What is painted as a change of masks (B, P, \\*spatial), and for which variables that is known (B, P)."""
+        gained = change.new_zeros(*change.shape, *features.stages[-1].shape[2:])
+        measured = torch.zeros_like(change, dtype=torch.bool)
+        channels = [channel for channel in self.areas if channel in self.painted]
+        if sizes is None or features.anatomy is None or not channels:
+            return gained, measured
+        anatomy = features.anatomy.float()
+        masks = anatomy.softmax(1)
+        bands = self._bands(anatomy.shape[2:], anatomy)[:, 0]
+        pixel = self._pixel(masks, bands, sizes)
+        usable = ((pixel > 0) & pixel.isfinite())[:, None] & sizes.factual.isfinite()
+        measured[:, channels] = (usable & (change != 0))[:, channels]
+        rows, columns = measured.nonzero(as_tuple=True)
+        if len(rows):
+            labels = torch.tensor([self.areas.get(k, 0) for k in range(self.parent_channels)], device=change.device)
+            own = F.one_hot(labels[columns], anatomy.shape[1]).bool().view(len(rows), -1, *[1] * self.spatial_dims)
+            logits, others = anatomy[rows, labels[columns]], anatomy[rows].masked_fill(own, -torch.inf).logsumexp(1)
+            moved = sorted({label for channel, label in self.areas.items() if channel not in self.painted})
+            passable = masks[rows][:, moved].sum(1) < 0.5
+            factual, wanted = (values[rows, columns] / pixel[rows] for values in (sizes.factual, sizes.wanted))
+            gained[rows, columns] = growth(logits - others, bands[columns] > 0.5, passable, factual, wanted)
+        return gained, measured
+
+    def _pixel(self, masks: Tensor, bands: Tensor, sizes: Sizes) -> Tensor:
+        """What a pixel adds to an area, (B,): of all areas together, for a plaque that is absent cannot tell."""
+        channels = list(self.areas)
+        factual, whole = (values[:, channels] for values in (sizes.factual, sizes.whole))
+        seen = (masks[:, list(self.areas.values())] * bands[channels]).flatten(2).sum(2)
+        pixel = factual.nansum(1) / torch.where(factual.isfinite(), seen, 0).sum(1)
+        return torch.where(whole[:, 0].isfinite(), whole[:, 0] / bands[0].numel(), pixel)
 
     def _velocity(self, fields: Tensor, amount: Tensor) -> Tensor:
         velocity = (fields * amount.view(*amount.shape, 1, *[1] * self.spatial_dims)).sum(1)
@@ -254,8 +293,10 @@ class DeformationHead(nn.Module):
     @torch.no_grad()
     def _rescaled(self, amount: Tensor, fields: Tensor, features: Features, sizes: Sizes) -> Tensor:
         """Amounts (B, P) of the fields (B, P, D, \\*grid) that come nearer to the areas wanted, as the head sees."""
-        assert features.anatomy is not None
-        channels, labels = list(self.areas), list(self.areas.values())
+        channels = [channel for channel in self.areas if channel not in self.painted]
+        if features.anatomy is None or not channels:
+            return amount
+        labels = [self.areas[channel] for channel in channels]
         masks = features.anatomy.float().softmax(1)[:, labels]
         size = masks.shape[2:]
         bands = self._bands(size, masks)[channels, 0]
@@ -316,55 +357,3 @@ def _structures(features: Features, like: Tensor) -> list[Tensor]:
     if features.anatomy is None:
         return []
     return [F.interpolate(features.anatomy.detach().softmax(1), size=like.shape[2:], mode="area")]
-
-
-def unfolded(displacement: Tensor) -> Tensor:
-    """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until nowhere they do.
-
-    The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
-    corners of every folded cell and their neighbours become the mean of theirs, and so on, at most 100 times, which is
-    enough for velocities of white noise of eight pixels. All else is returned as it is. The gradient is that of the
-    displacements as they came.
-    """
-    dims = displacement.shape[1]
-    pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
-    smoothed = displacement.detach()
-    for _ in range(UNFOLDING_STEPS):
-        folded = jacobian_determinant(smoothed) < SMALLEST_DETERMINANT
-        if not folded.any():
-            break
-        corners = F.pad(folded[:, None].float(), [0, 1] * dims)
-        near = pool(corners, 5, stride=1, padding=2).bool()
-        smoothed = torch.where(near, mean(smoothed, 3, stride=1, padding=1, count_include_pad=False), smoothed)
-    return displacement + (smoothed - displacement.detach())
-
-
-def jacobian_determinant(displacement: Tensor) -> Tensor:
-    """Smallest det(I + grad u) in each cell between the pixels, for displacements in pixels (B, D, \\*spatial).
-
-    It is that of the cell's corners, each with the differences along its own edges. Inside of a cell of two dimensions
-    the map is bilinear and its determinant linear, so nowhere it is smaller.
-
-    Returns:
-        Shape (B, \\*(spatial - 1)); a value of zero or less is a fold.
-    """
-    dims = displacement.shape[1]
-    unit = torch.eye(dims, device=displacement.device).view(dims, dims, *[1] * dims)
-    edges = [displacement.diff(dim=2 + axis) + unit[axis] for axis in range(dims)]
-    corners = []
-    for corner in itertools.product((0, 1), repeat=dims):
-        columns = []
-        for axis, edge in enumerate(edges):
-            for other in (other for other in range(dims) if other != axis):
-                edge = edge.narrow(2 + other, corner[other], edge.shape[2 + other] - 1)
-            columns.append(edge)
-        corners.append(_determinant(columns))
-    return torch.stack(corners).amin(0)
-
-
-def _determinant(columns: Sequence[Tensor]) -> Tensor:
-    """Of two columns (B, 2, \\*spatial) or three (B, 3, \\*spatial): (B, \\*spatial)."""
-    if len(columns) == 2:
-        first, second = columns
-        return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
-    return (columns[0] * torch.linalg.cross(columns[1], columns[2], dim=1)).sum(1)

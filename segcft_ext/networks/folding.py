@@ -1,0 +1,67 @@
+"""Folds of a sampled deformation: where they are, and displacements without them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["jacobian_determinant", "unfolded"]
+
+UNFOLDING_STEPS = 100
+SMALLEST_DETERMINANT = 0.02
+
+
+def unfolded(displacement: Tensor) -> Tensor:
+    """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until nowhere they do.
+
+    The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
+    corners of every folded cell and their neighbours become the mean of theirs, and so on, at most 100 times, which is
+    enough for velocities of white noise of eight pixels. All else is returned as it is. The gradient is that of the
+    displacements as they came.
+    """
+    dims = displacement.shape[1]
+    pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
+    smoothed = displacement.detach()
+    for _ in range(UNFOLDING_STEPS):
+        folded = jacobian_determinant(smoothed) < SMALLEST_DETERMINANT
+        if not folded.any():
+            break
+        corners = F.pad(folded[:, None].float(), [0, 1] * dims)
+        near = pool(corners, 5, stride=1, padding=2).bool()
+        smoothed = torch.where(near, mean(smoothed, 3, stride=1, padding=1, count_include_pad=False), smoothed)
+    return displacement + (smoothed - displacement.detach())
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """Smallest det(I + grad u) in each cell between the pixels, for displacements in pixels (B, D, \\*spatial).
+
+    It is that of the cell's corners, each with the differences along its own edges. Inside of a cell of two dimensions
+    the map is bilinear and its determinant linear, so nowhere it is smaller.
+
+    Returns:
+        Shape (B, \\*(spatial - 1)); a value of zero or less is a fold.
+    """
+    dims = displacement.shape[1]
+    unit = torch.eye(dims, device=displacement.device).view(dims, dims, *[1] * dims)
+    edges = [displacement.diff(dim=2 + axis) + unit[axis] for axis in range(dims)]
+    corners = []
+    for corner in itertools.product((0, 1), repeat=dims):
+        columns = []
+        for axis, edge in enumerate(edges):
+            for other in (other for other in range(dims) if other != axis):
+                edge = edge.narrow(2 + other, corner[other], edge.shape[2 + other] - 1)
+            columns.append(edge)
+        corners.append(_determinant(columns))
+    return torch.stack(corners).amin(0)
+
+
+def _determinant(columns: Sequence[Tensor]) -> Tensor:
+    """Of two columns (B, 2, \\*spatial) or three (B, 3, \\*spatial): (B, \\*spatial)."""
+    if len(columns) == 2:
+        first, second = columns
+        return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
+    return (columns[0] * torch.linalg.cross(columns[1], columns[2], dim=1)).sum(1)

@@ -1,0 +1,83 @@
+"""Properties of structures that grow from where they are."""
+
+import itertools
+
+import pytest
+import torch
+
+from segcft_ext.networks.growing import growth
+
+SIZES = [(64, 32), (32, 24, 24)]
+
+
+def from_pixel(size: tuple[int, ...], pixel: tuple[int, ...]) -> torch.Tensor:
+    """Distance of each pixel from one, shape (1, *size)."""
+    places = torch.stack(torch.meshgrid(*[torch.arange(length) for length in size], indexing="ij")).float()
+    return (places - torch.tensor(pixel).view(-1, *[1] * len(size))).norm(dim=0)[None]
+
+
+def everywhere(size: tuple[int, ...]) -> torch.Tensor:
+    return torch.ones(1, *size, dtype=torch.bool)
+
+
+def area(pixels: float) -> torch.Tensor:
+    return torch.tensor([float(pixels)])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_there_grows_around_itself_and_shrinks_from_its_rim(size: tuple[int, ...]) -> None:
+    distance = from_pixel(size, tuple(length // 3 for length in size))
+    log_odds = 3 * (4 - distance)  # a ball of radius 4
+    count = int((log_odds > 0).sum())
+    more = growth(log_odds, everywhere(size), everywhere(size), area(count), area(2 * count))
+    less = growth(log_odds, everywhere(size), everywhere(size), area(count), area(count / 2))
+    none = growth(log_odds, everywhere(size), everywhere(size), area(count), area(0))
+    assert more.min() >= 0 and less.max() <= 0
+    for change, wanted in [(more, count), (less, -count / 2), (none, -count)]:
+        assert change.sum().item() == pytest.approx(wanted, rel=0.1)
+    assert more[distance < 3].max() < 0.1 and more[distance > 7].max() < 0.1
+    assert less[distance < 2].min() > -0.1 and less[distance > 5].min() > -0.1
+    assert none[distance < 3].max() < -0.9
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_absent_grows_around_one_place_and_masks_are_nested(size: tuple[int, ...]) -> None:
+    distance = from_pixel(size, tuple(length // 2 for length in size))
+    log_odds = -6 - 0.5 * distance
+    masks = [
+        growth(log_odds, everywhere(size), everywhere(size), area(0), area(count)) for count in (0, 0.5, 1, 10, 40)
+    ]
+    assert not masks[0].any()
+    assert all((larger - smaller).min() > -1e-6 for smaller, larger in itertools.pairwise(masks))
+    assert masks[1].max() < 0.6 * masks[2].max()
+    assert masks[-1].sum().item() == pytest.approx(40, rel=0.15)
+    assert masks[-1][distance > 6].max() < 0.05
+
+
+def test_an_equal_second_place_far_away_is_left_alone() -> None:
+    size = (64, 32)
+    likely = from_pixel(size, (16, 16)).minimum(from_pixel(size, (48, 16)))
+    there = from_pixel(size, (16, 16)) < 3
+    change = growth(-4 - 0.2 * likely + 8 * there, everywhere(size), everywhere(size), area(25), area(60))
+    assert change[:, :32].sum() > 30 and change[:, 32:].abs().max() < 0.05
+
+
+def test_it_stays_in_its_room_and_does_not_grow_across_what_is_in_the_way() -> None:
+    size = (64, 32)
+    near = from_pixel(size, (20, 11))
+    log_odds = torch.where(near < 3, 4.0, -4 - 0.1 * near)
+    room, passable = everywhere(size), everywhere(size)
+    room[:, 24:] = False
+    passable[:, :, 15:17] = False  # a lumen along the whole image
+    change = growth(log_odds, room, passable, area(28), area(120))
+    assert change.sum().item() == pytest.approx(92, rel=0.05)
+    assert not change[:, 24:].any() and change[:, :, 17:].max() < 0.05
+    across = growth(log_odds, room, everywhere(size), area(28), area(120))
+    assert across[:, :, 17:].max() > 0.4
+
+
+def test_more_than_there_is_room_for_fills_the_room() -> None:
+    room = torch.zeros(1, 32, 24, dtype=torch.bool)
+    room[:, 10:15] = True
+    change = growth(-5 - from_pixel((32, 24), (12, 12)), room, everywhere((32, 24)), area(0), area(1000))
+    assert change[room].min() >= 0.5 and not change[~room].any()
