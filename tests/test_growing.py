@@ -81,3 +81,14 @@ def test_more_than_there_is_room_for_fills_the_room() -> None:
     room[:, 10:15] = True
     change = growth(-5 - from_pixel((32, 24), (12, 12)), room, everywhere((32, 24)), area(0), area(1000))
     assert change[room].min() >= 0.5 and not change[~room].any()
+
+
+def test_what_appears_does_not_hug_the_end_of_its_room_unless_it_is_all_end() -> None:
+    size = (64, 32)
+    log_odds = -3 - 0.2 * from_pixel(size, (0, 16))  # most likely at the image's first row
+    change = growth(log_odds, everywhere(size), everywhere(size), area(0), area(9))
+    row = (change[0].sum(1) * torch.arange(64)).sum() / change.sum()
+    assert 1.5 < row < 6
+    narrow = torch.zeros(1, *size, dtype=torch.bool)
+    narrow[:, 30:33] = True
+    assert growth(log_odds, narrow, everywhere(size), area(0), area(9)).sum().item() == pytest.approx(9, rel=0.05)

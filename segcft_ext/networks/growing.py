@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = ["growth"]
 
 RINGS = 24 / 128
+MARGIN = 5 / 128
 PER_RING = 0.5
 SOFTNESS = 0.5
 CERTAIN = 15.0
@@ -22,7 +23,8 @@ def growth(log_odds: Tensor, room: Tensor, passable: Tensor, factual: Tensor, wa
     The pixels are put in an order, from the inside of the structure outwards: by their log-odds, less a half (at an
     image of 128) for each ring of pixels that lies between them and what is there. The mask of an area are the first
     pixels, as many as it has. So the masks of all areas are nested: a structure grows around itself, shrinks from its
-    rim, and where none is there, it grows around the pixel of the highest log-odds.
+    rim, and where none is there, it grows around the pixel of the highest log-odds, but not at the end of its room, if
+    there is more of it.
 
     Args:
         log_odds: that a pixel belongs to the structure, shape (R, \\*spatial).
@@ -36,9 +38,16 @@ def growth(log_odds: Tensor, room: Tensor, passable: Tensor, factual: Tensor, wa
     """
     spatial = log_odds.shape[1:]
     inside = log_odds.clamp(-CERTAIN, CERTAIN).masked_fill(~room, -torch.inf)
-    highest = inside.flatten(1).amax(1).view(-1, *[1] * len(spatial))
-    reached = ((inside > 0) | (inside == highest)).float()
     pool = F.max_pool2d if len(spatial) == 2 else F.max_pool3d
+    margin = round(MARGIN * max(spatial))
+    outside = F.pad((~room)[:, None].float(), [margin] * 2 * len(spatial), value=1.0)
+    for _ in range(margin):
+        outside = pool(outside, 3, stride=1)
+    central = room & (outside[:, 0] == 0)
+    seeds = torch.where(central | ~_any(central), inside, -torch.inf)
+    seed = seeds == seeds.flatten(1).amax(1).view(-1, *[1] * len(spatial))
+    there = inside > 0
+    reached = torch.where(_any(there), there, seed).float()
     rings = torch.zeros_like(reached)
     for _ in range(round(RINGS * max(spatial))):
         rings += 1 - reached
@@ -46,6 +55,11 @@ def growth(log_odds: Tensor, room: Tensor, passable: Tensor, factual: Tensor, wa
         reached = torch.maximum(reached, spread * passable)
     order = inside - PER_RING * 128 / max(spatial) * rings
     return _first(order, wanted) - _first(order, factual)
+
+
+def _any(mask: Tensor) -> Tensor:
+    """Whether there are any pixels, shape (R, 1, …)."""
+    return mask.flatten(1).any(1).view(-1, *[1] * (mask.ndim - 1))
 
 
 def _first(order: Tensor, count: Tensor) -> Tensor:
