@@ -144,6 +144,33 @@ def test_the_head_is_told_the_sizes_of_its_channels() -> None:
     torch.testing.assert_close(sizes.whole, torch.tensor([[nan, nan, 100, nan]]), equal_nan=True)
 
 
+@pytest.mark.parametrize("unit", ["percent", "mm2"])
+def test_what_is_painted_is_told_for_each_variable_in_pixels_of_its_own_image(unit: str) -> None:
+    variables = [
+        {"name": "side", "kind": "categorical", "num_categories": 2},
+        {"name": "lumen", "kind": "continuous"},
+        {"name": "plaque", "kind": "continuous", "zero_inflated": True},
+    ]
+    deformation = {"channels": [4, 4], "classes": 3, "painted": ["plaque"], "areas": {"lumen": 1, "plaque": 2}}
+    dscm = DSCM(variables, hvae=HVAE, deformation=deformation)
+    training = torch.tensor([[0.0, 10.0, 0.0], [1.0, 20.0, 4.0], [1.0, 15.0, 2.0]])
+    dscm.variables.fit(training, ["", unit, unit], [["F", "M"], [], []])
+    head = dscm.deformation
+    assert head is not None and head.anatomy is not None
+    # A head that sees a quarter of every pixel as lumen, which is 16 mm² or 16 percent of 256 pixels.
+    with torch.no_grad():
+        head.anatomy.weight.mul_(0.01)
+        head.anatomy.bias.copy_(torch.tensor([0.75, 0.25, 1e-6]).log())
+    values = torch.tensor([[1.0, 16.0, 0.0], [0.0, 16.0, 3.0]])
+    abduction = dscm.abduct(torch.rand(2, 1, 16, 16), values)
+    wanted = values + torch.tensor([[0.0, 0.0, 2.0], [0.0, 4.0, 0.0]])
+    gained = dscm.predict(abduction, wanted).gained
+    assert gained is not None and gained.shape == (2, 3, 16, 16)
+    assert not gained[:, :2].any() and not gained[1].any()
+    pixels = 2 * 256 / 100 if unit == "percent" else 2 * 64 / 16
+    assert gained[0, 2].sum().item() == pytest.approx(pixels, rel=0.05)
+
+
 def test_a_point_mass_at_zero_is_not_passed_over(tmp_path: Path) -> None:
     datalist = small_vessels(tmp_path, training=12)
     name = "calcified_plaque_area"
