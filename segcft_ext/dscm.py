@@ -57,7 +57,8 @@ class Counterfactual:
         velocity: its generator in pixels of the head's grid, or None.
         anatomy: logits of the label map that the head sees in the factual image, see
             :class:`~segcft_ext.networks.deformation.Features`, or None.
-        residual: what the head painted before the deformation, shape of the image, or None.
+        paint: what the head painted before the deformation beyond the mean intensity of a tissue, shape of the image,
+            or None.
         gained: which pixels of each variable's structure were to appear by painting (above zero) or to vanish, in
             [-1, 1], shape (B, K, *spatial), or None.
     """
@@ -66,7 +67,7 @@ class Counterfactual:
     values: Tensor
     displacement: Tensor | None = None
     velocity: Tensor | None = None
-    residual: Tensor | None = None
+    paint: Tensor | None = None
     anatomy: Tensor | None = None
     gained: Tensor | None = None
 
@@ -185,7 +186,7 @@ class DSCM(SelfDescribing):
         if edit.gained is not None:
             gained = edit.gained[:, [self._channels(name).start for name in self.variables.names]]
         anatomy = abduction.features.anatomy
-        return Counterfactual(warped, values, displacement, edit.velocity, edit.residual, anatomy, gained)
+        return Counterfactual(warped, values, displacement, edit.velocity, edit.paint, anatomy, gained)
 
     def _sizes(self, factual: Tensor, wanted: Tensor) -> Sizes:
         columns = self.variables.encoded_columns

@@ -242,8 +242,8 @@ class CFTObjective(nn.Module):
             misplaced = _mean_where(changed, difference.square().flatten(2).sum(2) * prediction.pixel * scale)
 
         paint = smoothness = folding = anatomy = image.new_zeros(())
-        if counterfactual.residual is not None:
-            paint = counterfactual.residual.abs().mean()
+        if counterfactual.paint is not None:
+            paint = counterfactual.paint.abs().mean()
         determinant = counterfactual.jacobian_determinant
         if counterfactual.velocity is not None and determinant is not None:
             smoothness = bending_energy(counterfactual.velocity) * min(counterfactual.velocity.shape[2:]) ** 2

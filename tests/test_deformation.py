@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
-from segcft_ext.networks.deformation import DeformationHead, Features, Sizes
+from segcft_ext.networks.deformation import DeformationHead, Sizes
 from segcft_ext.networks.folding import jacobian_determinant, unfolded
 
 
@@ -215,7 +215,7 @@ def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(size: tuple[int, 
     head.velocity_head.register_forward_hook(
         lambda layer, inputs, output: -0.5 * from_centre(output.shape[2:]).repeat(2, *[1] * len(size))[None]
     )
-    features = Features(head.features(torch.rand(1, 1, *(2 * length for length in size))).stages, anatomy)
+    features = replace(head.features(torch.rand(1, 1, *(2 * length for length in size))), anatomy=anatomy)
     parents, target = torch.zeros(1, 2), torch.tensor([[0.6, 0.0]])
 
     mask = anatomy.softmax(1)[:, 1:]
@@ -274,6 +274,35 @@ def test_what_is_painted_and_measured_is_painted_where_it_grows(size: tuple[int,
     assert free[where[0] < size[0] // 2 - 1].float().mean() > 0.9
     head.areas = {}
     assert torch.equal(painted(0.4, 2 * plaque.item()), painted(0.4, 9 * plaque.item()))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_fresh_head_paints_tissue_as_bright_as_it_has_seen_it_and_over_nothing(spatial_dims: int) -> None:
+    size = [24] * spatial_dims
+    head = moving_head(spatial_dims, painted=[1], classes=3, areas={0: 1, 1: 2})
+    assert head.anatomy is not None
+    where = torch.stack(torch.meshgrid(*[torch.arange(24)] * spatial_dims, indexing="ij"))
+    plaque, lumen = (where - 12).abs().amax(0) < 3, where[0] > 18
+    label = (lumen + 2 * plaque).long()
+    image = torch.tensor([-0.5, 0.25, 0.75])[label].expand(2, 1, *size)
+    logits = 9 * torch.stack([label == k for k in range(3)]).float().expand(2, 3, *size)
+    head.anatomy.register_forward_hook(lambda layer, inputs, output: logits[: len(output)])
+
+    def painted(area: float) -> torch.Tensor:
+        factual, wanted = (torch.tensor([[float(lumen.sum()), n]]) for n in (float(plaque.sum()), area))
+        sizes = Sizes(factual, wanted, torch.full_like(factual, torch.nan))
+        edit = head(head.features(image[:1]), torch.zeros(1, 2), torch.tensor([[0.0, area - plaque.sum()]]), sizes)
+        assert edit.paint is not None and not edit.paint.any()
+        return (image[:1] + edit.residual)[0, 0]
+
+    more = float(3 * plaque.sum())
+    head.eval()
+    assert torch.equal(painted(more), image[0, 0])  # nothing is known of the tissue
+    head.train().features(image)
+    grown, gone = painted(more), painted(0.0)
+    torch.testing.assert_close(grown[plaque], image[0, 0][plaque])
+    assert grown.max() <= 0.75 + 1e-4 and (grown[~plaque & ~lumen] > 0).sum() > 0.8 * plaque.sum()
+    assert torch.equal(gone, image[0, 0])  # to paint over what vanishes has to be learned
 
 
 def test_an_area_needs_a_class() -> None:

@@ -28,6 +28,7 @@ __all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
 
 INTEGRATION_STEPS = 6
 SATURATION = 0.1
+MOMENTUM = 0.02
 LARGEST_SCALE = 1.1
 
 
@@ -39,10 +40,12 @@ class Features:
         stages: features at the velocity's resolution and at each finer one that is needed: up to that of the image for
             a head that paints, up to half of it for one that sees structures.
         anatomy: logits of the classes of the label map at the finest of these, shape (B, C, *finest), or None.
+        image: the image itself, shape (B, 1, *spatial).
     """
 
     stages: list[Tensor]
     anatomy: Tensor | None
+    image: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Edit:
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
         residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing;
             or None.
+        paint: what of it is the head's, beyond the mean intensity of tissues, same shape; or None.
         gained: what is painted of each channel of the encoded parents as a mask that the structure gains (above zero)
             or loses, in [-1, 1], shape (B, P, *spatial); zero where that is not known; or None.
     """
@@ -76,6 +80,7 @@ class Edit:
     velocity: Tensor
     gate: Tensor
     residual: Tensor | None = None
+    paint: Tensor | None = None
     gained: Tensor | None = None
 
 
@@ -102,7 +107,8 @@ class DeformationHead(nn.Module):
       change, by a tenth at the most. In training the fields have to be right by themselves: scaled there, they would
       have no amplitude of their own to learn.
     * What is painted: a structure grows around itself and shrinks from its rim, so s_k is the change of its mask
-      (:func:`~segcft_ext.networks.growing.growth`) from the one area to the other. Without its area s_k is
+      (:func:`~segcft_ext.networks.growing.growth`) from the one area to the other, and what it gains becomes as
+      bright as its class was on average in the training, so that R_k is what this lacks. Without its area s_k is
       c / (|c| + 0.1) all over its region, c = pa~_k - pa_k: a large plaque is not brighter than a small one.
 
     Args:
@@ -126,6 +132,8 @@ class DeformationHead(nn.Module):
     """
 
     is_painted: Tensor
+    intensities: Tensor
+    pixels: Tensor
 
     def __init__(
         self,
@@ -186,6 +194,9 @@ class DeformationHead(nn.Module):
             self.appear_head = conv(widths[-2], parent_channels * in_channels, 3, padding=1)
             self.vanish_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
             heads += [self.appear_head, self.vanish_head]
+            # The sum of the intensities of each class and its pixels, as running means over the training's batches.
+            self.register_buffer("intensities", torch.zeros(max(classes, 1), in_channels))
+            self.register_buffer("pixels", torch.zeros(max(classes, 1), 1))
         for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -210,7 +221,16 @@ class DeformationHead(nn.Module):
             hidden = F.gelu(up(torch.cat([hidden, skip], dim=1)))
             stages.append(hidden)
         anatomy = None if self.anatomy is None else self.anatomy(hidden)
-        return Features(stages[len(self.down) - self.grid_stage :], anatomy)
+        if self.training and self.paint is not None and anatomy is not None:
+            self._learn_tissues(image.float(), anatomy)
+        return Features(stages[len(self.down) - self.grid_stage :], anatomy, image)
+
+    @torch.no_grad()
+    def _learn_tissues(self, image: Tensor, anatomy: Tensor) -> None:
+        masks = F.one_hot(anatomy.argmax(1), anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
+        sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2))
+        self.intensities.lerp_(sums / (len(masks) * masks.shape[2]), MOMENTUM)
+        self.pixels.lerp_(masks.mean((0, 2))[:, None], MOMENTUM)
 
     def forward(self, features: Features, parents: Tensor, target: Tensor, sizes: Sizes | None = None) -> Edit:
         """The edit that an action asks for.
@@ -237,10 +257,10 @@ class DeformationHead(nn.Module):
         gate = (1 + self.gate_head(hidden)).clamp(0, 1)
         if self.paint is None:
             return Edit(velocity, gate)
-        for paint, fine in zip(self.paint, finer, strict=True):
+        for layer, fine in zip(self.paint, finer, strict=True):
             half = hidden
             hidden = F.interpolate(hidden, size=fine.shape[2:], mode="nearest")
-            hidden = F.gelu(paint(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
+            hidden = F.gelu(layer(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
         appear = self._resize(self.appear_head(half), hidden.shape[2:]).unflatten(1, (self.parent_channels, -1))
         vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
         gained, measured = self._gained(change, features, sizes)
@@ -248,9 +268,24 @@ class DeformationHead(nn.Module):
         # What appears has a soft border, and what vanishes takes its own along.
         mask = mean(gained.clamp(min=0), 3, 1, 1) - pool(-gained.clamp(max=0), 3, 1, 1)
         anywhere = (change / (change.abs() + SATURATION)).masked_fill(~self.is_painted | measured, 0)
-        amount = (anywhere.view(*change.shape, *ones) + mask) * self._bands(mask.shape[2:], mask)[:, 0]
-        residual = torch.where(amount[:, :, None] > 0, appear, vanish) * amount[:, :, None]
-        return Edit(velocity, gate, residual.sum(1), gained)
+        bands = self._bands(mask.shape[2:], mask)[:, 0]
+        mask = mask * bands
+        amount = anywhere.view(*change.shape, *ones) * bands + mask
+        paint = (torch.where(amount[:, :, None] > 0, appear, vanish) * amount[:, :, None]).sum(1)
+        return Edit(velocity, gate, paint + self._tissue(mask, features.image), paint, gained)
+
+    def _tissue(self, mask: Tensor, image: Tensor) -> Tensor:
+        """The change to the tissue of what is gained, (B, C, \\*spatial), by the change of masks (B, P, \\*spatial)."""
+        # Where the training has not seen a class, it has no tissue.
+        known = self.pixels > 0
+        tissue = torch.where(known, self.intensities / self.pixels.clamp(min=torch.finfo(torch.float32).tiny), 0)
+        labels, ones = self._labels(mask.device), [1] * self.spatial_dims
+        gained = (mask.clamp(min=0) * known[labels].view(1, -1, *ones))[:, :, None]
+        return (gained * (tissue[labels].view(1, len(labels), -1, *ones) - image[:, None])).sum(1)
+
+    def _labels(self, device: torch.device) -> Tensor:
+        """The class of each channel that is an area, 0 of any other, (P,)."""
+        return torch.tensor([self.areas.get(channel, 0) for channel in range(self.parent_channels)], device=device)
 
     @torch.no_grad()
     def _gained(self, change: Tensor, features: Features, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
@@ -268,7 +303,7 @@ class DeformationHead(nn.Module):
         measured[:, channels] = (usable & (change != 0))[:, channels]
         rows, columns = measured.nonzero(as_tuple=True)
         if len(rows):
-            labels = torch.tensor([self.areas.get(k, 0) for k in range(self.parent_channels)], device=change.device)
+            labels = self._labels(change.device)
             own = F.one_hot(labels[columns], anatomy.shape[1]).bool().view(len(rows), -1, *[1] * self.spatial_dims)
             logits, others = anatomy[rows, labels[columns]], anatomy[rows].masked_fill(own, -torch.inf).logsumexp(1)
             moved = sorted({label for channel, label in self.areas.items() if channel not in self.painted})
