@@ -138,10 +138,20 @@ def test_what_is_left_alone_weighs_as_much_for_the_hvae_of_vessels(overlay: list
     configs = BUNDLES / "seg_cft_finetuning" / "configs"
     parser = ConfigParser()
     parser.read_config([str(configs / name) for name in ("train.json", *overlay)])
-    parser["deformation"] = head
+    parser["deformation"], parser["guide_network"] = head, None
     objective = parser.get_parsed_content("objective")
     assert objective.others == ((1.6 if overlay else 2.0) if head else 4.0)
     assert objective.preservation == (1.0 if overlay or head else 0.25)
+
+
+@pytest.mark.parametrize(("measurements", "paint"), [({}, 10.0), ({"lumen_area": 1}, 40.0)])
+def test_paint_that_corrects_a_tissue_costs_more(measurements: dict[str, int], paint: float) -> None:
+    configs = BUNDLES / "seg_cft_finetuning" / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(configs / name) for name in ("train.json", "coronary.json")])
+    parser["deformation"] = True
+    parser["guide_network"] = {"_target_": "types.SimpleNamespace", "measurements": measurements}
+    assert parser.get_parsed_content("objective").paint == paint
 
 
 def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
