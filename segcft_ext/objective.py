@@ -75,7 +75,7 @@ class CFTTerms:
             not count pixels.
         others: distance of the variables that the action leaves as they are.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
-        paint: mean absolute residual; zero without one.
+        paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
             head.
@@ -122,8 +122,8 @@ class CFTObjective(nn.Module):
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
         growth: weight of the place at which the changed structures grow or shrink.
-        paint: weight of the residual. What can be had by a movement is to be had by it: paint is for the small things
-            that appear or vanish, not for a haze over a whole vessel.
+        paint: weight of what is painted. What can be had by a movement is to be had by it: paint is for the small
+            things that appear or vanish, not for a haze over a whole vessel.
         minimality: weight of the squared change. An HVAE that is fine-tuned paints what a segmentor is to take for an
             edge, and without it paints more than an edge needs; a movement changes every pixel that it passes.
         smoothness: weight of the velocity's bending energy.
