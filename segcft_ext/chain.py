@@ -106,8 +106,8 @@ KINDS = {
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
             "dscm_pretraining": {"max_epochs": 20},
-            "reg_cft": {"max_epochs": 45},
-            "seg_cft": {"max_epochs": 45},
+            "reg_cft": {"max_epochs": 45, "val_interval": 15},
+            "seg_cft": {"max_epochs": 45, "val_interval": 15},
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1},
         },
@@ -147,7 +147,7 @@ def run(
             the second the HVAE alone, with this project's objective.
         seed: of everything; the judge has another one, made from it.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
-        jobs: number of stages that run at a time, each in one thread.
+        jobs: number of stages that run at a time, each in one thread; the evaluation, which is alone, in two.
         set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
             may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. A
             KEY begins with one that stands at the top of the stage's configs.
@@ -196,7 +196,7 @@ def demo(
         mechanisms: see the command run.
         seed: of the phantoms and of everything after them.
         device: see the command run.
-        jobs: number of stages that run at a time, each in one thread.
+        jobs: number of stages that run at a time, each in one thread; the evaluation, which is alone, in two.
         set: further settings of stages, see the command run.
         bundles: see the command run.
     """
@@ -236,10 +236,8 @@ def demo(
 
 def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
     output = chain.output
-    # Small convolutions gain little from threads, and the numbers must not depend on how many there are.
-    # And glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
+    # glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
     environment = {
-        "OMP_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
         "MLFLOW_TRACKING_URI": chain.tracking_uri,
@@ -316,6 +314,7 @@ class Chain:
             config="evaluate.json",
             inputs={"judge": _model(judge), "methods": compared},
             products=("evaluation.json", "evaluation.md", "evaluation.csv"),
+            threads=2,  # nothing runs beside it
         )
         stages = [*needed, evaluation]
         known = {stage.name for stage in stages} | {"regressor", "reg_cft", "seg_cft"}
@@ -333,6 +332,7 @@ class Chain:
         inputs: Mapping[str, Path | Mapping[str, Path]] | None = None,
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
+        threads: int = 1,
     ) -> Stage:
         """One command of a bundle.
 
@@ -364,6 +364,7 @@ class Chain:
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
             resumable=products == ("model.pt",),
+            threads=threads,
         )
 
     def _strides(self) -> dict[str, Any]:
@@ -490,7 +491,13 @@ def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
 def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:
     lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
-    path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
+    exported: Mapping[str, str] = {}
+    for stage in stages:
+        if stage.environment != exported:
+            exported = stage.environment
+            lines += [f"export {key}={value}" for key, value in exported.items()]
+        lines.append(stage.command())
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _headline(path: Path) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction
+from segcft_ext.networks.pooling import max_near
 from segcft_ext.population import blurred
 from segcft_ext.variables import Variables
 
@@ -300,8 +301,7 @@ class CFTObjective(nn.Module):
 
     def _dilate(self, mask: Tensor) -> Tensor:
         radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))
-        pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
-        return pool(mask, 2 * radius + 1, stride=1, padding=radius)
+        return max_near(mask, radius)
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.data import Dataset
 from monai.networks.utils import one_hot
 from torch import Tensor
 
 from segcft_ext.measurements import Measurement
+from segcft_ext.networks.pooling import mean_near
 
 __all__ = ["blurred", "growth_maps"]
 
@@ -77,7 +77,6 @@ def blurred(masks: Tensor) -> Tensor:
     No two cases have their borders at the same place, so a change can be compared with the population's only so.
     """
     radius = max(1, round(BLUR * max(masks.shape[2:])))
-    mean = F.avg_pool2d if masks.ndim == 4 else F.avg_pool3d
     for _ in range(2):
-        masks = mean(masks, 2 * radius + 1, stride=1, padding=radius)
+        masks = mean_near(masks, radius)
     return masks

@@ -55,9 +55,12 @@ def composition(
     for count in range(1, max(repeats) + 1):
         null = {name: now_values[:, column] for name, column in zip(variables, columns)}
         result = method.counterfactual(now, now_values, null, temperature)
+        # Where nothing is drawn and nothing changed, nothing ever will.
+        done = temperature == 0 and torch.equal(result.image, now) and torch.equal(result.values, now_values)
         now, now_values = result.image, result.values
-        if count in repeats:
-            found[count] = l1(now, image)
+        found |= {repeat: l1(now, image) for repeat in repeats if repeat == count or (done and repeat > count)}
+        if done:
+            break
     return found
 
 

@@ -23,6 +23,7 @@ from segcft_ext.measurements import band_share
 from segcft_ext.networks.coordinates import positional_encoding, with_coordinates
 from segcft_ext.networks.folding import unfolded
 from segcft_ext.networks.growing import growth
+from segcft_ext.networks.pooling import max_near, mean_near
 
 __all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
 
@@ -264,9 +265,8 @@ class DeformationHead(nn.Module):
         appear = self._resize(self.appear_head(half), hidden.shape[2:]).unflatten(1, (self.parent_channels, -1))
         vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
         gained, measured = self._gained(change, features, sizes)
-        pool, mean = (F.max_pool2d, F.avg_pool2d) if self.spatial_dims == 2 else (F.max_pool3d, F.avg_pool3d)
         # What appears has a soft border, and what vanishes takes its own along.
-        mask = mean(gained.clamp(min=0), 3, 1, 1) - pool(-gained.clamp(max=0), 3, 1, 1)
+        mask = mean_near(gained.clamp(min=0)) - max_near(-gained.clamp(max=0))
         anywhere = (change / (change.abs() + SATURATION)).masked_fill(~self.is_painted | measured, 0)
         bands = self._bands(mask.shape[2:], mask)[:, 0]
         mask = mask * bands
@@ -306,10 +306,14 @@ class DeformationHead(nn.Module):
             labels = self._labels(change.device)
             own = F.one_hot(labels[columns], anatomy.shape[1]).bool().view(len(rows), -1, *[1] * self.spatial_dims)
             logits, others = anatomy[rows, labels[columns]], anatomy[rows].masked_fill(own, -torch.inf).logsumexp(1)
-            moved = sorted({label for channel, label in self.areas.items() if channel not in self.painted})
-            passable = masks[rows][:, moved].sum(1) < 0.5
+            painted = sorted({self.areas[channel] for channel in channels})
+            moved = sorted(set(self.areas.values()) - set(painted))
             factual, wanted = (values[rows, columns] / pixel[rows] for values in (sizes.factual, sizes.wanted))
-            gained[rows, columns] = growth(logits - others, bands[columns] > 0.5, passable, factual, wanted)
+            lumen = masks[rows][:, moved].sum(1) > 0.5
+            # A plaque that grows leaves another one where it is.
+            taken = masks[rows].masked_fill(own, 0)[:, painted].sum(1) > 0.5
+            room = (bands[columns] > 0.5) & ~(taken & (wanted > factual).view(-1, *[1] * self.spatial_dims))
+            gained[rows, columns] = growth(logits - others, room, lumen, factual, wanted)
         return gained, measured
 
     def _pixel(self, masks: Tensor, bands: Tensor, sizes: Sizes) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segcft_ext.networks.pooling import max_near, mean_near
+
 __all__ = ["jacobian_determinant", "unfolded"]
 
 UNFOLDING_STEPS = 100
@@ -24,15 +26,14 @@ def unfolded(displacement: Tensor) -> Tensor:
     displacements as they came.
     """
     dims = displacement.shape[1]
-    pool, mean = (F.max_pool2d, F.avg_pool2d) if dims == 2 else (F.max_pool3d, F.avg_pool3d)
     smoothed = displacement.detach()
     for _ in range(UNFOLDING_STEPS):
         folded = jacobian_determinant(smoothed) < SMALLEST_DETERMINANT
         if not folded.any():
             break
         corners = F.pad(folded[:, None].float(), [0, 1] * dims)
-        near = pool(corners, 5, stride=1, padding=2).bool()
-        smoothed = torch.where(near, mean(smoothed, 3, stride=1, padding=1, count_include_pad=False), smoothed)
+        near = max_near(corners, 2).bool()
+        smoothed = torch.where(near, mean_near(smoothed, beyond=False), smoothed)
     return displacement + (smoothed - displacement.detach())
 
 
