@@ -277,6 +277,28 @@ def test_what_is_painted_and_measured_is_painted_where_it_grows(size: tuple[int,
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_plaque_that_grows_leaves_another_one_where_it_is(spatial_dims: int) -> None:
+    size = [24] * spatial_dims
+    head = moving_head(spatial_dims, painted=[0, 1], classes=3, areas={0: 1, 1: 2}).eval()
+    place = torch.stack(torch.meshgrid(*[torch.arange(24)] * spatial_dims, indexing="ij"))
+    middle = (place[1:] - 12).abs().amax(0) < 3
+    first, second = middle & (place[0] < 12), middle & (place[0] >= 12)  # side by side
+    logits = 9 * torch.stack([~middle, first, second]).float()[None]
+    features = replace(head.features(torch.rand(1, 1, *size)), anatomy=logits)
+    areas = torch.stack([first.sum(), second.sum()]).float()[None]
+
+    def gained(factor: float) -> torch.Tensor:
+        sizes = Sizes(areas, areas * torch.tensor([factor, 1.0]), torch.full((1, 2), torch.nan))
+        edit = head(features, torch.zeros(1, 2), torch.tensor([[factor - 1, 0.0]]), sizes)
+        assert edit.gained is not None and not edit.gained[0, 1].any()
+        return edit.gained[0, 0]
+
+    more = gained(2.0)
+    assert not more[second].any() and more.sum().item() == pytest.approx(areas[0, 0].item(), rel=0.1)
+    assert gained(0.0)[first].mean() < -0.9
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_fresh_head_paints_tissue_as_bright_as_it_has_seen_it_and_over_nothing(spatial_dims: int) -> None:
     size = [24] * spatial_dims
     head = moving_head(spatial_dims, painted=[1], classes=3, areas={0: 1, 1: 2})

@@ -51,7 +51,8 @@ def composition(
         For each number of repeats the L1, shape (B,).
     """
     columns = [method.variables.names.index(name) for name in variables]
-    found, now, now_values = {}, image, values
+    found: dict[int, Tensor] = {}
+    now, now_values = image, values
     for count in range(1, max(repeats) + 1):
         null = {name: now_values[:, column] for name, column in zip(variables, columns)}
         result = method.counterfactual(now, now_values, null, temperature)

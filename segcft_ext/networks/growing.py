@@ -56,8 +56,8 @@ def _seed(log_odds: Tensor, room: Tensor, lumen: Tensor) -> Tensor:
     """The pixel that a structure which is absent grows around, as a mask (R, \\*spatial)."""
     size, axes = max(log_odds.shape[1:]), log_odds.ndim - 1
     # What lies beyond the image is outside of the room, too.
-    outside = F.pad((~room)[:, None].float(), [1] * 2 * axes, value=1.0)
-    central = max_near(outside, round(MARGIN * size))[(slice(None), 0, *[slice(1, -1)] * axes)] == 0
+    outside = max_near(F.pad((~room)[:, None].float(), [1] * 2 * axes, value=1.0), round(MARGIN * size))
+    central = F.pad(outside, [-1] * 2 * axes)[:, 0] == 0
     beside = (max_near(lumen[:, None].float(), round(BESIDE * size))[:, 0] > 0) & ~lumen
     places = room
     for narrower in (beside, central):
