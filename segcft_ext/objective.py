@@ -198,73 +198,50 @@ class CFTObjective(nn.Module):
             reference: one-hot label maps of the factual images, shape (B, C, *spatial).
             growth: of the guide's variables, shape (J, *spatial), see :func:`~segcft_ext.population.growth_maps`.
         """
-        factual, wanted = values[:, columns], counterfactual.values[:, columns]
-        known = wanted.isfinite() & factual.isfinite()
-        changed, kept = known & (wanted != factual), known & (wanted == factual)
-        anchor = factual_prediction.values - factual if self.anchored else torch.zeros_like(factual)
-        # What is to vanish is to vanish for the guide, too, however much of it the guide saw.
-        vanishes = changed & (wanted == 0)
-        target = torch.where(vanishes, 0, wanted + anchor)
-        scale = 2 / (variables.high - variables.low)[columns]
-        error = torch.where(known, (prediction.values - target) * scale, 0)
-        distance = F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
-        # Means of their own, so that the balance does not depend on how many variables are measured.
-        effectiveness, others = _mean_where(changed, distance), _mean_where(kept, distance)
-
-        relabelling = image.new_zeros(())
-        if factual_prediction.log_odds is not None and prediction.log_odds is not None and prediction.pixel is not None:
-            change = torch.where(changed & (prediction.pixel > 0), (wanted - factual) / prediction.pixel, 0)
-            change = change.masked_fill(vanishes, -torch.inf)
-            wrong = _relabelling(factual_prediction.log_odds, prediction.log_odds, change)
-            if counterfactual.gained is not None:
-                appears = counterfactual.gained[:, columns].clamp(min=0).flatten(2)
-                missing = torch.where(appears > 0, F.softplus(-prediction.log_odds.flatten(2)), 0)
-                wrong = torch.where(appears.sum(2) > 0, (appears * missing).sum(2), wrong)
-            relabelling = _mean_where(changed, wrong * prediction.pixel * scale)
-
-        where = changed.view(*changed.shape, *[1] * (image.ndim - 2))
-        inside = torch.where(where, torch.maximum(factual_prediction.support, prediction.support.detach()), 0)
-        outside = 1 - self._dilate(inside.amax(1, keepdim=True))
-        before, after = (p.support.flatten(2) for p in (factual_prediction, prediction))
-        sizes = (changed * before.mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
-        locality = ((outside * (counterfactual.image - image).abs()).flatten(1).mean(1) / sizes).mean()
-
-        minimality = (counterfactual.image - image).square().mean()
-
-        preservation = image.new_zeros(())
-        if prediction.pixel is not None:
-            exchanged = (after - before).abs().sum(2) * prediction.pixel * scale
-            preservation = _mean_where(kept, exchanged)
-
-        misplaced = image.new_zeros(())
-        if growth is not None and prediction.pixel is not None:
-            expected = (wanted - factual).nan_to_num(0)[:, :, None] * growth.flatten(1)
-            difference = blurred((after - before - expected).view_as(prediction.support))
-            misplaced = _mean_where(changed, difference.square().flatten(2).sum(2) * prediction.pixel * scale)
-
-        paint = smoothness = folding = anatomy = image.new_zeros(())
-        if counterfactual.paint is not None:
-            paint = counterfactual.paint.abs().mean()
-        determinant = counterfactual.jacobian_determinant
-        if counterfactual.velocity is not None and determinant is not None:
-            smoothness = bending_energy(counterfactual.velocity) * min(counterfactual.velocity.shape[2:]) ** 2
-            folding = F.relu(self.folding_margin - determinant).square().mean()
-        if counterfactual.anatomy is not None:
-            labels = F.interpolate(reference, size=counterfactual.anatomy.shape[2:], mode="area")
-            anatomy = self.seen(counterfactual.anatomy, labels)
+        asked = _Asked.of(values[:, columns], counterfactual.values[:, columns], variables, columns)
+        distance = self._distance(asked, factual_prediction, prediction)
+        zero, moved = image.new_zeros(()), counterfactual.velocity
         return CFTTerms(
-            effectiveness,
-            relabelling,
-            others,
-            locality,
-            preservation,
-            misplaced,
-            paint,
-            minimality,
-            smoothness,
-            folding,
-            anatomy,
+            # Means of their own, so that the balance does not depend on how many variables are measured.
+            effectiveness=_mean_where(asked.changed, distance),
+            others=_mean_where(asked.kept, distance),
+            relabelling=_relabelled(asked, factual_prediction, prediction, counterfactual.gained, columns),
+            locality=self._outside(asked, image, counterfactual.image, factual_prediction, prediction),
+            preservation=_exchanged(asked, factual_prediction, prediction),
+            growth=zero if growth is None else _misplaced(asked, factual_prediction, prediction, growth),
+            paint=zero if counterfactual.paint is None else counterfactual.paint.abs().mean(),
+            minimality=(counterfactual.image - image).square().mean(),
+            smoothness=zero if moved is None else bending_energy(moved) * min(moved.shape[2:]) ** 2,
+            folding=self._folded(counterfactual.jacobian_determinant, zero),
+            anatomy=self._unseen(counterfactual.anatomy, reference, zero),
         )
+
+    def _distance(self, asked: _Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
+        """Of the guide's variables from their targets, (B, J), in scaled units; zero where they are not known."""
+        anchor = before.values - asked.factual if self.anchored else torch.zeros_like(asked.factual)
+        # What is to vanish is to vanish for the guide, too, however much of it the guide saw.
+        target = torch.where(asked.vanishes, 0, asked.wanted + anchor)
+        error = torch.where(asked.changed | asked.kept, (after.values - target) * asked.scale, 0)
+        return F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
+
+    def _outside(
+        self, asked: _Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
+    ) -> Tensor:
+        """Change of the image where no changed variable lives, over the size of the structures that do change."""
+        where = asked.changed.view(*asked.changed.shape, *[1] * (image.ndim - 2))
+        inside = torch.where(where, torch.maximum(before.support, after.support.detach()), 0)
+        radius = max(1, round(self.dilation * max(image.shape[2:]) / 256))
+        outside = 1 - max_near(inside.amax(1, keepdim=True), radius)
+        sizes = (asked.changed * before.support.flatten(2).mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
+        return ((outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes).mean()
+
+    def _folded(self, determinant: Tensor | None, zero: Tensor) -> Tensor:
+        return zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean()
+
+    def _unseen(self, anatomy: Tensor | None, reference: Tensor, zero: Tensor) -> Tensor:
+        if anatomy is None:
+            return zero
+        return self.seen(anatomy, F.interpolate(reference, size=anatomy.shape[2:], mode="area"))
 
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
         """The weighted sum of the terms.
@@ -299,9 +276,33 @@ class CFTObjective(nn.Module):
             if isinstance(value, int | float) and key != "training" and not key.startswith("_")
         }
 
-    def _dilate(self, mask: Tensor) -> Tensor:
-        radius = max(1, round(self.dilation * max(mask.shape[2:]) / 256))
-        return max_near(mask, radius)
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an action asks of the guide's variables.
+
+    Attributes:
+        factual: values before the action, shape (B, J).
+        wanted: after it.
+        changed: whether the action changes a variable, boolean; False where one of the two is not known.
+        kept: whether it leaves it as it is.
+        vanishes: whether it is changed to nothing.
+        scale: scaled units in a physical one, shape (J,).
+    """
+
+    factual: Tensor
+    wanted: Tensor
+    changed: Tensor
+    kept: Tensor
+    vanishes: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, factual: Tensor, wanted: Tensor, variables: Variables, columns: Sequence[int]) -> _Asked:
+        known = wanted.isfinite() & factual.isfinite()
+        changed, kept = known & (wanted != factual), known & (wanted == factual)
+        scale = 2 / (variables.high - variables.low)[columns]
+        return cls(factual, wanted, changed, kept, changed & (wanted == 0), scale)
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
@@ -309,7 +310,40 @@ def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
-def _relabelling(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
+def _exchanged(asked: _Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
+    """What the masks of the variables that are kept gain and lose."""
+    if after.pixel is None:
+        return after.values.new_zeros(())
+    exchanged = (after.support - before.support).abs().flatten(2).sum(2)
+    return _mean_where(asked.kept, exchanged * after.pixel * asked.scale)
+
+
+def _misplaced(asked: _Asked, before: GuidePrediction, after: GuidePrediction, growth: Tensor) -> Tensor:
+    """Blurred difference between what masks of changed variables gain and what they gain in the population."""
+    if after.pixel is None:
+        return after.values.new_zeros(())
+    change = (asked.wanted - asked.factual).nan_to_num(0)
+    expected = change.view(*change.shape, *[1] * (growth.ndim - 1)) * growth
+    difference = blurred(after.support - before.support - expected)
+    return _mean_where(asked.changed, difference.square().flatten(2).sum(2) * after.pixel * asked.scale)
+
+
+def _relabelled(
+    asked: _Asked, before: GuidePrediction, after: GuidePrediction, gained: Tensor | None, columns: Sequence[int]
+) -> Tensor:
+    """Cross-entropy of the pixels that have to change sides, or of those that were to appear (B, K, \\*spatial)."""
+    if before.log_odds is None or after.log_odds is None or after.pixel is None:
+        return after.values.new_zeros(())
+    change = torch.where(asked.changed & (after.pixel > 0), (asked.wanted - asked.factual) / after.pixel, 0)
+    wrong = _wrong_side(before.log_odds, after.log_odds, change.masked_fill(asked.vanishes, -torch.inf))
+    if gained is not None:
+        appears = gained[:, columns].clamp(min=0).flatten(2)
+        missing = torch.where(appears > 0, F.softplus(-after.log_odds.flatten(2)), 0)
+        wrong = torch.where(appears.sum(2) > 0, (appears * missing).sum(2), wrong)
+    return _mean_where(asked.changed, wrong * after.pixel * asked.scale)
+
+
+def _wrong_side(before: Tensor, after: Tensor, change: Tensor) -> Tensor:
     """Cross-entropy of the pixels between a mask and the nearest one with a given number of pixels more or fewer.
 
     Args:
