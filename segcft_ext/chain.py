@@ -106,8 +106,8 @@ KINDS = {
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
             "dscm_pretraining": {"max_epochs": 20},
-            "reg_cft": {"max_epochs": 45},
-            "seg_cft": {"max_epochs": 45},
+            "reg_cft": {"max_epochs": 40},
+            "seg_cft": {"max_epochs": 40},
             "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1},
         },
@@ -289,13 +289,11 @@ class Chain:
         dscm = self.stage("dscm_pretraining", "dscm_pretraining", own=self._strides())
         regressor = self.stage("regressor", "seg_cft_finetuning", config="train_regressor.json")
         judge = self.stage("judge", "segmentor_evaluation", own={"seed": self.seed + JUDGE_SEED_OFFSET})
-        needed, compared = [segmentor, dscm, judge], dict[str, Path]()
-        if "No-CFT" in methods:
-            compared["No-CFT"] = _model(dscm)
-        if "Reg-CFT" in methods:
-            needed.append(regressor)
+        compared: dict[str, Path] = {"No-CFT": _model(dscm)} if "No-CFT" in methods else {}
+        guides = {"Reg-CFT": regressor, "Seg-CFT": segmentor}
+        tuned: dict[str, list[Stage]] = {method: [] for method in guides}
         for mechanism in mechanisms:
-            for method, guide in (("Reg-CFT", regressor), ("Seg-CFT", segmentor)):
+            for method, guide in guides.items():
                 if method in methods:
                     family = method.lower().replace("-", "_")
                     made = self.stage(
@@ -305,7 +303,7 @@ class Chain:
                         inputs={"dscm": _model(dscm), "guide": _model(guide)},
                         own={"deformation": mechanism == "deformation"},
                     )
-                    needed.append(made)
+                    tuned[method].append(made)
                     shown = POSITIONAL + method if self.positional and guide is segmentor else method
                     compared[shown if len(mechanisms) == 1 else f"{shown}, {mechanism}"] = _model(made)
         evaluation = self.stage(
@@ -316,7 +314,10 @@ class Chain:
             products=("evaluation.json", "evaluation.md", "evaluation.csv"),
             threads=2,  # nothing runs beside it
         )
-        stages = [*needed, evaluation]
+        # What takes longest comes first.
+        stages = [segmentor, dscm, *tuned["Seg-CFT"]]
+        stages += [regressor, *tuned["Reg-CFT"]] if tuned["Reg-CFT"] else []
+        stages += [judge, evaluation]
         known = {stage.name for stage in stages} | {"regressor", "reg_cft", "seg_cft"}
         if unknown := sorted(set(self.settings) - known):
             raise ValueError(f"settings for the stages {unknown}, expected some of {sorted(known)}")

@@ -144,7 +144,7 @@ class DSCM(SelfDescribing):
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruction of images (B, 1, *spatial) whose variables are not known: the likelihood's mean in [-1, 1]."""
         unknown = image.new_full((len(image), len(self.variables)), torch.nan)
-        posterior = self.hvae.posterior(image, self.variables.encode(unknown), temperature=0)
+        posterior = self.hvae.posterior(image, self.variables.encode(unknown), temperature=0, with_kl=False)
         return posterior.mean.clamp(-1, 1)
 
     def abduct(self, image: Tensor, values: Tensor, temperature: float = 0.0) -> Abduction:
@@ -153,9 +153,9 @@ class DSCM(SelfDescribing):
         Args:
             image: shape (B, 1, *spatial), in [-1, 1].
             values: physical units, shape (B, K), NaN where missing.
-            temperature: of the latents' posterior; 0 is its mean, 1 a sample.
+            temperature: of the latents' posterior; 0 is its mean, of which there is no KL, 1 a sample.
         """
-        posterior = self.hvae.posterior(image, self.variables.encode(values), temperature)
+        posterior = self.hvae.posterior(image, self.variables.encode(values), temperature, with_kl=temperature > 0)
         residual = (image - posterior.mean) * torch.exp(-posterior.log_scale)
         features = None if self.deformation is None else self.deformation.features(image)
         return Abduction(image, values, posterior, residual, features)

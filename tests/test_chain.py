@@ -278,7 +278,7 @@ class TestChain:
         assert list(stages["evaluation"].inputs["methods"]) == ["Reg-CFT", "Pos-Seg-CFT"]
         assert stages["seg_cft_deformation"].follows(stages["plaque_lumen_segmentor"])
         overlaid = [name for name, stage in stages.items() if isinstance(stage.inputs.get("config_file"), list)]
-        assert overlaid == ["dscm_pretraining", "judge", "regressor", "reg_cft_deformation", "seg_cft_deformation"]
+        assert overlaid == ["dscm_pretraining", "seg_cft_deformation", "regressor", "reg_cft_deformation", "judge"]
         typed = stages["judge"].arguments()
         assert [Path(path).name for path in json.loads(typed[typed.index("--config_file") + 1])] == [
             "train.json",

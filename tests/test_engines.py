@@ -71,7 +71,7 @@ def untrained(deformation: bool = False) -> DSCM:
 def at_the_posterior_mean(dscm: DSCM) -> None:
     """Leave nothing to chance: latents are those of temperature zero, whoever asks."""
     posterior = dscm.hvae.posterior
-    dscm.hvae.posterior = lambda image, parents, temperature=0.0: posterior(image, parents, 0.0)  # type: ignore[method-assign]
+    dscm.hvae.posterior = lambda image, parents, *_, **__: posterior(image, parents, 0.0)  # type: ignore[method-assign]
 
 
 def guide() -> SegmentorGuide:

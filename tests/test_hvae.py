@@ -51,6 +51,16 @@ def test_decoding_the_posterior_with_the_same_parents_gives_its_mean(conditional
 
 
 @pytest.mark.parametrize("conditional", [False, True])
+def test_without_the_kl_the_posterior_is_the_same(conditional: bool) -> None:
+    network = awake(small(conditional_prior=conditional))
+    image, parents = torch.rand(3, 1, 16, 24) * 2 - 1, torch.randn(3, 2)
+    full, short = (network.posterior(image, parents, 0.0, with_kl) for with_kl in (True, False))
+    assert torch.equal(full.mean, short.mean) and torch.equal(full.log_scale, short.log_scale)
+    assert all(map(torch.equal, full.latents, short.latents))
+    assert full.kl.isfinite().all() and short.kl.isnan().all()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
 def test_the_priors_of_all_blocks_see_the_parents_only_when_conditional(conditional: bool) -> None:
     network = awake(small(conditional_prior=conditional))
     seen: list[torch.Tensor] = []

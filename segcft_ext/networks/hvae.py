@@ -31,7 +31,7 @@ class Posterior:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
         mean: mean of the likelihood given latents and parents, shape (B, C, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, in nats, shape (B,).
+        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not asked for.
     """
 
     latents: list[Tensor]
@@ -233,25 +233,29 @@ class HVAE(nn.Module):
                 hidden = self.down[level](hidden)
         return features
 
-    def posterior(self, image: Tensor, parents: Tensor, temperature: float = 1.0) -> Posterior:
+    def posterior(self, image: Tensor, parents: Tensor, temperature: float = 1.0, with_kl: bool = True) -> Posterior:
         """Infer the latents of a batch and decode them with the same parents.
 
         Args:
             image: shape (B, C, *spatial), in [-1, 1].
             parents: encoded parents, shape (B, P).
             temperature: factor on the posterior's standard deviation; 0 gives its mean.
+            with_kl: whether the KL is computed; an exogenous prior is asked for nothing else.
         """
         features = self.encode(image)
         latents: list[Tensor] = []
-        kl = image.new_zeros(len(image))
+        kl = image.new_full((len(image),), 0.0 if with_kl else torch.nan)
 
         def infer(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             nonlocal kl
-            prior_mean, prior_log_scale = block.prior(context, parents)
             mean, log_scale = block.posterior(state, features[level], parents)
             latent = mean
             if temperature > 0:
                 latent = mean + temperature * log_scale.exp() * torch.randn_like(mean)
+            if not with_kl and not self.conditional_prior:
+                latents.append(latent)
+                return latent
+            prior_mean, prior_log_scale = block.prior(context, parents)
             divergence = prior_log_scale - log_scale - 0.5
             divergence = divergence + 0.5 * (
                 (2 * (log_scale - prior_log_scale)).exp() + ((mean - prior_mean) * (-prior_log_scale).exp()) ** 2
