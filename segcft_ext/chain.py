@@ -147,7 +147,7 @@ def run(
             the second the HVAE alone, with this project's objective.
         seed: of everything; the judge has another one, made from it.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
-        jobs: number of stages that run at a time, each in one thread; the evaluation, which is alone, in two.
+        jobs: number of stages that run at a time, each in one thread.
         set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
             may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. A
             KEY begins with one that stands at the top of the stage's configs.
@@ -196,7 +196,7 @@ def demo(
         mechanisms: see the command run.
         seed: of the phantoms and of everything after them.
         device: see the command run.
-        jobs: number of stages that run at a time, each in one thread; the evaluation, which is alone, in two.
+        jobs: number of stages that run at a time, each in one thread.
         set: further settings of stages, see the command run.
         bundles: see the command run.
     """
@@ -236,8 +236,10 @@ def demo(
 
 def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
     output = chain.output
-    # glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
+    # Small convolutions gain little from threads, and the numbers must not depend on how many there are.
+    # And glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
     environment = {
+        "OMP_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
         "MLFLOW_TRACKING_URI": chain.tracking_uri,
@@ -312,7 +314,6 @@ class Chain:
             config="evaluate.json",
             inputs={"judge": _model(judge), "methods": compared},
             products=("evaluation.json", "evaluation.md", "evaluation.csv"),
-            threads=2,  # nothing runs beside it
         )
         # What takes longest comes first.
         stages = [segmentor, dscm, *tuned["Seg-CFT"]]
@@ -333,7 +334,6 @@ class Chain:
         inputs: Mapping[str, Path | Mapping[str, Path]] | None = None,
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
-        threads: int = 1,
     ) -> Stage:
         """One command of a bundle.
 
@@ -365,7 +365,6 @@ class Chain:
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
             resumable=products == ("model.pt",),
-            threads=threads,
         )
 
     def _strides(self) -> dict[str, Any]:
@@ -492,13 +491,7 @@ def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
 def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:
     lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
-    exported: Mapping[str, str] = {}
-    for stage in stages:
-        if stage.environment != exported:
-            exported = stage.environment
-            lines += [f"export {key}={value}" for key, value in exported.items()]
-        lines.append(stage.command())
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
 
 
 def _headline(path: Path) -> str:

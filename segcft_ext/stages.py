@@ -43,7 +43,6 @@ class Stage:
         places: options that are paths whose content does not count.
         version: of the software; another one makes the stage run again.
         resumable: whether the option ``resume`` continues from ``training.pt`` in the folder.
-        threads: of its numerics: fixed, since how a sum is rounded depends on them.
     """
 
     name: str
@@ -57,12 +56,6 @@ class Stage:
     folder_option: str | None = "output_dir"
     version: str = ""
     resumable: bool = False
-    threads: int = 1
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables for the command."""
-        return {"OMP_NUM_THREADS": str(self.threads)}
 
     def arguments(self, resume: bool = False) -> list[str]:
         """The command after the interpreter."""
