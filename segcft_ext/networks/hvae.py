@@ -248,14 +248,15 @@ class HVAE(nn.Module):
 
         def infer(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             nonlocal kl
+            prior = block.prior(context, parents) if with_kl or self.conditional_prior else None
             mean, log_scale = block.posterior(state, features[level], parents)
             latent = mean
             if temperature > 0:
                 latent = mean + temperature * log_scale.exp() * torch.randn_like(mean)
-            if not with_kl and not self.conditional_prior:
+            if prior is None:
                 latents.append(latent)
                 return latent
-            prior_mean, prior_log_scale = block.prior(context, parents)
+            prior_mean, prior_log_scale = prior
             divergence = prior_log_scale - log_scale - 0.5
             divergence = divergence + 0.5 * (
                 (2 * (log_scale - prior_log_scale)).exp() + ((mean - prior_mean) * (-prior_log_scale).exp()) ** 2
