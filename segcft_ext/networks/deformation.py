@@ -264,11 +264,11 @@ class DeformationHead(nn.Module):
             hidden = F.gelu(layer(torch.cat([hidden, fine, *_structures(features, fine)], dim=1)))
         appear = self._resize(self.appear_head(half), hidden.shape[2:]).unflatten(1, (self.parent_channels, -1))
         vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
-        gained, measured = self._gained(change, features, sizes)
+        bands = self._bands(hidden.shape[2:], change)[:, 0]
+        gained, measured = self._gained(change, features, sizes, bands)
         # What appears has a soft border, and what vanishes takes its own along.
         mask = mean_near(gained.clamp(min=0)) - max_near(-gained.clamp(max=0))
         anywhere = (change / (change.abs() + SATURATION)).masked_fill(~self.is_painted | measured, 0)
-        bands = self._bands(mask.shape[2:], mask)[:, 0]
         mask = mask * bands
         amount = anywhere.view(*change.shape, *ones) * bands + mask
         paint = (torch.where(amount[:, :, None] > 0, appear, vanish) * amount[:, :, None]).sum(1)
@@ -288,7 +288,7 @@ class DeformationHead(nn.Module):
         return torch.tensor([self.areas.get(channel, 0) for channel in range(self.parent_channels)], device=device)
 
     @torch.no_grad()
-    def _gained(self, change: Tensor, features: Features, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
+    def _gained(self, change: Tensor, features: Features, sizes: Sizes | None, bands: Tensor) -> tuple[Tensor, Tensor]:
         """What is painted as a change of masks (B, P, \\*spatial), and for which variables that is known (B, P)."""
         gained = change.new_zeros(*change.shape, *features.stages[-1].shape[2:])
         measured = torch.zeros_like(change, dtype=torch.bool)
@@ -297,7 +297,6 @@ class DeformationHead(nn.Module):
             return gained, measured
         anatomy = features.anatomy.float()
         masks = anatomy.softmax(1)
-        bands = self._bands(anatomy.shape[2:], anatomy)[:, 0]
         pixel = self._pixel(masks, bands, sizes)
         usable = ((pixel > 0) & pixel.isfinite())[:, None] & sizes.factual.isfinite()
         measured[:, channels] = (usable & (change != 0))[:, channels]
