@@ -327,6 +327,23 @@ def test_a_fresh_head_paints_tissue_as_bright_as_it_has_seen_it_and_over_nothing
     assert torch.equal(gone, image[0, 0])  # to paint over what vanishes has to be learned
 
 
+def test_tissue_is_learned_in_full_precision() -> None:
+    heads = [moving_head(painted=[1], classes=3, areas={0: 1, 1: 2}) for _ in range(2)]
+    image = torch.rand(2, 1, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        anatomy = heads[0].features(image).anatomy
+    assert anatomy is not None and anatomy.dtype == torch.bfloat16
+    heads[1]._learn_tissues(image, anatomy)
+    assert heads[0].intensities.any() and torch.equal(heads[0].intensities, heads[1].intensities)
+
+
+def test_a_head_that_was_used_moves_to_another_device() -> None:
+    head = moving_head()
+    image, displacement = torch.rand(1, 1, 16, 16), torch.ones(1, 2, 16, 16)
+    head.warp(image, displacement)
+    assert head.to("meta").warp(image.to("meta"), displacement.to("meta")).device.type == "meta"
+
+
 def test_an_area_needs_a_class() -> None:
     with pytest.raises(ValueError, match=r"areas of the classes \[2\], the head sees 2 classes"):
         moving_head(classes=2, areas={0: 2})

@@ -12,6 +12,7 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,7 @@ class DeformationHead(nn.Module):
     """
 
     is_painted: Tensor
+    labels: Tensor
     intensities: Tensor
     pixels: Tensor
 
@@ -185,8 +187,10 @@ class DeformationHead(nn.Module):
         self.gate_head = conv(hidden_channels, 1, 3, padding=1)
         is_painted = torch.zeros(parent_channels, dtype=torch.bool)
         is_painted[list(painted)] = True
-        # Follows from the definition, so it has no place in a checkpoint.
+        # Both follow from the definition, so they have no place in a checkpoint.
         self.register_buffer("is_painted", is_painted, persistent=False)
+        labels = [self.areas.get(channel, 0) for channel in range(parent_channels)]
+        self.register_buffer("labels", torch.tensor(labels), persistent=False)
         self.paint: nn.ModuleList | None = None
         heads = [self.velocity_head, self.gate_head]
         if painted:
@@ -208,6 +212,12 @@ class DeformationHead(nn.Module):
             # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
             self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DeformationHead:
+        for module in self.modules():
+            if isinstance(module, Warp):
+                module.ref_grid = None  # MONAI keeps the last grid, on the device that it was on
+        return super()._apply(fn, recurse)
+
     def features(self, image: Tensor) -> Features:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
         hidden = with_coordinates(image)
@@ -223,13 +233,14 @@ class DeformationHead(nn.Module):
             stages.append(hidden)
         anatomy = None if self.anatomy is None else self.anatomy(hidden)
         if self.training and self.paint is not None and anatomy is not None:
-            self._learn_tissues(image.float(), anatomy)
+            self._learn_tissues(image, anatomy)
         return Features(stages[len(self.down) - self.grid_stage :], anatomy, image)
 
     @torch.no_grad()
     def _learn_tissues(self, image: Tensor, anatomy: Tensor) -> None:
         masks = F.one_hot(anatomy.argmax(1), anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
-        sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2))
+        with torch.autocast(image.device.type, enabled=False):  # means over many pixels, in full precision
+            sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2).float())
         self.intensities.lerp_(sums / (len(masks) * masks.shape[2]), MOMENTUM)
         self.pixels.lerp_(masks.mean((0, 2))[:, None], MOMENTUM)
 
@@ -279,13 +290,9 @@ class DeformationHead(nn.Module):
         # Where the training has not seen a class, it has no tissue.
         known = self.pixels > 0
         tissue = torch.where(known, self.intensities / self.pixels.clamp(min=torch.finfo(torch.float32).tiny), 0)
-        labels, ones = self._labels(mask.device), [1] * self.spatial_dims
+        labels, ones = self.labels, [1] * self.spatial_dims
         gained = (mask.clamp(min=0) * known[labels].view(1, -1, *ones))[:, :, None]
         return (gained * (tissue[labels].view(1, len(labels), -1, *ones) - image[:, None])).sum(1)
-
-    def _labels(self, device: torch.device) -> Tensor:
-        """The class of each channel that is an area, 0 of any other, (P,)."""
-        return torch.tensor([self.areas.get(channel, 0) for channel in range(self.parent_channels)], device=device)
 
     @torch.no_grad()
     def _gained(self, change: Tensor, features: Features, sizes: Sizes | None, bands: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,9 +309,9 @@ class DeformationHead(nn.Module):
         measured[:, channels] = (usable & (change != 0))[:, channels]
         rows, columns = measured.nonzero(as_tuple=True)
         if len(rows):
-            labels = self._labels(change.device)
-            own = F.one_hot(labels[columns], anatomy.shape[1]).bool().view(len(rows), -1, *[1] * self.spatial_dims)
-            logits, others = anatomy[rows, labels[columns]], anatomy[rows].masked_fill(own, -torch.inf).logsumexp(1)
+            labels = self.labels[columns]
+            own = F.one_hot(labels, anatomy.shape[1]).bool().view(len(rows), -1, *[1] * self.spatial_dims)
+            logits, others = anatomy[rows, labels], anatomy[rows].masked_fill(own, -torch.inf).logsumexp(1)
             painted = sorted({self.areas[channel] for channel in channels})
             moved = sorted(set(self.areas.values()) - set(painted))
             factual, wanted = (values[rows, columns] / pixel[rows] for values in (sizes.factual, sizes.wanted))
