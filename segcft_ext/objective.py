@@ -26,7 +26,7 @@ def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor
     """One intervention for each case of a batch: a variable at random, its target from the training marginal.
 
     Of a zero-inflated variable, a case without the structure gets a target above zero: from nothing to nothing would be
-    no intervention.
+    no intervention. What is missing in a case is not intervened on there, unless all of it is.
 
     Args:
         values: factual variables in physical units, shape (B, K).
@@ -38,7 +38,12 @@ def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor
         Targets (B, K) and a boolean mask (B, K) with one True in each row.
     """
     count = len(values)
-    chosen = torch.tensor(columns, device=values.device)[torch.randint(len(columns), (count,), device=values.device)]
+    drawn = torch.randint(len(columns), (count,), device=values.device)
+    missing = values[:, columns].isnan()
+    if missing.any():
+        possible = ~missing | missing.all(1, keepdim=True)
+        drawn = torch.multinomial(possible.float(), 1)[:, 0]
+    chosen = torch.tensor(columns, device=values.device)[drawn]
     mask = F.one_hot(chosen, values.shape[1]).bool()
     marginal = quantiles[chosen]
     # Where the marginal has a point mass at its lower end, a case that is there already is drawn from the rest.
@@ -227,13 +232,17 @@ class CFTObjective(nn.Module):
     def _outside(
         self, asked: _Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
     ) -> Tensor:
-        """Change of the image where no changed variable lives, over the size of the structures that do change."""
+        """Change of the image where no changed variable lives, over the size of the structures that do change.
+
+        An action on a variable whose value is missing asks for nothing.
+        """
         where = asked.changed.view(*asked.changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(before.support, after.support.detach()), 0)
         radius = max(1, round(self.dilation * max(image.shape[2:]) / 256))
         outside = 1 - max_near(inside.amax(1, keepdim=True), radius)
         sizes = (asked.changed * before.support.flatten(2).mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
-        return ((outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes).mean()
+        found = (outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes
+        return torch.where(asked.changed.any(1), found, 0).mean()
 
     def _folded(self, determinant: Tensor | None, zero: Tensor) -> Tensor:
         return zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean()

@@ -160,6 +160,15 @@ def test_interventions_come_from_the_training_marginal_one_for_each_case() -> No
     assert 0 < targets[:, 2].min() < 0.02 and targets[:, 2].mean() == pytest.approx(0.5, abs=0.05)
 
 
+def test_what_is_missing_is_not_intervened_on() -> None:
+    torch.manual_seed(0)
+    values = torch.rand(600, 3)
+    values[:200, 1], values[200:400, :2], values[400:] = torch.nan, torch.nan, torch.nan
+    _, mask = draw_interventions(values, [0, 1, 2], torch.linspace(0, 1, 11).expand(3, 11))
+    assert (mask.sum(1) == 1).all() and not mask[:200, 1].any() and mask[200:400, 2].all()
+    assert mask[:200, 0].float().mean() == pytest.approx(0.5, abs=0.1)
+
+
 def scene() -> tuple[torch.Tensor, torch.Tensor, Counterfactual, GuidePrediction]:
     """Structure a lives in the left half, b in the right; the action is on a."""
     image, values = torch.zeros(1, 1, 64, 64), torch.tensor([[8.0, 10.0]])
@@ -176,6 +185,15 @@ def terms(objective: CFTObjective, predicted: list[float], counterfactual: Count
     image, values, asked, factual = scene()
     prediction = GuidePrediction(torch.tensor([predicted]), factual.support)
     return objective(image, values, counterfactual or asked, factual, prediction, fitted(), [0, 1], REFERENCE)
+
+
+def test_an_action_on_a_missing_value_asks_for_nothing() -> None:
+    image, values, counterfactual, factual = scene()
+    changed = replace(counterfactual, image=image + 0.1)
+    asked = (changed, factual, factual, fitted(), [0, 1], REFERENCE)
+    assert CFTObjective()(image, values, *asked).locality > 0
+    missing = CFTObjective()(image, torch.tensor([[torch.nan, 10.0]]), *asked)
+    assert missing.effectiveness == 0 and missing.locality == 0
 
 
 def test_the_anchored_target_carries_the_guides_error_on_the_factual_image() -> None:
