@@ -85,10 +85,12 @@ class BatchAugmentation:
         def uniform(*shape: int) -> Tensor:
             return 2 * torch.rand(*shape, device=image.device) - 1
 
-        # exp(skew + diagonal) is a rotation with a change of size in any number of dimensions.
+        # exp(skew + diagonal) is a rotation with a change of size in any number of dimensions. The sampling grid runs
+        # from -1 to 1 along each axis: where the image is not square, a rotation of pixels is none of the grid.
         upper = torch.triu(uniform(batch, dims, dims), diagonal=1) * math.radians(self.rotation)
         stretch = torch.diag_embed(uniform(batch, dims) * math.log1p(self.scaling))
-        linear = torch.linalg.matrix_exp(upper - upper.mT + stretch)
+        extent = image.new_tensor(image.shape[:1:-1])
+        linear = torch.linalg.matrix_exp(upper - upper.mT + stretch) * (extent / extent[:, None])
         shift = 2 * self.translation * uniform(batch, dims, 1)
         elastic = 2 * self.elastic * torch.randn(batch, dims, *([self.elastic_grid] * dims), device=image.device)
 

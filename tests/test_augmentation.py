@@ -67,6 +67,16 @@ def test_images_that_are_not_square(size: tuple[int, int]) -> None:
     assert BatchAugmentation()(image, (image > 0).float())[0].shape == image.shape
 
 
+@pytest.mark.parametrize("size", [(64, 64), (256, 64), (40, 20, 80)])
+def test_a_rotation_keeps_right_angles_and_lengths(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    rotated = BatchAugmentation(rotation=20, scaling=0, translation=0, probability=1).draw(torch.zeros(8, 1, *size))
+    pixels = torch.tensor(size[::-1]) / 2.0  # in one unit of the sampling grid, whose last axis comes first
+    linear = pixels[:, None] * rotated.affine[:, :, :-1] / pixels
+    torch.testing.assert_close(linear @ linear.mT, torch.eye(len(size)).expand_as(linear), atol=1e-5, rtol=0)
+    assert (linear - torch.eye(len(size))).abs().amax((1, 2)).max() > 0.1
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_mirrors_along_the_asked_axis_only(axis: int) -> None:
     torch.manual_seed(0)
