@@ -108,11 +108,12 @@ class Area(Measurement):
     def log_odds(self, logits: Tensor, reference: Tensor | None = None) -> Tensor:
         """Log-odds that a pixel is counted, given a segmentor's logits (B, C, *spatial): shape (B, 1, *spatial).
 
-        Minus infinity where it would not be counted whatever it is.
+        Minus infinity where it would not be counted whatever it is. Without a reference the logits are their own.
         """
         others = torch.cat([logits[:, : self.label], logits[:, self.label + 1 :]], dim=1)
         log_odds = logits[:, self.label : self.label + 1] - others.logsumexp(1, keepdim=True)
-        return log_odds.masked_fill(self.support(torch.ones_like(logits), reference) < 0.5, -torch.inf)
+        everywhere = self.support(torch.ones_like(logits), logits if reference is None else reference)
+        return log_odds.masked_fill(everywhere < 0.5, -torch.inf)
 
     def support(self, probabilities: Tensor, reference: Tensor | None = None) -> Tensor:
         if not 0 <= self.label < probabilities.shape[1]:

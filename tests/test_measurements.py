@@ -97,6 +97,14 @@ def test_zones_are_those_of_the_structure_and_bands_those_of_the_image():
 
 
 @pytest.mark.parametrize("of", ["image", "structure"])
+def test_without_a_reference_log_odds_count_where_the_area_does(of):
+    logits = 9 * one_hot(LUNGS, 3)
+    for zone in thirds(1, of).values():
+        counted = zone.log_odds(logits).isfinite()
+        assert torch.equal(counted, zone.support(torch.ones_like(logits), logits) >= 0.5) and not counted.all()
+
+
+@pytest.mark.parametrize("of", ["image", "structure"])
 @pytest.mark.parametrize(("shape", "unit", "axis"), [((11, 7), "mm2", 0), ((6, 4, 13), "mm3", 2)])
 def test_regions_add_up_to_the_whole_soft_or_hard_in_any_unit(of, shape, unit, axis):
     generator = torch.Generator().manual_seed(0)

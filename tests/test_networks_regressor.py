@@ -49,6 +49,13 @@ def test_missing_targets_do_not_count(network):
     assert prediction.grad[0, 0] == 0 and (prediction.grad.flatten()[1:] > 0).all()
 
 
+def test_a_batch_without_a_known_target_costs_nothing(network):
+    prediction = torch.rand(2, 2, requires_grad=True)
+    loss = ScaledHuberLoss(network.variables)(prediction, torch.full((2, 2), math.nan))
+    loss.backward()
+    assert loss == 0 and not prediction.grad.any()
+
+
 def test_loss_is_taken_on_scaled_variables(network):
     variables = network.variables
     target = variables.unscale(torch.zeros(1, 2))
