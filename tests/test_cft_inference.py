@@ -23,6 +23,7 @@ from segcft_ext.checkpoints import CheckpointError, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.scm import SCM
 from segcft_ext.transforms import CounterfactualToOriginald
 
 BUNDLES = Path(__file__).parent.parent / "bundles"
@@ -107,6 +108,25 @@ def test_given_variables_and_one_relative_change(made: Path, tmp_path: Path) -> 
         assert (tmp_path / "wide" / name).is_file()
     assert grey(tmp_path / "wide" / "counterfactual_01.png").shape == (32, 32)
     assert grey(tmp_path / "wide" / "counterfactual_01_original.png").shape == (60, 80)
+
+
+def test_two_patients_do_not_share_their_noise_and_one_keeps_it(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    counterfactual = SCM.counterfactual
+
+    def seen(self: SCM, values: torch.Tensor, do: Any, noise: torch.Generator) -> torch.Tensor:
+        seeds.append(noise.initial_seed())
+        return counterfactual(self, values, do, noise)
+
+    monkeypatch.setattr(SCM, "counterfactual", seen)
+    for number in range(3):
+        write_png(tmp_path / "images" / f"{number}.png", draw(number, (60, 60))[0])
+    sweep = {"variables": VALUES, "intervention": {"left_lung_area": ["-20%", "+20%"]}}
+    infer(made, tmp_path / "all", image=None, dataset_dir=str(tmp_path / "images"), **sweep)
+    infer(made, tmp_path / "one", image=str(tmp_path / "images" / "1.png"), **sweep)
+    assert len(set(seeds)) == 3 and seeds[::2] == seeds[1::2] and seeds[6] == seeds[2]
 
 
 def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ LOGGER = logging.getLogger(__name__)
 class CounterfactualEvaluator(Evaluator):
     """Makes the counterfactuals of each image; a sweep of S interventions gives S of them.
 
-    What the evidence does not tell of the exogenous noise (how large an absent plaque would be) is drawn with a
-    fixed seed: all steps of a sweep, and the interventions of another day, are on the same noise.
+    What the evidence does not tell of the exogenous noise (how large an absent plaque would be) is drawn with a seed
+    that follows from the images: all steps of a sweep, and the interventions of another day, are on the same noise, and
+    two patients are not.
 
     Output for a batch, decollated before ``postprocessing``:
 
@@ -133,10 +135,11 @@ class CounterfactualEvaluator(Evaluator):
         label = None if self.ruler is None else self.ruler.segment(image)
         values = factual_values(dscm, image, self.intervention, self.given, self.ruler, spacing, label)
         abduction = dscm.abduct(image, values)
+        seed = zlib.crc32(image.cpu().numpy().tobytes())
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values, self.measured)
-            noise = torch.Generator().manual_seed(0)  # one draw for all steps of a sweep
+            noise = torch.Generator().manual_seed(seed)  # one draw for all steps of a sweep
             wanted = dscm.scm.counterfactual(values, do, noise)
             self._warn_beyond_training(do, values, wanted)
             counterfactual = dscm.predict(abduction, wanted)
