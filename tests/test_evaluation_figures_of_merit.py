@@ -250,6 +250,12 @@ def test_realism_grows_with_the_distance_between_sets() -> None:
     copied = realism(torch.cat([other, other]), cases + cases, real, cases)
     assert copied["kid"] == pytest.approx(near["kid"], abs=0.1 * far["kid"])
     assert near == realism(other, cases, real, cases)
+    # nor does it matter in which order the images of several cases come
+    doubled = torch.cat([other, other + 1])
+    turns = torch.arange(400).view(2, 200).T.flatten()
+    assert realism(doubled, cases * 2, real, cases) == pytest.approx(
+        realism(doubled[turns], [cases[n % 200] for n in turns], real, cases)
+    )
     assert math.isnan(realism(real[:3], cases[:3], real[:3], cases[:3])["kid"])
 
 

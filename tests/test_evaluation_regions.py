@@ -188,11 +188,12 @@ def test_what_fails_to_appear_counts_in_the_leakage(judged: tuple[JudgeEvaluator
     assert "counts as outside" in table.note and "exact 0, spilling 0" in table.note
 
 
-def test_truth_leaves_out_what_asks_for_nothing(judged: tuple[JudgeEvaluator, Path]) -> None:
+def test_truth_leaves_out_what_changes_nothing(judged: tuple[JudgeEvaluator, Path]) -> None:
     engine = judged[0]
     do = HALVES[0]
     rows = engine.pairs[(engine.pairs["method"] == "identity") & (engine.pairs["do"] == do)]
-    changed = rows[f"asked.{do}"] != rows[f"factual.{do}"]
+    changed = rows[f"true.{do}"] != rows[f"factual.{do}"]
+    assert (rows.loc[~changed, "truth.psnr"] > 60).all()  # as good as right, for having done nothing
     truth = engine.evaluation["identity"]["truth"][do]
     assert truth["n"] == changed.sum() < len(rows)
     assert math.isfinite(truth["psnr"]) and truth["psnr_near"] < truth["psnr"]
@@ -211,7 +212,8 @@ def test_truth_leaves_out_what_asks_for_nothing(judged: tuple[JudgeEvaluator, Pa
 def test_the_floor_of_the_drift_is_that_of_the_truth(judged: tuple[JudgeEvaluator, Path]) -> None:
     engine = judged[0]
     do, other = HALVES
-    rows = engine.pairs[(engine.pairs["do"] == do) & engine.pairs[f"truth.seen.{do}"].notna()]
+    rows = engine.pairs[engine.pairs["do"] == do]
+    rows = rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]  # of nothing asked nothing can drift
     floor = engine.evaluation["floor_drift"][do]
     assert set(floor) == {other}
     of_method = {
@@ -220,6 +222,7 @@ def test_the_floor_of_the_drift_is_that_of_the_truth(judged: tuple[JudgeEvaluato
     }
     assert floor[other]["drift_mae"] == pytest.approx(of_method["exact"], abs=1e-6)
     assert of_method["spilling"] > of_method["exact"] + 0.1
+    assert engine.evaluation["methods"]["spilling"]["effectiveness"][do][other]["drift_mae"] == of_method["spilling"]
     (table,) = (table for table in evaluation_tables(engine.evaluation) if table.key == "drift")
     assert dict(table.rows)[FLOOR][0].value == floor[other]["drift_mae"] and "true counterfactuals" in table.note
 

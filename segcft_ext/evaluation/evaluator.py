@@ -174,9 +174,7 @@ class JudgeEvaluator(Evaluator):
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
                 true_image, true_label, seen = truth
-                true = self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
-                unasked = wanted == 0
-                figures |= {key: value.double().masked_fill(_rows(unasked, value), nan) for key, value in true.items()}
+                figures |= self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
             self._gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)

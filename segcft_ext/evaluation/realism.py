@@ -129,20 +129,16 @@ def realism(
     # a channel that is nearly silent on real images must not drown the others
     scale = deviation.clamp_min(0.01 * float(deviation.max()) or 1.0)
     features, real = ((f.double() - mean) / scale for f in (features, real))
+    by_case = {case: [row for row, own in enumerate(cases) if own == case] for case in set(cases)}
     rng, found = np.random.default_rng(seed), []
     for _ in range(SPLITS):
         half = {case for group in (names, further) for case in rng.permutation(group)[: len(group) // 2].tolist()}
         for side in (True, False):
-            own = _one_of_each([n for n, case in enumerate(cases) if (case in half) == side], cases, rng)
+            own = [int(rng.choice(rows)) for case, rows in sorted(by_case.items()) if (case in half) == side]
             other = [n for n, case in enumerate(real_cases) if (case in half) != side]
             found.append(_distances(features[own], real[other], seed))
     fid, kid = zip(*found)
     return {"fid": fmean(fid), "kid": fmean(kid), "kid_sd": pstdev(kid), "n": len(features)}
-
-
-def _one_of_each(rows: Sequence[int], cases: Sequence[str], rng: np.random.Generator) -> list[int]:
-    """One of the rows of each case, at random."""
-    return list({cases[row]: row for row in rng.permutation(rows).tolist()}.values())
 
 
 def _distances(features: Tensor, real: Tensor, seed: int) -> tuple[float, float]:

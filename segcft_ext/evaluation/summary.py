@@ -103,7 +103,7 @@ def summarise(
             "place": dict(places[str(name)]),
             "composition": _composition(own, "composition"),
             "composition_sampled": _composition(own, "composition_sampled"),
-            "reversibility": {do: float(part["reversibility"].mean()) for do, part in by_do.items()},
+            "reversibility": {do: float(_acted(part)["reversibility"].mean()) for do, part in by_do.items()},
             "folding": _each(by_do, "folded", _folding),
             "realism": _realism(features[str(name)], features["real"], seed),
             "truth": _each(by_do, "truth.psnr", lambda part: _truth(part, measured, may_be_zero, seed)),
@@ -165,18 +165,27 @@ def _columns(rows: pd.DataFrame, figure: str, measured: Sequence[str]) -> np.nda
     return rows[[f"{figure}.{name}" for name in measured]].to_numpy()
 
 
+def _acted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The interventions on one variable that ask for another value than the factual one.
+
+    Where many cases have no plaque, many are asked for none. Of that nothing can drift, and all of it is taken back.
+    """
+    do = str(rows["do"].iloc[0])
+    return rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]
+
+
 def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: int) -> dict[str, Any]:
     cells = {}
     for name in measured:
         cells[name] = error(rows[f"measured.{name}"].to_numpy(), rows[f"asked.{name}"].to_numpy(), rows["id"], seed)
         if name != do:
-            cells[name] |= _drift(rows, name, "measured", seed)
+            cells[name] |= _drift(_acted(rows), name, "measured", seed)
     return cells
 
 
 def _floor_drift(rows: pd.DataFrame, measured: Sequence[str], seed: int) -> dict[str, Any]:
     do = str(rows["do"].iloc[0])
-    rows = rows[rows[f"truth.seen.{do}"].notna()]
+    rows = _acted(rows[rows[f"truth.seen.{do}"].notna()])
     return {name: _drift(rows, name, "truth.seen", seed) for name in measured if name != do}
 
 
@@ -227,11 +236,11 @@ def _folding(rows: pd.DataFrame) -> dict[str, float]:
 
 def _truth(rows: pd.DataFrame, measured: Sequence[str], may_be_zero: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    rows = rows[rows["truth.psnr"].notna()]
+    do = str(rows["do"].iloc[0])
+    rows = rows[rows["truth.psnr"].notna() & (rows[f"true.{do}"] != rows[f"factual.{do}"])]
     for figure in ("psnr", "psnr_near", "ssim", "mae", "dice"):
         found |= _true_figure(rows, figure, seed)
     found["n"] = len(rows)
-    do = str(rows["do"].iloc[0])
     if do in may_be_zero:
         parts = groups(rows[f"asked.{do}"].to_numpy(), rows[f"factual.{do}"].to_numpy())
         found["presence"] = {
