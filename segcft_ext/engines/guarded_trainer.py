@@ -32,7 +32,7 @@ class GuardedTrainer(Trainer):
         train_data_loader: batches for ``prepare_batch``.
         network: what is trained, in train mode during a step; may be wrapped in ``DistributedDataParallel``.
         optimizer: over the parameters that are trained.
-        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``.
+        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``.
         clip_gradient_norm: largest gradient norm of a step.
         skip_gradient_norm: gradient norm above which a step is skipped; None skips only what is not finite.
         train_handlers: ignite handlers.

@@ -36,7 +36,7 @@ class DSCMFigures:
     Args:
         network: the DSCM that is drawn, or the average of one.
         dataset: the validation cases; the first ones are drawn.
-        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing)``, without augmentation.
+        prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``, without augmentation.
         datalist: names the structures.
         folder: where to.
         interval: epochs between two drawings.
