@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The figures of docs/results.md on straightened coronary phantoms, from drawing them to the judge's tables.
 #
-#   benchmarks/coronary.sh OUT [SIZE] [COUNT]
+#   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS]
 #
-# SIZE is along,across in pixels, 128,32 by default. Needs the project's environment to be active. One segmentor, one judge; then,
-# for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT, Seg-CFT and an evaluation:
+# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, those of the configs, or `demo`, those of the demo
+# and its judge's seed. Needs the project's environment to be active. One segmentor, one judge; then, for each way of
+# dividing the vessel into variables, a regressor, a DSCM, Reg-CFT, Seg-CFT and an evaluation:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
@@ -13,7 +14,15 @@
 #
 # Every stage resumes where it was interrupted.
 set -euo pipefail
-out=$1 size=${2:-128,32} count=${3:-320}
+out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full}
+case $epochs in
+full) segmentor=() judge=() regressor=() dscm=(--max_epochs 30) cft=() ;;
+demo)
+    segmentor=(--max_epochs 80) judge=(--max_epochs 80 --seed 1000)
+    regressor=(--max_epochs 80) dscm=(--max_epochs 20) cft=(--max_epochs 45)
+    ;;
+*) echo "EPOCHS is full or demo, not $epochs" >&2 && exit 2 ;;
+esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -44,11 +53,11 @@ data() {
 compare() {
     local name=$1 data=$2
     shift 2
-    stage seg_cft_finetuning train_regressor "$data" "$data/regressor"
-    stage dscm_pretraining train "$data" "$name/dscm" --max_epochs 30 "$@"
+    stage seg_cft_finetuning train_regressor "$data" "$data/regressor" "${regressor[@]}"
+    stage dscm_pretraining train "$data" "$name/dscm" "${dscm[@]}" "$@"
     for guide in segmentor "$data/regressor"; do
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
-            --guide "$out/$guide/model.pt" --deformation True
+            --guide "$out/$guide/model.pt" --deformation True "${cft[@]}"
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
@@ -66,8 +75,8 @@ data halves --regions proximal,distal
 data fifths --regions first,second,third,fourth,fifth
 data shifted --boundaries 0,0.2,0.55,1
 
-stage plaque_lumen_segmentor train thirds segmentor
-stage segmentor_evaluation train thirds judge
+stage plaque_lumen_segmentor train thirds segmentor "${segmentor[@]}"
+stage segmentor_evaluation train thirds judge "${judge[@]}"
 
 compare thirds thirds
 compare whole whole
