@@ -2,7 +2,7 @@
 
 The judge's label map is the most probable class of each pixel, measured like any label map. Hard masks are used
 because they are what a reader would outline: a faint haze over the image adds to soft areas, but to no mask unless it
-turns a pixel over. Its own error on real images is the *floor*: no method can be shown to be better than that.
+turns a pixel over. Its own error on real images is the *floor*: what is about as low cannot be told apart.
 """
 
 from __future__ import annotations

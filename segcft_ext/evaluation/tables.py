@@ -1,7 +1,7 @@
 """The tables of an evaluation, made from the content of ``evaluation.json``.
 
-Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: no
-method can be shown to be better) as its last; the best method of each column is marked.
+Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: what is
+about as low cannot be told apart) as its last; the best method of each column is marked.
 """
 
 from __future__ import annotations
