@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from data_prep.cases import Rejected
 
@@ -27,6 +28,11 @@ MAX_OVERLAP = 0.5
 Annotators differ: some let the lung end at the heart's border (overlap of a few pixels), some draw it on behind the
 heart (up to 44 % of the heart's area in public data). With the heart on top both give the same label map. A structure
 that lies mostly in another one is a wrong file."""
+
+EDGE = 2
+"""Pixels beside the full foreground to which antialiasing, or a lossy compression, gives values in between."""
+FEW = 16
+"""So many values in between may be those of other structures; a blurred mask, whose edge is wider, has more."""
 
 
 def label_values(structures: Sequence[str]) -> dict[str, int]:
@@ -72,7 +78,9 @@ def threshold_mask(mask: np.ndarray) -> np.ndarray:
     """A mask as booleans: binary with any foreground value, or soft (antialiased) and then cut at one half.
 
     Raises:
-        Rejected: for any other image, such as a label map with several structures: which value is meant is unknown.
+        Rejected: for any other image, such as a label map with several structures: which value is meant is unknown. Of
+            0, 1 and 255, say, 255 may well mean "to be ignored": at most :data:`FEW` values between the lowest and the
+            highest are those of an edge only where most of their pixels lie within :data:`EDGE` pixels of the highest.
     """
     low, high = mask.min(), mask.max()
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
@@ -85,6 +93,12 @@ def threshold_mask(mask: np.ndarray) -> np.ndarray:
     if not binary and high not in (np.iinfo(mask.dtype).max if whole else 1.0, 255):
         count = np.unique(mask).size
         raise Rejected("mask_not_binary", f"the mask has {count} values up to {high:g}, neither binary nor soft")
+    if not binary:
+        between = ~top & (mask != low)
+        beyond = between & ~ndimage.maximum_filter(top, 2 * EDGE + 1)
+        if 2 * np.count_nonzero(beyond) > np.count_nonzero(between) and (some := np.unique(mask[between])).size <= FEW:
+            listed = ", ".join(f"{value:g}" for value in some)
+            raise Rejected("mask_not_binary", f"the mask has the values {listed} far from {high:g}, expected an edge")
     if binary and high > 0 and low not in (0, high):
         raise Rejected("mask_not_binary", f"the mask has the values {low:g} and {high:g}, and no zero")
     return top if binary and high > 0 else mask > (int(high) // 2 if whole else high / 2)

@@ -1,6 +1,10 @@
+import io
+
 import numpy as np
 import pytest
 from drawn_chest import draw
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from data_prep.cases import Rejected
 from data_prep.geometry import fit_image, fit_label, fit_spacing, pad_to_aspect, padded_shape
@@ -135,6 +139,30 @@ def test_masks_may_be_binary_of_any_value_or_soft():
         with pytest.raises(Rejected) as fault:
             threshold_mask(np.array([values]))
         assert fault.value.reason == "mask_not_binary"
+
+
+@pytest.mark.parametrize("values", [(1,), (1, 2), (128,), tuple(range(1, 17))])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_label_map_with_255_is_no_soft_mask(values, kind):
+    label = np.zeros((60, 60), kind)
+    for i, value in enumerate(values):
+        label[5:50, 5 + 3 * i : 8 + 3 * i] = value
+    label[:, -2:] = 255  # "to be ignored"
+    with pytest.raises(Rejected, match="far from 255") as fault:
+        threshold_mask(label)
+    assert fault.value.reason == "mask_not_binary"
+
+
+def test_an_edge_of_few_values_a_blurred_one_and_that_of_a_jpeg_are_soft():
+    rows, columns = np.mgrid[:240, :240]
+    disc = (rows - 110) ** 2 + (columns - 130) ** 2 < 70**2
+    antialiased = (disc.reshape(120, 2, 120, 2).mean((1, 3)) * 255).astype(np.uint8)
+    assert np.unique(antialiased).size == 5
+    stream = io.BytesIO()
+    Image.fromarray(255 * disc.astype(np.uint8)).save(stream, "JPEG", quality=40)
+    for mask in (antialiased, gaussian_filter(255.0 * disc, 8).round().astype(np.uint8), np.array(Image.open(stream))):
+        expected = disc if mask.shape == disc.shape else antialiased > 127
+        assert (threshold_mask(mask) == expected).mean() > 0.995
 
 
 def test_contradictory_masks_are_rejected():
