@@ -98,10 +98,12 @@ def folder(
         variables: columns of the table to take. Names ("age,sex", the kind is then inferred), or a JSON mapping from
             name to "continuous" or to the list of categories.
         units: JSON mapping from continuous variable to its unit, '{"age": "years"}'.
-        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'. Empty cells always do.
+        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'. Empty cells always do; NA,
+            NaN, none and null do unless they are listed as categories.
         id_column: column with the image's file name, with or without suffix.
         source_column: column that names the source; without it the source is the FOLDER.
-        patient_column: column that names the patient; a patient's cases stay in one split.
+        patient_column: column that names the patient; a patient's cases stay in one split. A case whose patient is
+            missing is a patient of its own.
         size: of the prepared images in pixels, as 64, or as height and width 96x64.
         unit: of the areas. "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
         seed: of the splits.
@@ -130,6 +132,8 @@ def folder(
         chosen = chosen if isinstance(chosen, dict) else _names(chosen)
         given = {option: _mapping(option, value) for option, value in (("units", units), ("missing", missing))}
         rows = Table(Path(table), chosen, given["units"], given["missing"], id_column, source_column, patient_column)
+        for note in rows.notes:
+            print(note)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
     source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)

@@ -13,9 +13,8 @@ from data_prep.cases import Rejected
 from data_prep.grey import Picture
 from data_prep.readers import read_picture
 from data_prep.rle import decode_rle
-from data_prep.rows import Match, Rows
+from data_prep.rows import Match, Rows, is_missing
 from data_prep.structures import threshold_mask
-from data_prep.table import is_missing
 
 __all__ = ["LabelMaps", "MaskFolders", "MaskTable", "Masks"]
 

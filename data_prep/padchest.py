@@ -7,6 +7,7 @@ they fail, so the cases found and the filtered rows add up to the table.
 from __future__ import annotations
 
 import csv
+import gzip
 import os
 import zlib
 from collections import Counter
@@ -145,17 +146,27 @@ def write_filters(counts: Mapping[str, int], path: Path) -> None:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """The columns that are needed, as text; no other column is read."""
+    """The columns that are needed, as text; no other column is kept."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        options: Any = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "encoding_errors": "replace"}
-        header = pd.read_csv(path, nrows=0, **options).columns
-        absent = [column for column in _COLUMNS if column not in header]
-        if absent:
-            raise ValueError(f"no column {', '.join(map(repr, absent))}; the table has {list(header)}")
-        frame = pd.read_csv(path, usecols=list(_COLUMNS), **options)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            absent = [column for column in _COLUMNS if column not in header]
+            if absent:
+                raise ValueError(f"no column {', '.join(map(repr, absent))}; the table has {header}")
+            doubled = [column for column in _COLUMNS if header.count(column) > 1]
+            if doubled:
+                raise ValueError(f"found the column {doubled[0]!r} twice, expected every name once")
+            rows = []
+            for cells in filter(None, reader):
+                if len(cells) > len(header):
+                    raise ValueError(f"line {reader.line_num}: found {len(cells)} cells, expected {len(header)}")
+                row = dict(zip(header, cells))
+                rows.append([row.get(column, "").strip() for column in _COLUMNS])
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path}: PadChest's table cannot be read: {error}") from error
-    return frame.apply(lambda column: column.fillna("").str.strip())
+    return pd.DataFrame(rows, columns=list(_COLUMNS), dtype=str)
 
 
 def _filter(

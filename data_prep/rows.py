@@ -6,43 +6,64 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import pandas as pd
 
 from data_prep.readers import strip_suffix
 
-__all__ = ["Match", "Rows", "read_table"]
+__all__ = ["Match", "Rows", "is_missing", "read_table"]
+
+_MISSING = ("", "na", "n/a", "nan", "none", "null", "nat", "<na>")
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell is empty or says in a usual way that there is no value."""
+    return cell.lower() in _MISSING
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """A table with every cell as text, empty where missing: CSV, TSV (.tsv, .tab), Excel (.xlsx, .xls) or Parquet.
 
     Raises:
-        ValueError: when the table cannot be read.
+        ValueError: when the table cannot be read, a row of a CSV or TSV file is longer than its header, or two columns
+            have one name.
     """
     suffix = path.suffix.lower()
+    # The header is read as a row: taken for names, pandas renames doubled ones, and of longer rows it makes the first
+    # cell an index, which moves all others to the next column.
+    options: Any = {"header": None, "dtype": str, "keep_default_na": False}
     try:
         if suffix in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
         elif suffix in (".xlsx", ".xls"):
-            frame = pd.read_excel(path, dtype=str, keep_default_na=False)
+            frame = _with_header(pd.read_excel(path, **options))
         else:
             separator = "\t" if suffix in (".tsv", ".tab") else ","
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            # Not in parts (low_memory), for of each part the first row may be longer unnoticed.
+            frame = _with_header(pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False, **options))
     except ImportError as error:
         raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise ValueError(f"{path}: the table cannot be read: {error}") from error
+        raise ValueError(f"{path}: the table cannot be read: {str(error).strip()}") from error
     frame.columns = frame.columns.map(str)
+    doubled = sorted({name for name in frame.columns[frame.columns.duplicated()] if name.strip()})
+    if doubled:
+        raise ValueError(f"{path}: found the column {doubled[0]!r} twice, expected every name once")
     return frame.astype(object).where(frame.notna(), "").astype(str)
+
+
+def _with_header(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table whose first row are the names of its columns."""
+    return frame[1:].set_axis(frame[:1].fillna("").astype(str).squeeze(axis=0), axis=1)
 
 
 @dataclass(frozen=True)
 class Match:
     """A case's row in the table (None: it has none), or what is wrong with it.
 
-    ``source`` and ``patient`` are what the row says about them, None where it says nothing.
+    ``source`` and ``patient`` are what the row says about them, None where it says nothing (:func:`is_missing`).
     """
 
     row: Mapping[str, str] | None = None
@@ -124,4 +145,4 @@ class Rows:
 
     @staticmethod
     def _cell(row: Mapping[str, str], column: str | None) -> str | None:
-        return (row[column] or None) if column else None
+        return row[column] if column and not is_missing(row[column]) else None

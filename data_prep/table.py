@@ -6,20 +6,23 @@ birth. Cells are kept as text until a case needs them, so that a cell that makes
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from data_prep.cases import Rejected
-from data_prep.rows import Match, Rows
+from data_prep.rows import Match, Rows, is_missing
 
-__all__ = ["Table", "infer_kind", "is_missing"]
+__all__ = ["Table", "infer_kind"]
 
 MAX_CATEGORIES = 10
 """A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
 
-_MISSING = ("", "na", "n/a", "nan", "none", "null", "nat", "<na>")
+_WORDS = ("none", "null")
+"""Of what means missing, the words that may also be meant as a category: none, mild, severe."""
 
 
 class Table:
@@ -30,13 +33,15 @@ class Table:
         variables: names of the columns wanted; or a mapping from name to ``"continuous"`` or to the list of its
             categories. With names only, the kind is inferred (:func:`infer_kind`).
         units: unit of each continuous variable.
-        missing: for each variable the value, or values, that mean "missing". Empty cells, NA and NaN always do.
+        missing: for each variable the value, or values, that mean "missing". Empty cells do, and so do NA, NaN, none
+            and null, unless they are listed among the variable's categories.
         id_column: the column with the case's file name, with or without suffix.
         source_column: the column that names the case's source.
         patient_column: the column that names the case's patient.
 
     Attributes:
         definitions: the variables as they stand in a datalist's header.
+        notes: a sentence for each variable whose inferred categories leave out the words none or null.
 
     Raises:
         ValueError: when the table cannot be read, lacks a column, or a kind cannot be inferred.
@@ -65,11 +70,15 @@ class Table:
             for name, given in missing.items()
         }
         self.definitions: list[dict[str, Any]] = []
-        for name in variables:
-            kind = variables[name] if isinstance(variables, Mapping) else None
+        self.notes: list[str] = []
+        kinds = variables if isinstance(variables, Mapping) else dict.fromkeys(variables)
+        self._listed = {name: {*map(_plain, kind)} for name, kind in kinds.items() if isinstance(kind, (list, tuple))}
+        for name, kind in kinds.items():
             if kind is None:
                 column = [cell for cell in map(str.strip, self._index.frame[name]) if not self._is_missing(name, cell)]
                 kind = infer_kind(column, f"{path}: column {name!r}")
+                if kind != "continuous":
+                    self._note_words(name, kind)
             self.definitions.append(_definition(name, kind, units.get(name, "")))
 
     @property
@@ -106,12 +115,15 @@ class Table:
         return values
 
     def _is_missing(self, name: str, cell: str) -> bool:
-        return is_missing(cell) or _plain(cell) in self._missing.get(name, ())
+        plain = _plain(cell)
+        return plain in self._missing.get(name, ()) or (is_missing(cell) and plain not in self._listed.get(name, ()))
 
-
-def is_missing(cell: str) -> bool:
-    """Whether a cell is empty or says in a usual way that there is no value."""
-    return cell.lower() in _MISSING
+    def _note_words(self, name: str, categories: Sequence[str]) -> None:
+        cells = [cell for cell in map(str.strip, self._index.frame[name]) if cell.lower() in _WORDS]
+        if cells:
+            listed = json.dumps({name: [cells[0], *categories]}, ensure_ascii=False)
+            text = f"{name}: {len(cells)} cells with {cells[0]!r} are missing values"
+            self.notes.append(f"{text}; if that is a category, list them: --variables '{listed}'")
 
 
 def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:
@@ -153,5 +165,5 @@ def _number(cell: str) -> float | None:
 
 def _plain(value: Any) -> str:
     """A value as text; numbers in one spelling, so that 0, "0" and "0.0" are the same."""
-    number = _number(str(value).strip())
-    return str(value).strip() if number is None else f"{number:g}"
+    text = str(value).strip()
+    return text if _number(text) is None else f"{Decimal(text).normalize() + 0:f}"

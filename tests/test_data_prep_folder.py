@@ -204,6 +204,62 @@ def test_table_values_missing_inferred_and_wrong(chests, monkeypatch):
         run(chests, "--table", "cases.tsv", "--variables", "name")
 
 
+def test_a_category_called_none_is_kept_where_it_is_listed_and_named_where_it_is_not(chests, monkeypatch, capsys):
+    grades = ("none", "mild", "NA", "severe")
+    rows = [f"north{i},{grades[i % 4]}" for i in range(12)]
+    (chests / "grades.csv").write_text("\n".join(["id,grade", *rows]))
+    monkeypatch.chdir(chests)
+    options = ["--table", "grades.csv", "--variables"]
+    datalist = run(chests, *options, '{"grade": ["none", "mild", "severe"]}', folders=["north"])
+    found = {names(chests)[e["id"]]["name"]: e["variables"]["grade"] for e in all_entries(datalist)}
+    assert [found[f"north{i}"] for i in range(4)] == [0, 1, None, 2]
+    assert "missing values" not in capsys.readouterr().out
+
+    datalist = run(chests, *options, "grade", folders=["north"])
+    assert datalist.variables[-1].categories == ("mild", "severe")
+    listed = '--variables \'{"grade": ["none", "mild", "severe"]}\''
+    text = f"grade: 3 cells with 'none' are missing values; if that is a category, list them: {listed}"
+    assert text in capsys.readouterr().out
+
+
+def test_long_numbers_are_compared_digit_by_digit(chests, monkeypatch):
+    codes = [1234567, 1234568.0, "1234569.0", 12345678901234567890]
+    rows = [f"north{i},{codes[i % 4]},{codes[i % 4]}" for i in range(12)]
+    (chests / "codes.csv").write_text("\n".join(["id,code,scanner", *rows]))
+    monkeypatch.chdir(chests)
+    kinds = '{"code": "continuous", "scanner": ["1234567", 1234568, "1234569", 12345678901234567890]}'
+    options = ["--table", "codes.csv", "--variables", kinds, "--missing", '{"code": 1234568}']
+    datalist = run(chests, *options, folders=["north"])
+    found = {names(chests)[e["id"]]["name"]: e["variables"] for e in all_entries(datalist)}
+    assert [found[f"north{i}"]["code"] for i in range(4)] == [1234567, None, 1234569, float(codes[3])]
+    assert [found[f"north{i}"]["scanner"] for i in range(4)] == [0, 1, 2, 3]
+    assert datalist.variables[-1].categories == ("1234567", "1234568", "1234569", "12345678901234567890")
+
+
+def test_cases_whose_patient_is_missing_are_patients_of_their_own(chests, monkeypatch):
+    rows = [f"north{i},{('', 'NA', 'nan', 'one')[i % 4]}" for i in range(12)]
+    (chests / "patients.csv").write_text("\n".join(["id,patient", *rows]))
+    monkeypatch.chdir(chests)
+    run(chests, "--table", "patients.csv", "--patient_column", "patient")
+    patients = [case["patient"] for case in names(chests).values()]
+    assert (patients.count(None), patients.count("one")) == (21, 3)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (("file", "age"), ("north0", "40", ""), "the table cannot be read: .*Expected 2 fields in line 2, saw 3"),
+        (("file", "age", "age"), ("north0", "40", "90"), "found the column 'age' twice, expected every name once"),
+    ],
+)
+def test_a_table_whose_cells_may_belong_to_another_column_is_refused(chests, suffix, header, row, message):
+    table, separator = chests / f"table{suffix}", "," if suffix == ".csv" else "\t"
+    table.write_text("\n".join(separator.join(cells) for cells in (header, row)))
+    with pytest.raises(SystemExit, match=f"table{suffix}: {message}"):
+        run(chests, "--table", str(table), "--id_column", "file", "--variables", "age")
+
+
 def test_a_row_is_not_given_to_two_cases(chests, monkeypatch):
     write_case(chests / "south", "north0", seed=50)
     monkeypatch.chdir(chests)

@@ -310,6 +310,18 @@ def test_masks_stay_in_their_file(tmp_path):
     ("change", "message"),
     [
         (lambda root: (root / "padchest.csv").write_text("ImageID,Labels\na,b\n"), "no column 'ImageDir'"),
+        (
+            lambda root: (root / "padchest.csv").write_text(
+                (root / "padchest.csv").read_text().replace("\n7,", "\n7,7,")
+            ),
+            r"padchest.csv: PadChest's table cannot be read: line \d+: found 16 cells, expected 15",
+        ),
+        (
+            lambda root: (root / "padchest.csv").write_text(
+                (root / "padchest.csv").read_text().replace("WindowCenter_DICOM", "Labels", 1)
+            ),
+            "padchest.csv: PadChest's table cannot be read: found the column 'Labels' twice",
+        ),
         (lambda root: (root / "padchest.csv").unlink(), "padchest.csv: PadChest's table cannot be read"),
         (lambda root: (root / "padchest.csv").write_text(""), "padchest.csv: PadChest's table cannot be read"),
         (lambda root: (root / "chexmask.csv").write_text("ImageID,Heart\na,b\n"), "no column 'Dice RCA"),
