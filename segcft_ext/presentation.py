@@ -40,7 +40,7 @@ def as_displayed(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
         ValueError: when rescale, window or look-up table make no sense.
     """
     pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
-    return pixels.max() - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+    return _turned_over(pixels) if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
 
 
 def dicom_spacing(dataset: Dataset) -> tuple[Sequence[float] | None, bool]:
@@ -84,4 +84,10 @@ def raster_pixels(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
-    return pixels.max() - pixels if white_is_zero else pixels  # Pillow heeds it up to 8 bits
+    return _turned_over(pixels) if white_is_zero else pixels  # Pillow heeds it up to 8 bits
+
+
+def _turned_over(pixels: np.ndarray) -> np.ndarray:
+    """The distance of each pixel from the brightest; of signed integers it need not fit into their type."""
+    wide = pixels.astype(np.int64) if np.issubdtype(pixels.dtype, np.signedinteger) else pixels
+    return wide.max() - wide

@@ -65,6 +65,13 @@ def test_monochrome1_is_turned_over(tmp_path):
     np.testing.assert_allclose(turned, straight.max() - straight)
 
 
+def test_signed_monochrome1_is_turned_over_over_its_whole_range(tmp_path):
+    pixels = np.linspace(-32768, 32767, 24).astype(np.int16).reshape(6, 4)
+    signed = {"PixelRepresentation": 1, "BitsStored": 16, "HighBit": 15, "PhotometricInterpretation": "MONOCHROME1"}
+    found = read_picture(write_dicom(tmp_path / "a.dcm", pixels.view(np.uint16), **signed)).pixels
+    np.testing.assert_array_equal(found, 32767 - pixels.astype(int))
+
+
 def test_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
     assert read_picture(write_dicom(tmp_path / "a", PIXELS)).spacing is None
     assert read_picture(write_dicom(tmp_path / "b", PIXELS, ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)
