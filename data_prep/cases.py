@@ -52,7 +52,7 @@ REASONS = {
     "not_hounsfield": "the intensities are not in Hounsfield units",
     "incomplete_series": "the slices of the DICOM series do not make a volume",
     "several_series": "the folder holds several DICOM series",
-    "grid_mismatch": "image and label volume do not lie on the same grid",
+    "grid_mismatch": "image and mask, or label volume, do not lie on the same grid",
     "bad_label": "the label volume holds numbers that are not whole",
 }
 

@@ -18,12 +18,14 @@ MAX_SIDE = 2**13
 class Picture:
     """Pixels (H, W), row 0 at the top, their spacing in mm (row, column) or None where unknown, and notes.
 
-    ``notes`` are keys of :data:`data_prep.cases.NOTES`.
+    ``notes`` are keys of :data:`data_prep.cases.NOTES`. ``affine`` (4, 4) leads from column, row and slice to mm in RAS
+    coordinates; None where the format states no position.
     """
 
     pixels: np.ndarray
     spacing: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    affine: np.ndarray | None = None
 
 
 def check_shape(height: int, width: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_prep.cases import Rejected
 from data_prep.grey import Picture
+from data_prep.nifti import corners_apart
 from data_prep.readers import read_picture
 from data_prep.rle import decode_rle
 from data_prep.rows import Match, Rows, is_missing
@@ -182,3 +183,9 @@ def _check_register(mask: Picture, image: Picture, name: str) -> None:
         raise Rejected("shape_mismatch", f"the image has shape {image.pixels.shape}, {name} has {mask.pixels.shape}")
     if image.spacing and mask.spacing and not np.allclose(image.spacing, mask.spacing, rtol=1e-2):
         raise Rejected("spacing_mismatch", f"the image has spacing {image.spacing} mm, {name} has {mask.spacing} mm")
+    if image.affine is None or mask.affine is None or not image.spacing:
+        return
+    height, width = image.pixels.shape
+    apart = corners_apart((width, height, 1), image.affine, mask.affine)
+    if not apart <= 0.1 * min(image.spacing):
+        raise Rejected("grid_mismatch", f"a corner of {name} lies {apart:.2f} mm from that of the image")

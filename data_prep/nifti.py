@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 
 import nibabel
+import numpy as np
 
 from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing
 from segcft_ext.presentation import MILLIMETRES, upright
 
-__all__ = ["MILLIMETRES", "is_nifti", "read_nifti"]
+__all__ = ["MILLIMETRES", "corners_apart", "is_nifti", "read_nifti"]
 
 _MAGIC = (b"n+1\0", b"n+2\0")
 _GZIP = b"\x1f\x8b"
@@ -43,5 +44,18 @@ def read_nifti(data: bytes, max_bytes: int) -> Picture:
     check_shape(*sides)
     if volume.get_data_dtype().fields:
         raise Rejected("colour")
-    pixels, _, spacing = upright(volume)
-    return Picture(pixels, check_spacing(*spacing))
+    pixels, affine, spacing = upright(volume)
+    unit = MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
+    return Picture(pixels, check_spacing(*spacing), affine=np.diag([unit, unit, unit, 1.0]) @ affine)
+
+
+def corners_apart(shape: tuple[int, ...], first: np.ndarray, second: np.ndarray) -> float:
+    """Largest distance in mm between a corner of one grid and the same corner of another.
+
+    Args:
+        shape: of both grids, three numbers.
+        first, second: affines (4, 4) from indices to mm.
+    """
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
+    corners[:, :3] *= np.array(shape) - 1
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())

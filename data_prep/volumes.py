@@ -18,7 +18,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from data_prep.cases import Rejected
 from data_prep.dicom import decode_pixels, is_dicom
-from data_prep.nifti import MILLIMETRES
+from data_prep.nifti import MILLIMETRES, corners_apart
 from data_prep.readers import FAULTS, quiet
 
 __all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
@@ -119,9 +119,7 @@ def check_same_grid(image: Volume, label: Volume) -> None:
     if image.voxels.shape != label.voxels.shape:
         text = f"the image has shape {image.voxels.shape}, the label volume {label.voxels.shape}"
         raise Rejected("shape_mismatch", text)
-    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float64)
-    corners[:, :3] *= np.array(image.voxels.shape) - 1
-    apart = np.linalg.norm((corners @ (image.affine - label.affine).T)[:, :3], axis=1).max()
+    apart = corners_apart(image.voxels.shape, image.affine, label.affine)
     if apart > 0.1 * image.spacing.min():
         raise Rejected("grid_mismatch", f"a corner of the label volume lies {apart:.2f} mm from that of the image")
 
@@ -195,6 +193,11 @@ def _read_series(folder: Path) -> Volume:
     if np.abs(steps - np.median(steps)).max() > 0.1 * np.median(steps):
         text = f"the slices' distances go from {steps.min():.3f} to {steps.max():.3f} mm: some are missing"
         raise Rejected("incomplete_series", text)
+    step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    aside = np.linalg.norm(positions - positions[0] - np.outer(np.arange(len(positions)), step), axis=1).max()
+    if aside > 0.1 * np.median(steps):
+        text = f"a slice lies {aside:.3f} mm beside the line through the first and the last one, evenly divided"
+        raise Rejected("incomplete_series", text)
     # Pixels are (row, column); a row's pixels run along the first direction, so columns come first here.
     stack = np.stack([decode_pixels(dataset).T for dataset in datasets], axis=2)
     scale = np.array([(float(d.RescaleSlope), float(d.RescaleIntercept)) for d in datasets])
@@ -206,6 +209,6 @@ def _read_series(folder: Path) -> Volume:
     row_spacing, column_spacing = (float(s) for s in first.PixelSpacing)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along_row * column_spacing, along_column * row_spacing
-    affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    affine[:3, 2] = step
     affine[:3, 3] = positions[0]
     return Volume(voxels, LPS_TO_RAS @ affine)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from scipy.spatial import KDTree
 
@@ -413,6 +414,21 @@ def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
         with pytest.raises(Rejected) as caught:
             read_ct(folder)
         assert caught.value.reason == reason, name
+
+
+@pytest.mark.parametrize("last", [6, 8, 12])
+def test_slices_that_are_displaced_sideways_are_found(tmp_path, last):
+    hu, _, affine = draw()
+    folder = write_series(tmp_path / "series", hu[..., :12], affine)
+    files = sorted(folder.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    for path in files[5:last]:
+        dataset = pydicom.dcmread(path)
+        along_row = np.array(dataset.ImageOrientationPatient[:3], float)
+        dataset.ImagePositionPatient = list(np.array(dataset.ImagePositionPatient, float) + 3 * along_row)
+        dataset.save_as(path)
+    with pytest.raises(Rejected, match="beside the line") as caught:
+        read_ct(folder)
+    assert caught.value.reason == "incomplete_series"
 
 
 def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_is_seen(tmp_path):

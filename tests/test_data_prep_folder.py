@@ -330,6 +330,24 @@ def test_nifti_masks_and_other_structures(tmp_path):
     assert {entry["source"] for entry in all_entries(datalist)} == {"1.10"}
 
 
+def test_a_nifti_mask_at_another_place_than_the_image_is_rejected(tmp_path):
+    lps = np.diag([-0.5, -0.5, 1, 1])
+    rounded, moved, turned = lps.copy(), lps.copy(), np.diag([-0.5, 0.5, 1, 1])
+    rounded[0, 3], moved[0, 3] = 0.01, 0.1
+    for i, affine in enumerate([rounded, moved, turned, None, *[lps] * 8]):
+        image, masks = draw(i, (40, 40))
+        for folder, pixels in (("images", image), ("masks/heart", masks["heart"])):
+            path = tmp_path / "clinic" / folder / f"{i}.nii"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = affine if folder == "masks/heart" else lps
+            if place is None:
+                write_png(path.with_suffix(".png"), pixels)
+            else:
+                nibabel.save(nibabel.Nifti1Image(pixels.T.astype(np.int16), place), path)
+    run(tmp_path, "--structures", "heart", folders=["clinic"])
+    assert reasons(tmp_path) == {"1": "grid_mismatch", "2": "grid_mismatch"}
+
+
 def test_no_name_reaches_the_prepared_folder(tmp_path):
     write_dicom_source(tmp_path / "clinic", ["1", "1"])
     images = tmp_path / "clinic" / "images"
