@@ -29,6 +29,10 @@ _LEGACY_TYPES = {
     "unsigned_int": "u4", "long": "i8", "unsigned_long": "u8", "vtkidtype": "i4", "vtktypeint64": "i8",
     "vtktypeuint64": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
+_COMPONENTS = {
+    "SCALARS": 1, "VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "TENSORS6": 6, "GLOBAL_IDS": 1, "PEDIGREE_IDS": 1,
+}  # fmt: skip
+"""Numbers of each point, or cell, by the keyword of an array; scalars may state another number."""
 _XML_TYPES = {
     "Int8": "i1", "UInt8": "u1", "Int16": "i2", "UInt16": "u2", "Int32": "i4", "UInt32": "u4", "Int64": "i8",
     "UInt64": "u8", "Float32": "f4", "Float64": "f8",
@@ -88,7 +92,7 @@ class _Legacy:
         arrays: dict[str, np.ndarray] = {}
         tuples = 0
         of_points = False
-        while words := self.line().split():
+        while words := self.words():
             keyword = words[0].upper()
             if keyword == "POINTS":
                 points = self.numbers(3 * int(words[1]), words[2]).reshape(-1, 3).astype(np.float64)
@@ -97,19 +101,20 @@ class _Legacy:
                 lines += cells if keyword == "LINES" else []
             elif keyword in ("POINT_DATA", "CELL_DATA"):
                 of_points, tuples = keyword == "POINT_DATA", int(words[1])
-            elif keyword == "METADATA":
-                while self.line(blank=True):
-                    pass
             elif keyword == "FIELD":
                 for _ in range(int(words[2])):
-                    name, width, count, kind = self.line().split()
+                    name, width, count, kind = self.words()
                     values = self.numbers(int(width) * int(count), kind)
                     if of_points:
                         arrays[name] = values.reshape(int(count), int(width))
             elif keyword == "LOOKUP_TABLE":
                 self.numbers(4 * int(words[2]), "unsigned_char")
+            elif keyword == "COLOR_SCALARS":  # bytes, or as text numbers from 0 to 1
+                self.numbers(int(words[2]) * tuples, "unsigned_char" if self.binary else "float")
+            elif keyword == "TEXTURE_COORDINATES":
+                self.numbers(int(words[2]) * tuples, words[3])
             else:
-                components = {"VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "GLOBAL_IDS": 1, "SCALARS": 1}[keyword]
+                components = _COMPONENTS[keyword]
                 if keyword == "SCALARS":
                     components = int(words[3]) if len(words) > 3 else 1
                     self.line()  # LOOKUP_TABLE name
@@ -117,6 +122,13 @@ class _Legacy:
                 if of_points:
                     arrays[words[1]] = values.reshape(tuples, components)
         return Polylines(points, lines, arrays)
+
+    def words(self) -> list[str]:
+        """The words of the next line with something in it that is not of a block METADATA, which a blank line ends."""
+        while (found := self.line().split()) and found[0].upper() == "METADATA":
+            while self.line(blank=True):
+                pass
+        return found
 
     def line(self, blank: bool = False) -> str:
         """The next line with something in it (with ``blank``: just the next line), or "" at the end."""

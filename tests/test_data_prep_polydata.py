@@ -39,6 +39,38 @@ def test_a_damaged_file_is_rejected_or_read_but_never_raises_anything_else(path)
     assert "centreline_unreadable" in outcomes
 
 
+METADATA = "METADATA\nINFORMATION 0\n\n"
+ARRAYS = [
+    f"FIELD FieldData 2\nfirst 1 3 double\n1 2 3\n{METADATA}second 1 3 int\n4 5 6\n{METADATA}",
+    "TEXTURE_COORDINATES uv 2 float\n0 0 0.5 0 1 0\n",
+    "COLOR_SCALARS rgb 3\n0 0 0 0.5 0.5 0.5 1 1 1\n",
+    f"TENSORS6 stress float\n{'1 2 3 4 5 6 ' * 3}\n",
+    "PEDIGREE_IDS ids vtkIdType\n7 8 9\n",
+]
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=lambda text: text.split()[0])
+@pytest.mark.parametrize("kind", ["POINT_DATA 3", "CELL_DATA 3"])
+def test_arrays_of_every_kind_are_passed(arrays, kind):
+    lines = f"LINES 3 9\n2 0 1\n2 1 2\n2 2 0\n{METADATA}"
+    points = f"POINTS 3 float\n0 0 0 1 0 0 2 0 0\n{METADATA}"
+    text = f"# vtk DataFile Version 4.2\n\nASCII\nDATASET POLYDATA\n{points}{lines}"
+    last = "POINT_DATA 3\nSCALARS start_points int\nLOOKUP_TABLE default\n1 0 0\n"
+    found = parse_polydata(f"{text}{kind}\n{arrays}{last}".encode())
+    np.testing.assert_array_equal(found.arrays["start_points"].ravel(), [1, 0, 0])
+    assert len(found.lines) == 3 and (arrays != ARRAYS[0] or kind != "POINT_DATA 3" or "second" in found.arrays)
+
+
+def test_colours_in_binary_files_are_bytes():
+    text = b"# vtk DataFile Version 4.2\n\nBINARY\nDATASET POLYDATA\n"
+    points = b"POINTS 2 float\n" + np.arange(6, dtype=">f4").tobytes() + b"\n"
+    lines = b"LINES 1 3\n" + np.array([2, 0, 1], ">i4").tobytes() + b"\n"
+    colours = b"POINT_DATA 2\nCOLOR_SCALARS rgb 3\n" + bytes(range(6)) + b"\n"
+    ids = b"PEDIGREE_IDS ids int\n" + np.array([7, 8], ">i4").tobytes() + b"\n"
+    found = parse_polydata(text + points + lines + colours + ids)
+    np.testing.assert_array_equal(found.arrays["ids"].ravel(), [7, 8])
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [
