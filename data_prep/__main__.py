@@ -295,8 +295,12 @@ def ccta(
     shares = _shares(fractions)
     paths = [Path(place) for place in places]
     low, high = _numbers("window", window, 2)
+    scans = [find_scans(path) if path.is_dir() else list_scans(path) for path in paths]
+    sources = [found[0].source for found in scans]
+    if len(set(sources)) != len(sources):
+        raise ValueError(f"places: {sources} are to be the sources' names, so they must differ")
     source = CctaSource(
-        [scan for path in paths for scan in (find_scans(path) if path.is_dir() else list_scans(path))],
+        [scan for found in scans for scan in found],
         _label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
         size=_vessel_size(size, _whole("dims", dims)),
         spacing=_numbers("across", across, 1)[0],

@@ -1,9 +1,10 @@
 """Which CT volumes there are, with their label volumes and centrelines: in folders like ImageCAS-X, or in a list.
 
 ImageCAS-X (https://kitbransby.github.io/ImageCAS-X/) has ``volumes/ID.img.nii.gz``,
-``segmentations/ID.coronary.nii.gz`` and ``centerlines/ID.coronary_{left,right}_centerline.vtk``. Here a file belongs to
-the volume with whose name its own begins, so that ``volumes/ID.nii.gz`` (or a folder ``volumes/ID`` with the slices of
-a DICOM series), ``segmentations/ID.nii.gz`` and ``centerlines/ID.vtk`` or ``ID_LAD.csv`` are found too.
+``segmentations/ID.coronary.nii.gz`` and ``centerlines/ID.coronary_{left,right}_centerline.vtk``. Here a volume and its
+label volume have one name, apart from words at its end that tell what the file is; a centreline belongs to the one with
+whose name its own begins. So ``volumes/ID.nii.gz`` (or a folder ``volumes/ID`` with the slices of a DICOM series),
+``segmentations/ID_seg.nii.gz`` and ``centerlines/ID.vtk`` or ``ID_LAD.csv`` are found too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ __all__ = ["Scan", "find_scans", "list_scans"]
 
 FILES = ("volume", "label", "centreline")
 _SUFFIX = re.compile(r"(\.nii|\.nii\.gz|\.vtk|\.vtp|\.csv)$", re.IGNORECASE)
-_ROLE = re.compile(r"[._-]?(img|coronary|cent(er|re)lines?)(?=$|[._-])", re.IGNORECASE)
+_ROLE = r"[._ -](img|image|labels?|seg|segmentation|mask|coronary|cent(er|re)lines?)"
+_ROLES_AT_END = re.compile(rf"(?<=[^._ -])({_ROLE})+$", re.IGNORECASE)
+_ROLES = re.compile(rf"{_ROLE}(?=$|[._ -])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,16 @@ def find_scans(root: Path) -> list[Scan]:
     volumes: dict[str, list[Path]] = {}
     for path in _entries(root / "volumes"):
         volumes.setdefault(_bare(path), []).append(path)
-    # The longest name first: 12_LAD belongs to 12_LAD and not to 12, should both exist.
-    names = sorted(volumes, key=len, reverse=True)
     labels: dict[str, list[Path]] = {}
     for path in _entries(root / "segmentations"):
-        labels.setdefault(_owner(path, names), []).append(path)
+        labels.setdefault(_bare(path), []).append(path)
+    # The longest name first: 12_LAD belongs to 12_LAD and not to 12, should both exist.
+    names = sorted({*volumes, *labels}, key=len, reverse=True)
     lines: dict[str, list[tuple[str, Path]]] = {}
     for folder in ("centerlines", "centrelines"):
         for path in _entries(root / folder):
             name = _owner(path, names)
-            rest = _ROLE.sub("", _SUFFIX.sub("", path.name)[len(name) :]).strip("._- ")
+            rest = _ROLES.sub("", _SUFFIX.sub("", path.name)[len(name) :]).strip("._- ")
             lines.setdefault(name, []).append((rest or "vessel", path))
     found = sorted({*volumes, *labels, *lines})
     if not found:
@@ -143,10 +146,10 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _bare(path: Path) -> str:
-    return _ROLE.sub("", path.name if path.is_dir() else _SUFFIX.sub("", path.name))
+    return _ROLES_AT_END.sub("", path.name if path.is_dir() else _SUFFIX.sub("", path.name))
 
 
 def _owner(path: Path, names: list[str]) -> str:
-    """The volume's name with which the file's begins, up to a separator; else the file's own."""
+    """The name of a volume or label volume with which the file's begins, up to a separator; else the file's own."""
     stem = _SUFFIX.sub("", path.name)
     return next((n for n in names if stem == n or (stem.startswith(n) and stem[len(n)] in "._- ")), _bare(path))

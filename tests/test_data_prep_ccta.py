@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -178,6 +179,33 @@ def test_scans_are_found_by_their_names(tmp_path):
     assert [name for name, _ in scans["7_b"].centrelines] == ["LAD", "vessel"]
     assert [path.name for path in scans["7_b"].labels] == ["7_b.nii.gz"]
     assert scans["9"].volumes == () and len(scans["9"].labels) == 1
+
+
+def test_words_that_tell_what_a_file_is_are_no_part_of_a_name_but_at_its_end(tmp_path):
+    for name in (
+        "volumes/img_001.nii.gz", "segmentations/img_001.label.nii.gz", "centerlines/img_001_LAD.csv",
+        "volumes/coronary_7.img.nii.gz", "segmentations/coronary_7 seg.nii.gz",
+        "centerlines/coronary_7.coronary_left.csv",
+        "volumes/img.nii.gz", "segmentations/img.coronary_label.nii.gz", "centerlines/img_centerline.vtk",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    scans = {scan.name: scan for scan in find_scans(tmp_path)}
+    assert list(scans) == ["coronary_7", "img", "img_001"]
+    assert all(len(scan.volumes) == len(scan.labels) == 1 for scan in scans.values())
+    assert [scan.centrelines[0][0] for scan in scans.values()] == ["left", "vessel", "LAD"]
+
+
+def test_what_belongs_to_a_scan_without_a_volume_is_not_given_to_another_one(tmp_path):
+    for name in (
+        "volumes/p.nii.gz", "segmentations/p.nii.gz", "segmentations/p_2.nii.gz", "centerlines/p_2_LAD.csv",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    first, second = find_scans(tmp_path)
+    assert (first.name, [path.name for path in first.labels], first.centrelines) == ("p", ["p.nii.gz"], ())
+    assert (second.name, second.volumes, len(second.labels)) == ("p_2", (), 1)
+    assert [name for name, _ in second.centrelines] == ["LAD"]
 
 
 def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
@@ -480,6 +508,17 @@ def test_wrong_labels_are_named(scan, structures):
 def test_command_line_mistakes_end_with_one_line(scan, tmp_path, options, message):
     with pytest.raises(SystemExit, match=message):
         main(["ccta", str(scan), "--out", str(tmp_path / "out"), *options])
+
+
+def test_two_places_of_one_name_are_refused(scan, tmp_path):
+    places = [tmp_path / site / "data" for site in ("one", "two")]
+    for place in places:
+        place.parent.mkdir()
+        shutil.copytree(scan, place)
+    with pytest.raises(
+        SystemExit, match=r"places: \['data', 'data'\] are to be the sources' names, so they must differ"
+    ):
+        main(["ccta", *map(str, places), "--labels", "lumen=1,background=2", "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("column", ["volume", "label", "centreline"])
