@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-__all__ = ["Place", "find_files", "open_place"]
+__all__ = ["Place", "files_below", "find_files", "open_place"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_files(roots: Sequence[Path], suffix: str) -> tuple[dict[str, list[Place
     for root in roots:
         if not root.is_dir() and not (root.is_file() and _has_suffix(root.name, ".zip")):
             raise ValueError(f"{root}: no such folder or zip archive")
-        for path in [root] if root.is_file() else _files_below(root):
+        for path in [root] if root.is_file() else files_below(root):
             if _has_suffix(path.name, suffix):
                 loose.setdefault(path.name, []).append(Place(str(path)))
             elif _has_suffix(path.name, ".zip"):
@@ -77,6 +77,14 @@ def _has_suffix(name: str, suffix: str) -> bool:
     return name.lower().endswith(suffix) and not PurePosixPath(name).name.startswith(".")
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Sorted; links to folders are not followed, so that a loop of them is harmless."""
-    return sorted(Path(root, file) for root, _, files in os.walk(folder) for file in files)
+def files_below(folder: Path) -> list[Path]:
+    """All files, sorted. Links to folders are followed, except those that lead back to a folder on the way to them."""
+    found = []
+    ways = {str(folder): {os.path.realpath(folder)}}  # where each folder, and those that lead to it, really lie
+    for root, folders, files in os.walk(folder, followlinks=True):
+        way = ways.pop(root)
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in way]
+        ways |= {os.path.join(root, name): way | {real[name]} for name in folders}
+        found += [Path(root, file) for file in files]
+    return sorted(found)

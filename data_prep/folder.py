@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.archives import files_below
 from data_prep.cases import Case, Item, Rejected, Source
 from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
@@ -111,13 +111,8 @@ def _find_files(folders: Mapping[str, Path]) -> dict[str, dict[str, list[Path]]]
     for key, folder in folders.items():
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder (expected there: {key})")
-        for path in _files_below(folder):
-            name = strip_suffix(path.relative_to(folder).as_posix())
-            found.setdefault(name, {}).setdefault(key, []).append(path)
+        for path in files_below(folder):
+            if not path.name.startswith("."):
+                name = strip_suffix(path.relative_to(folder).as_posix())
+                found.setdefault(name, {}).setdefault(key, []).append(path)
     return found
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files but hidden ones, sorted; links to folders are not followed, so that a loop of them is harmless."""
-    paths = [Path(root, file) for root, _, files in os.walk(folder) for file in files if not file.startswith(".")]
-    return sorted(paths)

@@ -5,7 +5,7 @@ import nibabel
 import numpy as np
 import pytest
 from dicom_files import write_dicom
-from drawn_chest import draw, write_case, write_masks, write_png
+from drawn_chest import STRUCTURES, draw, write_case, write_masks, write_png
 from monai.transforms import LoadImaged
 from PIL import Image
 
@@ -422,6 +422,19 @@ def test_a_folder_that_is_a_circle_of_links_ends_with_one_line(tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(SystemExit, match="circle/images: no such folder"):
         run(tmp_path, folders=["circle"])
+
+
+def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):
+    (chests / "elsewhere").mkdir()
+    for folder in ("images", *(f"masks/{name}" for name in STRUCTURES)):
+        (chests / "north" / folder / "linked").symlink_to(chests / "south" / folder)
+        (chests / "north" / folder / "up").symlink_to(chests / "north" / folder)
+    (chests / "south" / "images" / "back").symlink_to(chests / "elsewhere")
+    (chests / "elsewhere" / "forth").symlink_to(chests / "south" / "images")
+    datalist = run(chests, folders=["north"])
+    expected = {f"north{i}" for i in range(12)} | {f"linked/south{i}" for i in range(12)}
+    assert {names(chests)[entry["id"]]["name"] for entry in all_entries(datalist)} == expected
+    assert not rejected(chests)
 
 
 def test_a_case_without_a_row_is_noted(chests, monkeypatch, capsys):
