@@ -33,7 +33,7 @@ from data_prep.scans import find_scans, list_scans
 from data_prep.splits import FRACTIONS, check_fractions
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import check_options, read_sizes
+from segcft_ext.command_line import OPTION, check_options, read_sizes
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -142,7 +142,7 @@ def folder(
         Path(out),
         mapping,
         name=name,
-        seed=_whole("seed", seed),
+        seed=_seed(seed),
         fractions=shares,
         unit=unit,
         workers=_workers(workers),
@@ -215,7 +215,7 @@ def padchest(
         Path(out),
         mapping,
         name=name,
-        seed=_whole("seed", seed),
+        seed=_seed(seed),
         fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
@@ -318,7 +318,7 @@ def ccta(
         Path(out),
         mapping,
         name=name,
-        seed=_whole("seed", seed),
+        seed=_seed(seed),
         fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
@@ -367,7 +367,9 @@ def phantom(
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed, shares = _whole("count", count), _whole("seed", seed), _shares(fractions)
+    count, seed, shares = _whole("count", count), _seed(seed), _shares(fractions)
+    if count < 1:
+        raise ValueError(f"count: found {count}, expected 1 or more")
     if kind == "chest":
         if (_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
@@ -470,11 +472,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given and given[0] in commands:
             check_options(f"python -m data_prep {given[0]}", commands[given[0]], given[1:])
+            _check_values(given)
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
     except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
+
+
+def _check_values(given: Sequence[str]) -> None:
+    """Refuse an option without its value, which Fire would take for True.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for argument, following in zip(given, [*given[1:], "--"]):
+        if argument == "--":  # what follows are Fire's own flags
+            return
+        alone = OPTION.match(argument) and "=" not in argument and OPTION.match(following)
+        if alone and argument.lstrip("-") not in ("strict", "help", "h"):
+            raise ValueError(f"{argument}: found no value, expected one; see python -m data_prep {given[0]} --help")
 
 
 def _as_text(argument: str) -> str:
@@ -487,6 +504,8 @@ def _as_text(argument: str) -> str:
 
 def _masks(masks: Any, structures: list[str], labels: Any, table: str | None, id_column: str) -> Masks:
     """What --masks, --structures, --labels and --mask_table mean together."""
+    if isinstance(masks, dict) and not all(isinstance(place, str) for place in masks.values()):
+        raise ValueError(f"masks: found {masks!r}, expected the name of a folder, or column, for each structure")
     if table is not None and labels is not None:
         raise ValueError("labels: masks are either label maps or in a --mask_table")
     if labels is not None:
@@ -532,6 +551,13 @@ def _whole(option: str, given: Any) -> int:
         return int(given)
     except ValueError:
         raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
+
+
+def _seed(given: Any) -> int:
+    seed = _whole("seed", given)
+    if seed < 0:
+        raise ValueError(f"seed: found {seed}, expected 0 or more")
+    return seed
 
 
 def _workers(given: Any) -> int | None:

@@ -70,11 +70,13 @@ def derive_regions(
         structures: those whose areas are divided; all by default.
 
     Raises:
-        ValueError: when ``out`` lies beside the datalist, a structure is unknown or has no area, or one that is not
-            divided anew has other regions.
+        ValueError: when ``out`` is no JSON file or lies beside the datalist, a structure is unknown or has no area, or
+            one that is not divided anew has other regions.
         DatalistError: when the datalist cannot be read or the regions contradict its format.
     """
     source, target = read_datalist(datalist), Path(out).absolute()
+    if target.suffix != ".json" or target.is_dir():
+        raise ValueError(f"out: found {out}, expected a file, as {Path(out, 'datalist.json')}")
     if target.parent.resolve() == source.path.parent.resolve():
         raise ValueError(f"out: {target} lies in the folder of {source.path}; choose another folder")
     content = json.loads(source.path.read_text(encoding="utf-8"))

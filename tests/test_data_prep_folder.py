@@ -388,6 +388,12 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         (["--unit", "cm2"], "unit: found 'cm2'"),
         (["--workers", "0"], "workers: found 0"),
         (["--seed", "one"], "seed: found 'one'"),
+        (["--seed", "-1"], "seed: found -1, expected 0 or more"),
+        (["--out"], "--out: found no value, expected one; see python -m data_prep folder --help"),
+        (["--table"], "--table: found no value"),
+        (["--salt"], "--salt: found no value"),
+        (["--images", "--strict"], "--images: found no value"),
+        (["--masks", '{"heart": 1}'], "masks: found {'heart': 1}, expected the name of a folder"),
         (["--fractions", '{"training": 1}'], "fractions"),
         (["--fractions", "0.8,0.1,0.1"], "fractions: found '0.8,0.1,0.1', expected JSON as '{\"training\": 0.7"),
         (
@@ -418,12 +424,6 @@ def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
     assert not (chests / "out" / "datalist.json").exists()
 
 
-def test_a_folder_that_is_a_circle_of_links_ends_with_one_line(tmp_path):
-    (tmp_path / "circle").symlink_to("circle")
-    with pytest.raises(SystemExit, match="circle/images: no such folder"):
-        run(tmp_path, folders=["circle"])
-
-
 def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):
     (chests / "elsewhere").mkdir()
     for folder in ("images", *(f"masks/{name}" for name in STRUCTURES)):
@@ -435,6 +435,12 @@ def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):
     expected = {f"north{i}" for i in range(12)} | {f"linked/south{i}" for i in range(12)}
     assert {names(chests)[entry["id"]]["name"] for entry in all_entries(datalist)} == expected
     assert not rejected(chests)
+
+
+def test_a_folder_that_is_a_circle_of_links_ends_with_one_line(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(SystemExit, match="circle/images: no such folder"):
+        run(tmp_path, folders=["circle"])
 
 
 def test_a_case_without_a_row_is_noted(chests, monkeypatch, capsys):

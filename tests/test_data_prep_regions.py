@@ -97,6 +97,9 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     out = tmp_path / "zones" / "datalist.json"
     with pytest.raises(ValueError, match="lies in the folder of"):
         derive_regions(whole.path, whole.path.with_name("zones.json"), ZONES)
+    with pytest.raises(ValueError, match=r"out: found .*zones, expected a file, as .*zones/datalist\.json"):
+        derive_regions(whole.path, tmp_path / "zones", ZONES)
+    assert not (tmp_path / "zones").exists()
     with pytest.raises(ValueError, match=r"structures: found \['spleen'\], expected some of \['left', 'right'\]"):
         derive_regions(whole.path, out, ZONES, ["spleen"])
     with pytest.raises(ValueError, match="axis is 3, expected one of 0 … 1"):
