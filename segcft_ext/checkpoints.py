@@ -26,16 +26,19 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from monai.transforms import Compose
 from torch import Tensor, nn
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE, pack, unpack
+from segcft_ext.transforms import VesselIntensityd
 
 __all__ = [
     "CheckpointError",
     "SelfDescribing",
     "check_compatible",
     "check_image_size",
+    "check_preprocessing",
     "freeze",
     "load_checkpoint",
     "load_model",
@@ -50,6 +53,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 DATA = {"name", "image_size", "window", "intensity_unit", "labels", "use", "cases", "variables"}  # of a trained network
+CHEST = {"left_lung", "right_lung", "heart"}
 MODELS = {  # the only classes that a checkpoint can name, and their modules
     "DSCM": "segcft_ext.dscm",
     "Regressor": "segcft_ext.networks.regressor",
@@ -259,6 +263,32 @@ def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
     trained = trained_image_size(path)
     if not isinstance(image_size, (list, tuple)) or list(image_size) != trained:
         raise CheckpointError(f"--image_size: found {image_size!r}, expected {trained}, on which {path} was trained")
+
+
+def check_preprocessing(path: str | os.PathLike[str], preprocessing: Compose) -> None:
+    """Refuse to read radiographs for a network of straightened vessels, or vessels for one of chests.
+
+    A window tells that a network was trained on vessels. Older checkpoints have none; of these, the labels tell. What
+    has neither a window nor labels that are known passes.
+
+    Raises:
+        CheckpointError: when the preprocessing is the other one; names the checkpoint and the config.
+    """
+    data = read_description(path)["data"]
+    vessels = data["window"] is not None or "lumen" in data["labels"]
+    chests = not vessels and not CHEST.isdisjoint(data["labels"])
+    found = any(isinstance(transform, VesselIntensityd) for transform in preprocessing.transforms)
+    if vessels and not found:
+        raise CheckpointError(
+            f"{path}: trained on straightened vessels (window {data['window']}, labels {list(data['labels'])}), found "
+            "the preprocessing of radiographs, expected that of vessels: add configs/coronary_inference.json "
+            "(--config_file \"['configs/inference.json','configs/coronary_inference.json']\")"
+        )
+    if chests and found:
+        raise CheckpointError(
+            f"{path}: trained on radiographs (no window, labels {list(data['labels'])}), found the preprocessing of "
+            "straightened vessels, expected that of radiographs: configs/inference.json without coronary_inference.json"
+        )
 
 
 def check_compatible(model: nn.Module, datalist: Datalist) -> None:

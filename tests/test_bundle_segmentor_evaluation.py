@@ -165,6 +165,7 @@ def test_the_judge_segments_as_the_guide_does() -> None:
     assert network == training["network_def"] | {"labels": training["default_labels"], "spatial_dims": 2}
     assert network["architecture"] != guide_network["architecture"]
     assert judge["run"].pop(0) == "$require_checkpoint(@judge, 'judge', 'segmentor_evaluation')"
+    assert judge["run"].pop(1) == "$check_preprocessing(@judge, @preprocessing)"  # the guide's labels are in its config
     assert guide["run"].pop(0) == "$require_checkpoint(@segmentor, 'segmentor', 'lung_heart_segmentor')"
     assert judge == json.loads(json.dumps(guide).replace("@segmentor", "@judge").replace('"segmentor"', '"judge"'))
     vessels = json.dumps(read("plaque_lumen_segmentor", "inference.json")).replace("@segmentor", "@judge")

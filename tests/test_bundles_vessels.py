@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from monai.transforms import LoadImage
 from small_vessels import small_vessels
 
 from data_prep.regions import derive_regions, region_definition
-from segcft_ext.checkpoints import DATA, load_model, save_model
+from segcft_ext.checkpoints import DATA, CheckpointError, load_model, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.regressor import Regressor
@@ -218,6 +219,49 @@ def test_intensities_are_read_as_the_model_was_trained_on_them(
     )
     found = parser.get_parsed_content(f"preprocessing#transforms#{transform}")
     assert list(found.window) == list(window or (-150, 750))
+
+
+VESSELS = dict.fromkeys(["background", "lumen"])
+CHEST = dict.fromkeys(["background", "left_lung", "heart"])
+
+
+@pytest.mark.parametrize(
+    ("window", "labels", "refused"),
+    [
+        ([-150.0, 750.0], VESSELS, "inference.json"),
+        ([-150.0, 750.0], {"background": 0, "wall": 1}, "inference.json"),
+        (None, VESSELS, "inference.json"),
+        (None, CHEST, "coronary_inference.json"),
+        (None, {"background": 0, "clavicle": 1}, None),
+    ],
+    ids=["vessels", "their window", "their labels", "chest", "not told"],
+)
+@pytest.mark.parametrize("overlay", [False, True], ids=["radiographs", "vessels"])
+@pytest.mark.parametrize(
+    ("bundle", "option"),
+    [("dscm_pretraining", "dscm"), ("seg_cft_finetuning", "dscm"), ("segmentor_evaluation", "judge")],
+)
+def test_images_are_read_as_those_of_the_training(
+    bundle: str, option: str, overlay: bool, window: Any, labels: dict[str, Any], refused: str | None, tmp_path: Path
+) -> None:
+    names = ["inference.json", "coronary_inference.json"] if overlay else ["inference.json"]
+    parser = ConfigParser(ConfigParser.load_config_files([str(BUNDLES / bundle / "configs" / n) for n in names]))
+    network = Segmentor({"background": 0}, "UNet", channels=(4, 8), strides=(2,))
+    network.data = {**dict.fromkeys(DATA), "image_size": [64, 16], "window": window, "labels": labels}
+    save_model(network, tmp_path / "model.pt")
+    parser[option] = str(tmp_path / "model.pt")
+    if refused != names[-1]:
+        assert parser.get_parsed_content("run#2") is None
+        return
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("run#2")
+    trained, expected = (
+        ("radiographs", "configs/inference.json without coronary_inference.json")
+        if overlay
+        else ("straightened vessels", "add configs/coronary_inference.json")
+    )
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert re.search(f"model.pt: trained on {trained} .*, found .*, expected .*{expected}", str(caught.value.__cause__))
 
 
 @pytest.mark.parametrize("bundle", ["seg_cft_finetuning", "dscm_pretraining"])
