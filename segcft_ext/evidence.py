@@ -100,7 +100,7 @@ def factual_values(
     areas = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
     for name, value in known.items():
         k = variables.index(name)
-        values[:, k] = resolve({name: value}, variables, values)[name]
+        values[:, k] = resolve({name: value}, variables, values, option="variables")[name]
         most, limits = area_limits(variables.units[k])
         if name in areas and not 0 <= values[0, k] <= most:
             raise ValueError(f"variables: {name}: found {values[0, k]:g}, expected {limits}")
@@ -120,9 +120,9 @@ def factual_values(
 def _absolute(given: str | Mapping[str, Any] | None, continuous: Collection[str]) -> dict[str, Any]:
     """The given values: of continuous variables numbers, with any sign and also as text; categories as they are."""
     values: dict[str, Any] = {}
-    for name, change in parse_intervention(given or {}).items():
-        if name in continuous and change.form not in ("absolute", "additive", "name"):
-            raise ValueError(f"variables: {name}: found {change.text!r}, expected a number or the name of a category")
+    for name, change in parse_intervention(given or {}, "variables").items():
+        if name in continuous and change.form not in ("absolute", "additive"):
+            raise ValueError(f"variables: {name}: found {change.text!r}, expected a number")
         # as text, a number with a sign would be an offset
         signed = name in continuous and change.form == "additive"
         values[name] = change.amount if change.number or signed else change.text

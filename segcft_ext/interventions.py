@@ -47,7 +47,11 @@ PATTERNS = {
     "percentile": re.compile(rf"q({NUMBER})"),
     "quantile": re.compile(rf"quantile:\s*({NUMBER})"),
 }
-FORMS = '12.5, "+20%", "+1.5", "q90", "quantile:0.9" or the name of a category'
+FORMS = {  # by where they are given
+    "intervention": '12.5, "+20%", "+1.5", "q90", "quantile:0.9" or the name of a category',
+    "variables": "a number or the name of a category",
+}
+EXAMPLES = {"intervention": '{"heart_area": "+20%"}', "variables": '{"heart_area": 9.8}'}
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,18 @@ class Change:
     number: bool = False
 
 
-def parse_intervention(intervention: str | Mapping[str, Any]) -> dict[str, Change]:
+def parse_intervention(intervention: str | Mapping[str, Any], option: str = "intervention") -> dict[str, Change]:
     """Read one intervention, which is no sweep.
 
+    Arguments:
+        intervention: a mapping, or JSON text of one.
+        option: where it was given, for messages: "intervention", or "variables" of values that are known.
+
     Raises:
-        ValueError: when it cannot be read; names the variable, what was found and what was expected.
+        ValueError: when it cannot be read; names the option, the variable, what was found and what was expected.
     """
-    return {name: _parse_change(change, name) for name, change in _read(intervention).items()}
+    changes = _read(intervention, option)
+    return {name: _parse_change(change, name, option) for name, change in changes.items()}
 
 
 def expand_sweep(intervention: str | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -85,16 +94,20 @@ def expand_sweep(intervention: str | Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: when the intervention is no mapping, or a list in it is empty.
     """
-    mapping = _read(intervention)
+    mapping = _read(intervention, "intervention")
     choices = [change if isinstance(change, (list, tuple)) else [change] for change in mapping.values()]
     for name, choice in zip(mapping, choices):
         if not choice:
-            raise ValueError(f"intervention on {name!r}: found an empty list, expected the values of a sweep")
+            raise ValueError(f"{_where('intervention', name)}: found an empty list, expected the values of a sweep")
     return [dict(zip(mapping, combination)) for combination in itertools.product(*choices)]
 
 
 def resolve(
-    intervention: str | Mapping[str, Any], variables: Variables, values: Tensor, measured: Collection[str] = ()
+    intervention: str | Mapping[str, Any],
+    variables: Variables,
+    values: Tensor,
+    measured: Collection[str] = (),
+    option: str = "intervention",
 ) -> dict[str, Tensor]:
     """The physical targets of an intervention, each (B,), as :meth:`segcft_ext.scm.SCM.counterfactual` takes them.
 
@@ -105,6 +118,7 @@ def resolve(
         variables: fitted variables, for quantiles and names of categories.
         values: factual values (B, K).
         measured: the variables that are areas or volumes.
+        option: where it was given, see :func:`parse_intervention`.
 
     Raises:
         ValueError: when the intervention cannot be read, a variable or category is unknown, the change does not suit
@@ -112,11 +126,11 @@ def resolve(
             asked for.
     """
     targets = {}
-    for name, change in parse_intervention(intervention).items():
-        k = variables.index(name)
-        targets[name] = _resolve_change(change, variables, k, values)
+    for name, change in parse_intervention(intervention, option).items():
+        k, where = variables.index(name), _where(option, name)
+        targets[name] = _resolve_change(change, variables, k, values, where)
         if name in measured:
-            _check_area(change, targets[name], f"intervention on {name!r}", variables.units[k])
+            _check_area(change, targets[name], where, variables.units[k])
     return targets
 
 
@@ -134,22 +148,25 @@ def beyond_training(targets: Mapping[str, Tensor], variables: Variables, called:
     return found
 
 
-def _read(intervention: str | Mapping[str, Any]) -> Mapping[str, Any]:
+def _where(option: str, name: str) -> str:
+    """What a message about the value of a variable begins with."""
+    return f"intervention on {name!r}" if option == "intervention" else f"{option}: {name}"
+
+
+def _read(intervention: str | Mapping[str, Any], option: str) -> Mapping[str, Any]:
     found = intervention
     if isinstance(intervention, str):
         try:
             intervention = json.loads(intervention)
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f'intervention: found {found!r}, expected JSON like {{"heart_area": "+20%"}}: {error}'
-            ) from None
+            raise ValueError(f"{option}: found {found!r}, expected JSON like {EXAMPLES[option]}: {error}") from None
     if not isinstance(intervention, Mapping) or not all(isinstance(name, str) for name in intervention):
-        raise ValueError(f'intervention: found {found!r}, expected a mapping like {{"heart_area": "+20%"}}')
+        raise ValueError(f"{option}: found {found!r}, expected a mapping like {EXAMPLES[option]}")
     return intervention
 
 
-def _parse_change(change: Any, name: str) -> Change:
-    where = f"intervention on {name!r}"
+def _parse_change(change: Any, name: str, option: str) -> Change:
+    where = _where(option, name)
     if isinstance(change, (list, tuple)):
         raise ValueError(f"{where}: found the sweep {list(change)}, expected one value; see expand_sweep")
     if isinstance(change, (int, float)) and not isinstance(change, bool):
@@ -157,7 +174,7 @@ def _parse_change(change: Any, name: str) -> Change:
             raise ValueError(f"{where}: found {change}, expected a finite number")
         return Change("absolute", float(change), str(change), number=True)
     if not isinstance(change, str) or not change.strip():
-        raise ValueError(f"{where}: found {change!r}, expected {FORMS}")
+        raise ValueError(f"{where}: found {change!r}, expected {FORMS[option]}")
     text = change.strip()
     for form, pattern in PATTERNS.items():
         match = pattern.fullmatch(text)
@@ -174,12 +191,12 @@ def _parse_change(change: Any, name: str) -> Change:
     return Change("name", math.nan, text)
 
 
-def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor) -> Tensor:
-    where = f"intervention on {variables.names[k]!r}"
+def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor, where: str) -> Tensor:
     if variables.kinds[k] != "continuous":
-        return torch.full_like(values[:, k], _category(change, variables, k))
+        return torch.full_like(values[:, k], _category(change, variables, k, where))
     if change.form == "name":
-        raise ValueError(f"{where}: found {change.text!r}, expected {FORMS.removesuffix(' or the name of a category')}")
+        expected = FORMS["intervention"].removesuffix(" or the name of a category")
+        raise ValueError(f"{where}: found {change.text!r}, expected {expected}")
     if change.form == "absolute":
         if change.amount < 0 and variables.zero_inflated[k]:
             raise ValueError(f"{where}: found {change.text!r}, expected zero or more")
@@ -223,15 +240,13 @@ def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
     raise ValueError(f"{where}: found {change.text!r}, a target of {impossible[0]:.4g}, expected {limits}{hint}")
 
 
-def _category(change: Change, variables: Variables, k: int) -> int:
+def _category(change: Change, variables: Variables, k: int, where: str) -> int:
     names, count = variables.categories[k], variables.num_categories[k]
     if change.text in names and not change.number:
         return names.index(change.text)
     if change.form != "absolute" or change.amount not in range(count):
         expected = f"one of {names} or an index" if names else "an index"
-        raise ValueError(
-            f"intervention on {variables.names[k]!r}: found {change.text!r}, expected {expected} in 0 … {count - 1}"
-        )
+        raise ValueError(f"{where}: found {change.text!r}, expected {expected} in 0 … {count - 1}")
     return int(change.amount)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def test_a_known_category_is_named_or_numbered(dscm: DSCM, value: Any, expected:
 def test_a_known_value_is_no_share_of_another(dscm: DSCM) -> None:
     with pytest.raises(ValueError, match=r"variables: t_score: found '\+20%', expected a number"):
         factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"t_score": "+20%"})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sex": "X"}, "variables: sex: found 'X', expected one of"),
+        ({"sex": 7}, "variables: sex: found '7.0', expected one of"),
+        ({"t_score": "low"}, "variables: t_score: found 'low', expected a number"),
+        ({"t_score": None}, "variables: t_score: found None, expected a number or the name of a category"),
+        ({"t_score": [1, 2]}, "variables: t_score: found the sweep [1, 2], expected one value"),
+        ("t_score=1", "variables: found 't_score=1', expected JSON like {\"heart_area\": 9.8}"),
+        ("[1]", "variables: found '[1]', expected a mapping like {\"heart_area\": 9.8}"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_no_fault_of_the_intervention(dscm: DSCM, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        factual_values(dscm, torch.zeros(1, 1, 8, 8), {"t_score": 1}, given)
 
 
 @pytest.mark.parametrize(
