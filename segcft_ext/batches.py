@@ -27,6 +27,7 @@ __all__ = [
     "PrepareVariables",
     "find_images",
     "image_stem",
+    "label_extension",
     "output_name",
 ]
 
@@ -42,8 +43,12 @@ def find_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: when what is made of two of them would have the same name.
+        ValueError: when this is no path, or what is made of two images would have the same name.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(
+            f"--image, --dataset_dir: found {path!r}, expected the path of an image or of a folder of them"
+        )
     path = Path(path)
     found = [path] if path.is_file() else sorted(filter(_is_image, path.glob("*")))
     if not found:
@@ -73,6 +78,17 @@ def output_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
     """What MONAI's ``SaveImage`` names a file after: :func:`image_stem`. Of the subject it cuts one suffix."""
     found = default_name_formatter(meta, saver)
     return {**found, "subject": f"{image_stem(found['subject'])}."}
+
+
+def label_extension(extension: str) -> str:
+    """The extension of files that hold label maps, with or without its dot, as it was given.
+
+    Raises:
+        ValueError: when it is another one: JPEG, for one, changes the labels.
+    """
+    if extension.removeprefix(".") not in ("png", "nii", "nii.gz"):
+        raise ValueError(f"output_ext: found {extension!r}, expected '.png' or '.nii.gz'")
+    return extension
 
 
 def _is_image(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """What a trainer's iteration takes: variables that are true of the augmented image."""
 
+import re
+
 import pytest
 import torch
 from discs import NAMES, disc_datalist, render
@@ -7,7 +9,14 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
 from segcft_ext.augmentation import BatchAugmentation
-from segcft_ext.batches import PrepareRegression, PrepareVariables, find_images, image_stem, output_name
+from segcft_ext.batches import (
+    PrepareRegression,
+    PrepareVariables,
+    find_images,
+    image_stem,
+    label_extension,
+    output_name,
+)
 
 VALUES = torch.tensor([[8.0, 10.0, 50.0], [6.0, 5.0, torch.nan]])
 
@@ -83,3 +92,17 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 def test_a_folder_without_images_names_the_options(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--image, --dataset_dir: .*neither an image nor a folder"):
         find_images(tmp_path)
+
+
+@pytest.mark.parametrize("path", [["a.png"], 1, None])
+def test_what_is_no_path_names_the_options(path):
+    with pytest.raises(ValueError, match=re.escape(f"--image, --dataset_dir: found {path!r}, expected the path of an")):
+        find_images(path)
+
+
+def test_label_maps_are_written_in_formats_that_keep_them():
+    for extension in (".png", "png", ".nii", "nii.gz", ".nii.gz"):
+        assert label_extension(extension) == extension
+    for extension in (".jpg", "jpeg", "..png", ""):
+        with pytest.raises(ValueError, match=f"output_ext: found '{extension}', expected '.png' or '.nii.gz'"):
+            label_extension(extension)

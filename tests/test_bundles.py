@@ -129,6 +129,17 @@ def test_inference_refuses_images_of_another_size_than_the_trained(bundle, tmp_p
         assert message in str(caught.value.__cause__)
 
 
+def test_inference_writes_pictures_or_nifti_files(bundle, tmp_path):
+    parser = ConfigParser(config(bundle, "inference.json"))
+    parser["bundle_root"], parser["output_ext"] = str(tmp_path), ".jpg"
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("handlers" if "intervention" in parser else "postprocessing")
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert str(error) == "output_ext: found '.jpg', expected '.png' or '.nii.gz'"
+
+
 def test_several_devices_may_be_typed_as_cpu(bundle, monkeypatch):
     """Also where there are GPUs."""
     parser = ConfigParser()
