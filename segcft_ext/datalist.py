@@ -214,7 +214,11 @@ def read_datalist(path: str | os.PathLike[str], check_files: bool = True) -> Dat
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DatalistError(f"{path}: no such datalist") from None
+        raise DatalistError(
+            f"--datalist: {path}: no such datalist, expected the datalist.json that python -m data_prep writes"
+        ) from None
+    except IsADirectoryError:
+        raise DatalistError(f"--datalist: {path}: found a folder, expected the datalist.json in it") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatalistError(f"{path}: cannot be read as JSON: {error}") from error
     return Datalist(path, **validate(content, path, check_files))

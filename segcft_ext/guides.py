@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
+from segcft_ext.checkpoints import (
+    CheckpointError,
+    SelfDescribing,
+    check_compatible,
+    freeze,
+    load_model,
+    require_checkpoint,
+)
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.measurements import Area, Measurement, measure
@@ -132,12 +139,13 @@ def load_guide(
         variables: those that the DSCM has; a segmentor measures no others.
 
     Raises:
-        CheckpointError: when the checkpoint is neither, or was trained for other data.
+        CheckpointError: when the checkpoint is missing or neither, or was trained for other data.
         ValueError: when no variable is left to guide.
     """
     if not checkpoint:
         return None
-    model = load_model(checkpoint, (Segmentor, Regressor))
+    bundles = "lung_heart_segmentor, plaque_lumen_segmentor or seg_cft_finetuning (a regressor)"
+    model = load_model(require_checkpoint(checkpoint, "guide", bundles), (Segmentor, Regressor))
     check_compatible(model, datalist)
     if isinstance(model, Regressor):
         return RegressorGuide(model).to(device)

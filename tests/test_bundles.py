@@ -110,6 +110,16 @@ def test_inference_takes_one_image_and_names_the_option_of_a_missing_checkpoint(
     assert f"bundle {bundle.name} writes" in str(caught.value.__cause__)
 
 
+def test_evaluation_names_the_option_of_a_missing_checkpoint(bundle, tmp_path):
+    parser = ConfigParser(config(bundle, "evaluate.json"))
+    parser["bundle_root"] = str(tmp_path)
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("network_def")
+    option = {"segmentor_evaluation": "judge"}.get(bundle.name, "dscm" if "dscm" in parser else "segmentor")
+    assert f"--{option}: {tmp_path}/models/model.pt: no such checkpoint" in str(caught.value.__cause__)
+    assert f"bundle {bundle.name} writes" in str(caught.value.__cause__)
+
+
 def test_inference_refuses_images_of_another_size_than_the_trained(bundle, tmp_path):
     parser = ConfigParser(config(bundle, "inference.json"))
     parser["bundle_root"] = str(tmp_path)

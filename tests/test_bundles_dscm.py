@@ -12,7 +12,7 @@ import pytest
 import torch
 from bundle_docs import kept_logging, run_documented_commands
 from drawn_chest import draw, write_png
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from small_chests import small_chests
 
 from segcft_ext.checkpoints import load_model, read_description, save_model
@@ -168,3 +168,9 @@ def test_fine_tuning_without_a_pretrained_model_says_so(fine_tuning: Path, upstr
     with pytest.raises(RuntimeError) as caught:
         made.run()
     assert "dscm: found no pretrained model, expected the path of a DSCM's model.pt" in str(caught.value.__cause__)
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / "seg_cft_finetuning" / "configs" / "train.json"))
+    parser["dscm"] = "nowhere.pt"
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("network_def")
+    assert "--dscm: nowhere.pt: no such checkpoint" in str(caught.value.__cause__)

@@ -169,8 +169,14 @@ def test_a_measurement_in_millimetres_needs_the_spacing_of_every_case(content, t
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(DatalistError, match="no such datalist"):
+    with pytest.raises(
+        DatalistError, match=r"--datalist: .*datalist.json: no such datalist, expected the datalist.json"
+    ):
         read_datalist(tmp_path / "datalist.json")
+    with pytest.raises(
+        DatalistError, match=f"--datalist: {tmp_path}: found a folder, expected the datalist.json in it"
+    ):
+        read_datalist(tmp_path)
     (tmp_path / "broken.json").write_text('{"training": [')
     with pytest.raises(DatalistError, match=r"broken.json: cannot be read as JSON"):
         read_datalist(tmp_path / "broken.json")

@@ -630,6 +630,8 @@ def test_fine_tuning_refuses_what_is_no_pretrained_model(tmp_path: Path) -> None
         prepare_fine_tuning(pretrained(default={"variables": VARIABLES, "hvae": HVAE}), None, datalist)
     with pytest.raises(CheckpointError, match=r"missing\.pt: no such checkpoint"):
         pretrained(tmp_path / "missing.pt")
+    with pytest.raises(CheckpointError, match=r"--guide: .*missing\.pt: no such checkpoint, expected the model.pt"):
+        load_guide(tmp_path / "missing.pt", datalist, "cpu")
     other = DSCM([{"name": AREAS[0], "kind": "continuous"}], hvae=HVAE)
     other.fit(small_chests(tmp_path / "larger", size=32))
     with pytest.raises(CheckpointError, match=r"data\.image_size: the checkpoint holds \[32, 32\].*\[16, 16\]"):
