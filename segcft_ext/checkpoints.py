@@ -127,12 +127,12 @@ class SelfDescribing(nn.Module):
         state = _description(state, self.origin)
         _check_equal(self.origin, "class", state["class"], type(self).__name__)
         for key in sorted({*state["definition"], *self.definition}):
-            _check_equal(
-                self.origin,
-                f"definition.{key}",
-                state["definition"].get(key, "nothing"),
-                self.definition.get(key, "nothing"),
-            )
+            held, asked = (definition.get(key, "nothing") for definition in (state["definition"], self.definition))
+            if held != asked:
+                raise CheckpointError(
+                    f"{self.origin}: definition.{key}: the checkpoint holds {held!r}, asked for: {asked!r}; "
+                    "segcft_ext.checkpoints.load_model builds the network that a checkpoint describes"
+                )
         self.data = plain(state["data"])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

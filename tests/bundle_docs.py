@@ -64,6 +64,26 @@ def run_documented_commands(
     return commands
 
 
+def run_documented_python(bundle: Path, names: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run every fenced ``python`` block of ``docs/README.md`` in the bundle's folder, in order.
+
+    Args:
+        bundle: the bundle's folder.
+        names: what the documentation calls by a name, such as ``IMAGE``.
+        monkeypatch: sets the folder.
+
+    Returns:
+        The number of blocks.
+    """
+    monkeypatch.chdir(bundle)
+    text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        with kept_logging():
+            exec(block, dict(names))
+    return len(blocks)
+
+
 def run_in_process(arguments: Sequence[str]) -> None:
     """``python -m monai.bundle <arguments>``."""
     with kept_logging(), pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_docs import kept_logging, run_documented_commands
+from bundle_docs import kept_logging, run_documented_commands, run_documented_python
 from drawn_chest import draw
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
@@ -47,7 +47,7 @@ def small_dscm(datalist: Datalist, path: Path, guide: Segmentor | None = None) -
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Datalist]:
     """The folder of the bundle after all documented commands, and the data."""
-    folder = tmp_path_factory.mktemp("elsewhere") / "bundle"
+    folder = tmp_path_factory.mktemp("elsewhere") / BUNDLE.name
     shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models", "eval"))
     datalist = small_chests(tmp_path_factory.mktemp("chests"))
     torch.manual_seed(0)
@@ -66,7 +66,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Datalist]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         commands = run_documented_commands(folder, variables, SMALL, patch)
-    assert len(commands) == 4
+        blocks = run_documented_python(folder, variables, patch)
+    assert len(commands) == 4 and blocks == 1
     return folder, datalist
 
 
@@ -102,6 +103,7 @@ def test_inference_writes_a_label_map(ran: tuple[Path, Datalist]) -> None:
     (written,) = (ran[0] / "eval").glob("chest*.png")
     with Image.open(written) as label:
         assert label.size == (40, 50)
+    assert (ran[0] / "eval" / "python" / written.name).is_file()
 
 
 @pytest.mark.parametrize("methods", [{}, {"No-CFT": "no_cft.pt"}])

@@ -10,7 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from bundle_docs import kept_logging, run_documented_commands
+from bundle_docs import kept_logging, run_documented_commands, run_documented_python
 from drawn_chest import draw, write_png
 from monai.bundle import ConfigParser, ConfigWorkflow
 from small_chests import small_chests
@@ -51,7 +51,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, datalist: Datalist) -> di
 
 def run_bundle(name: str, folder: Path, variables: dict[str, str], small: dict[str, list[str]], commands: int) -> Path:
     """The bundle's folder after all documented commands."""
-    copy = folder / "bundle"
+    copy = folder / name
     shutil.copytree(BUNDLES / name, copy, ignore=shutil.ignore_patterns("models"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -141,6 +141,15 @@ def test_inference_writes_counterfactuals(pretraining: Path, fine_tuning: Path) 
     assert (pretraining / "eval" / "samples.png").is_file()
     found = json.loads((fine_tuning / "eval" / "case" / "variables.json").read_text())
     assert len(found["counterfactuals"]) == 4
+
+
+def test_the_docs_are_true_in_python(
+    pretraining: Path, fine_tuning: Path, upstream: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, blocks in ((pretraining, 1), (fine_tuning, 3)):
+        assert run_documented_python(folder, {**upstream, "FOLDER": str(folder.parent)}, monkeypatch) == blocks
+    found = json.loads((fine_tuning / "eval" / "python" / "case" / "variables.json").read_text())
+    assert len(found["counterfactuals"]) == 2
 
 
 def workflow(folder: Path, name: str, **overrides: Any) -> ConfigWorkflow:
