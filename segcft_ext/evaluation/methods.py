@@ -8,7 +8,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from segcft_ext.checkpoints import CheckpointError, SelfDescribing, check_compatible, freeze, load_model
+from segcft_ext.checkpoints import (
+    CheckpointError,
+    SelfDescribing,
+    check_compatible,
+    freeze,
+    load_model,
+    require_checkpoint,
+)
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.provenance import check_unseen, summary, upstream
@@ -90,7 +97,8 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
         raise ValueError(f"methods: {IDENTITY!r} is the name of doing nothing, which is always judged")
     found = {}
     for name, path in methods.items():
-        model = load_model(path, DSCM)
+        bundles = "dscm_pretraining or seg_cft_finetuning"
+        model = load_model(require_checkpoint(path, f"methods: {name}", bundles), DSCM)
         check_compatible(model, datalist)
         check_unseen(model, datalist)
         for variable in interventions:
