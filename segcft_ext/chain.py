@@ -15,7 +15,6 @@ import difflib
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +24,13 @@ from typing import Any
 
 import fire
 
+import data_prep
 import segcft_ext
 from segcft_ext.command_line import check_options, read_names, read_sizes
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.scheduler import StageError, run_stages
-from segcft_ext.stages import Stage
+from segcft_ext.stages import Stage, code_digest
 
 __all__ = ["demo", "run"]
 
@@ -219,6 +219,7 @@ def demo(
             "name": f"{kind} phantoms",
         },
         version=segcft_ext.__version__,
+        code=code_digest(segcft_ext, data_prep),
     )
     chain = Chain(
         phantoms.folder / "datalist.json",
@@ -245,8 +246,7 @@ def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
         "MLFLOW_TRACKING_URI": chain.tracking_uri,
     }
     output.mkdir(parents=True, exist_ok=True)
-    _write_commands(output / "commands.sh", stages, environment)
-    run_stages(stages, output / "logs", jobs, environment)
+    run_stages(stages, output / "logs", jobs, environment, output / "commands.sh")
     print(f"\n{_headline(output / 'evaluation' / 'evaluation.json')}\n\nreport: {output / 'report.html'}")
 
 
@@ -313,7 +313,7 @@ class Chain:
             "segmentor_evaluation",
             config="evaluate.json",
             inputs={"judge": _model(judge), "methods": compared},
-            products=("evaluation.json", "evaluation.md", "evaluation.csv"),
+            products=("evaluation.json", "evaluation.md", "evaluation.csv", "pairs.csv", "figures/figures.json"),
         )
         # What takes longest comes first.
         stages = [segmentor, dscm, *tuned["Seg-CFT"]]
@@ -364,6 +364,7 @@ class Chain:
             },
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
+            code=code_digest(segcft_ext, data_prep),
             resumable=products == ("model.pt",),
         )
 
@@ -385,9 +386,14 @@ class Chain:
                 "evaluation_dir": evaluation.folder,
                 "data_dir": self.datalist.parent,
             },
-            reads={"evaluation": evaluation.folder / "evaluation.json", "datalist": self.datalist},
+            reads={
+                "evaluation": evaluation.folder / "evaluation.json",
+                "figures": evaluation.folder / "figures" / "figures.json",
+                "datalist": self.datalist,
+            },
             settings={"tracking_uri": self.tracking_uri, "experiment": EXPERIMENT},
             version=segcft_ext.__version__,
+            code=code_digest(segcft_ext, data_prep),
         )
 
 
@@ -486,12 +492,6 @@ def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
         for stage, settings in layer.items():
             merged.setdefault(stage, {}).update(settings)
     return merged
-
-
-def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:
-    lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
-    path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
 
 
 def _headline(path: Path) -> str:

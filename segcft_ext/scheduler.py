@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from segcft_ext.stages import Digests, Stage
+from segcft_ext.stages import RECORD, Digests, Stage
 
 __all__ = ["StageError", "run_stages"]
 
@@ -47,7 +48,11 @@ class _Running:
 
 
 def run_stages(
-    stages: Sequence[Stage], log_dir: Path, jobs: int = 2, environment: Mapping[str, str] | None = None
+    stages: Sequence[Stage],
+    log_dir: Path,
+    jobs: int = 2,
+    environment: Mapping[str, str] | None = None,
+    script: Path | None = None,
 ) -> None:
     """Run the stages that are not complete.
 
@@ -56,6 +61,7 @@ def run_stages(
         log_dir: folder of the logs, ``<log_dir>/<stage>.log``.
         jobs: number of stages that may run at a time.
         environment: variables for the commands, on top of this process's own.
+        script: file to write the commands to, with these variables.
 
     Raises:
         StageError: when an input is missing that no stage makes, a stage fails, or stages wait for each other.
@@ -66,6 +72,8 @@ def run_stages(
     _check_inputs(stages)
     log_dir.mkdir(parents=True, exist_ok=True)
     with _lock(log_dir / "lock") as lock:
+        if script is not None:
+            _write_commands(script, stages, environment or {})
         _run(stages, _Launcher(log_dir, {**os.environ, **(environment or {})}, lock), jobs)
 
 
@@ -82,10 +90,10 @@ def _run(stages: Sequence[Stage], launcher: _Launcher, jobs: int) -> None:
                 pending.remove(stage)
                 state = stage.state(digests)
                 if state == "complete":
-                    screen.line(stage.name, "complete, inputs unchanged: skipped")
+                    screen.line(stage.name, _skipped(stage))
                     continue
                 resume = state == "interrupted"
-                screen.line(stage.name, "resumed" if resume else state.removeprefix("due: "))
+                screen.line(stage.name, _resumed(stage) if resume else state.removeprefix("due: "))
                 screen.text(f"  $ {stage.command(resume)}")
                 stage.start(digests, resume)
                 running.append(launcher.start(stage, resume))
@@ -99,11 +107,27 @@ def _run(stages: Sequence[Stage], launcher: _Launcher, jobs: int) -> None:
         _stop(running)
 
 
+def _skipped(stage: Stage) -> str:
+    if stage.by_other_code():
+        return f"complete, by other code than this: skipped; delete {stage.folder / RECORD} to make it anew"
+    return "complete, inputs unchanged: skipped"
+
+
+def _resumed(stage: Stage) -> str:
+    return "resumed; it began with other code than this" if stage.by_other_code() else "resumed"
+
+
 def _check_inputs(stages: Sequence[Stage]) -> None:
     for stage in stages:
         for file in stage.files():
             if not file.is_file() and not any(other.makes(file) for other in stages):
                 raise StageError(f"{stage.name}: no such file: {file}")
+
+
+def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[str, str]) -> None:
+    lines = ["#!/usr/bin/env bash", "# What the chain runs; stage by stage, from the start.", "set -e"]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
+    path.write_text("\n".join([*lines, *(stage.command() for stage in stages)]) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -6,6 +6,9 @@ by content, never where they lie. It is written when the stage starts and again 
 .. code-block:: python
 
     state = stage.state(digests)    # "complete", "interrupted" or "due"
+
+It also notes the code that was at work. Other code makes no stage run again, since what it has computed may well be
+wanted, but it is said.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["Digests", "Stage"]
+__all__ = ["Digests", "Stage", "code_digest"]
 
 RECORD = "stage.json"
 TRAINING = "training.pt"
 Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
+LISTS = ("datalist", "figures")
+"""Inputs and products of these names list files that belong to them: images and label maps, or pictures."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Stage:
         settings: options that are plain values.
         places: options that are paths whose content does not count.
         version: of the software; another one makes the stage run again.
+        code: :func:`code_digest` of the software; another one does not, see :meth:`by_other_code`.
         resumable: whether the option ``resume`` continues from ``training.pt`` in the folder.
     """
 
@@ -55,6 +62,7 @@ class Stage:
     places: Mapping[str, Path] = field(default_factory=dict)
     folder_option: str | None = "output_dir"
     version: str = ""
+    code: str = ""
     resumable: bool = False
 
     def arguments(self, resume: bool = False) -> list[str]:
@@ -97,17 +105,23 @@ class Stage:
         if not record.get("products"):
             resumable = self.resumable and (self.folder / TRAINING).is_file()
             return "interrupted" if resumable else "due: it was interrupted"
-        for name, digest in record["products"].items():
+        for name in {**dict.fromkeys(self.products), **record["products"]}:
             path = self.folder / name
-            if not path.is_file() or digests.of(path) != digest:
-                return f"due: {name} is {'not what it wrote' if path.is_file() else 'missing'}"
+            if not path.is_file():
+                return f"due: {name} is missing"
+            if name in record["products"] and digests.of(path) != record["products"][name]:
+                return f"due: {name} is not what it wrote"
         return "complete"
+
+    def by_other_code(self) -> bool:
+        """Whether the record notes other code than this; the first records noted none."""
+        return (self._record().get("code") or self.code) != self.code
 
     def start(self, digests: Digests, resume: bool) -> None:
         """Record that the stage runs; unless it is resumed, remove what an earlier run has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for name in (RECORD, TRAINING, *self.products):
+            for name in (RECORD, TRAINING, *self.products, *self._record().get("products", ())):
                 (self.folder / name).unlink(missing_ok=True)
         self._write(self._made_from(digests))
 
@@ -115,17 +129,25 @@ class Stage:
         """Record that the stage ended well, or return the products that it has not left."""
         missing = [name for name in self.products if not (self.folder / name).is_file()]
         if not missing:
-            products = {name: digests.of(self.folder / name) for name in self.products}
+            written = [self.folder / name for name in self.products]
+            written += [file for path in written if path.stem in LISTS for file in _listed(path)]
+            products = {os.path.relpath(path, self.folder): digests.of(path) for path in written}
             self._write({**self._record(), "seconds": round(seconds, 1), "products": products})
         return missing
 
     def _made_from(self, digests: Digests) -> dict[str, Any]:
         inputs: dict[str, Any] = {}
         for key, value in {**self.inputs, **self.reads}.items():
-            found = {name: digests.of(file, key == "datalist") for name, file in _each(value).items()}
+            found = {name: digests.of(file, key in LISTS) for name, file in _each(value).items()}
             inputs[key] = found[""] if isinstance(value, Path) else found
         settings = json.loads(json.dumps(self.settings))
-        return {"program": list(self.program), "version": self.version, "settings": settings, "inputs": inputs}
+        return {
+            "program": list(self.program),
+            "version": self.version,
+            "code": self.code,
+            "settings": settings,
+            "inputs": inputs,
+        }
 
     def _record(self) -> dict[str, Any]:
         try:
@@ -146,15 +168,12 @@ class Digests:
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
-    def of(self, path: Path, with_cases: bool = False) -> str:
-        """Digest of a file; ``with_cases``: of a datalist together with its images and label maps."""
+    def of(self, path: Path, with_listed: bool = False) -> str:
+        """Digest of a file; ``with_listed``: of one of :data:`LISTS` together with the files that it lists."""
         digest = self._of_file(path)
-        if not with_cases:
+        if not with_listed:
             return digest
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cases = [case for split in ("training", "validation", "test") for case in content[split]]
-        files = [path.parent / case[key] for case in cases for key in ("image", "label")]
-        return hashlib.sha256("".join([digest, *map(self._of_file, files)]).encode()).hexdigest()
+        return hashlib.sha256("".join([digest, *map(self._of_file, _listed(path))]).encode()).hexdigest()
 
     def _of_file(self, path: Path) -> str:
         status = path.stat()
@@ -166,6 +185,24 @@ class Digests:
                     digest.update(block)
             self._known[key] = digest.hexdigest()
         return self._known[key]
+
+
+def code_digest(*packages: ModuleType) -> str:
+    """SHA-256 of the sources of packages."""
+    digest = hashlib.sha256()
+    for folder in (Path(path) for package in packages for path in package.__path__):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder.parent).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _listed(path: Path) -> list[Path]:
+    """The images and label maps of a datalist, or the pictures of an evaluation's ``figures.json``."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, list):
+        return [path.parent / entry["file"] for entry in content]
+    cases = [case for split in ("training", "validation", "test") for case in content[split]]
+    return [path.parent / case[key] for case in cases for key in ("image", "label")]
 
 
 def _each(value: Files) -> Mapping[str, Path]:

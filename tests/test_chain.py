@@ -1,5 +1,6 @@
 """The driver: which stages run, in which order, and what happens when one does not end well."""
 
+import importlib
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from segcft_ext import chain
 from segcft_ext.chain import KINDS
 from segcft_ext.scheduler import StageError, run_stages
-from segcft_ext.stages import Digests, Stage
+from segcft_ext.stages import Digests, Stage, code_digest
 
 # A stage for tests: appends its options to calls.txt, then writes the text of its inputs and its setting as model.pt.
 STUB = """
@@ -135,6 +136,71 @@ def test_a_datalist_stands_for_its_images(tmp_path):
     assert (unchanged, stage.state(Digests())) == ("due: it was interrupted", "due: changed datalist")
 
 
+def test_a_stage_made_by_other_code_is_kept_but_that_is_said(make, run, capsys):
+    stage = make("stage", word="a")
+    run(stage)  # as the first records, without a note on the code
+    run(replace(stage, code="one"))
+    assert "complete, inputs unchanged: skipped" in capsys.readouterr().out
+    (stage.folder / "stage.json").unlink()
+    run(replace(stage, code="one"))
+    run(replace(stage, code="two"))
+    said = f"complete, by other code than this: skipped; delete {stage.folder / 'stage.json'} to make it anew"
+    assert len(calls(stage)) == 2 and said in capsys.readouterr().out
+    with pytest.raises(StageError):
+        run(replace(make("stage", fail=True), code="two"))
+    run(replace(make("stage", fail=True), code="one"))
+    assert "resumed; it began with other code than this" in capsys.readouterr().out
+    assert len(calls(stage)) == 4
+
+
+def test_the_code_is_that_of_all_modules(tmp_path, monkeypatch):
+    (tmp_path / "package").mkdir()
+    module = tmp_path / "package" / "__init__.py"
+    module.write_text("a = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("package")
+    before = code_digest(package)
+    (tmp_path / "package" / "notes.txt").touch()
+    assert code_digest(package) == before
+    module.write_text("a = 2")
+    changed = code_digest(package)
+    (tmp_path / "package" / "more.py").touch()
+    assert len({before, changed, code_digest(package)}) == 3
+
+
+LISTING_STUB = """
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
+(out / "figures").mkdir(exist_ok=True)
+pictures = [f"{number}.png" for number in range(int(sys.argv[sys.argv.index("--count") + 1]))]
+for name in pictures:
+    (out / "figures" / name).write_text(name)
+(out / "figures" / "figures.json").write_text(json.dumps([{"file": name} for name in pictures]))
+(out / "calls.txt").open("a").write("called\\n")
+"""
+
+
+def test_what_a_product_lists_is_watched_too(run, tmp_path):
+    (tmp_path / "stub.py").write_text(LISTING_STUB)
+    program, folder = (str(tmp_path / "stub.py"),), tmp_path / "out" / "stage"
+    stage = Stage("stage", program, folder, ("figures/figures.json",), settings={"count": 2})
+    after = Stage("after", ("x",), tmp_path / "after", (), reads={"figures": folder / "figures" / "figures.json"})
+    picture = folder / "figures" / "0.png"
+    run(stage)
+    run(stage)
+    assert (folder / "calls.txt").read_text().count("called") == 1
+    after.start(Digests(), resume=False)
+    picture.write_text("another picture")
+    assert stage.state(Digests()) == "due: figures/0.png is not what it wrote"
+    assert after.state(Digests()) == "due: changed figures"
+    picture.unlink()
+    assert stage.state(Digests()) == "due: figures/0.png is missing"
+    run(stage)
+    assert stage.state(Digests()) == "complete"
+    run(replace(stage, settings={"count": 1}))
+    assert [path.name for path in picture.parent.glob("*.png")] == ["0.png"]  # of the earlier run no picture is left
+
+
 def test_failure_stops_the_rest_and_shows_the_log(make, run, tmp_path):
     broken = make("broken", fail=True)
     after = make("after", product(broken))
@@ -183,6 +249,12 @@ def test_stages_that_wait_for_each_other(make, run):
         run(first, make("second", product(first)))
 
 
+def test_the_script_says_what_was_run(make, run, tmp_path):
+    stage, script = make("it's a stage"), tmp_path / "commands.sh"
+    run(stage, environment={"NAME": "a b"}, script=script)
+    assert script.read_text().splitlines()[-2:] == ["export NAME='a b'", stage.command()]
+
+
 def test_jobs(make, run):
     one, two = make("one"), make("two")
     one = replace(one, settings={"wait_for": str(two.folder / "calls.txt")})
@@ -229,7 +301,8 @@ def test_a_killed_driver_takes_its_stages_along_and_one_works_at_a_time(make, ru
             assert driver.poll() is None and time.monotonic() < until
             time.sleep(0.02)
         with pytest.raises(StageError, match="another run is at work"):
-            run(make("stage"))
+            run(make("stage"), script=tmp_path / "commands.sh")
+        assert not (tmp_path / "commands.sh").exists()  # one of the run at work stays as it is
         os.kill(driver.pid, signal.SIGKILL)
     while True:  # the lock is free once the stage's process is gone
         try:
@@ -264,6 +337,8 @@ class TestChain:
         assert after["judge"] == after["dscm_pretraining"] == []
         assert list(stages["evaluation"].inputs["methods"]) == ["No-CFT", "Reg-CFT", "Seg-CFT"]
         assert after["report"] == ["evaluation"]
+        assert {"figures", "evaluation", "datalist"} == set(stages["report"].reads)
+        assert {"pairs.csv", "figures/figures.json"} < set(stages["evaluation"].products)
         assert stages["judge"].settings["seed"] != stages["lung_heart_segmentor"].settings["seed"] == 3
 
     def test_both_mechanisms_side_by_side(self, chain):
