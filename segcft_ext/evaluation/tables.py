@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from segcft_ext.datalist_format import WRITTEN_UNITS
 from segcft_ext.evaluation.presence import GROUPS
 from segcft_ext.evaluation.table import FLOOR, ZERO, Cell, Figures, Table, cell, interventions, label, number, table
 
@@ -105,9 +106,13 @@ def _figure(evaluation: Mapping[str, Any]) -> str:
     return evaluation["data"]["figure"]
 
 
+def _unit(evaluation: Mapping[str, Any], variable: str) -> str:
+    unit = evaluation["data"]["units"][variable]
+    return WRITTEN_UNITS.get(unit, unit)
+
+
 def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> dict[str, str]:
-    units = evaluation["data"]["units"]
-    return {f"{heading} [{units[do] or '1'}]": do for heading, do in headings.items()}
+    return {f"{heading} [{_unit(evaluation, do) or '1'}]": do for heading, do in headings.items()}
 
 
 def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
@@ -228,7 +233,7 @@ def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
             {
                 f"{heading}: {name}": (do, figure)
                 for heading, do in headings.items()
-                for figure, name in (("mae", f"error, {evaluation['data']['units'][do]}"), ("seen", f"{wrong}, share"))
+                for figure, name in (("mae", f"error, {_unit(evaluation, do)}"), ("seen", f"{wrong}, share"))
             },
             lambda entry, column: value(entry["presence"][column[0]][group], column[1]),
             lambda column: value(evaluation["floor_presence"][column[0]][floor], column[1]),

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from segcft_ext.datalist_format import WRITTEN_UNITS
 from segcft_ext.figures.style import COLOURS, DIFFERENCE, STYLE, cell_size, lies_down, new_figure, words
 
 __all__ = ["change_maps", "effectiveness_heatmap", "effectiveness_scatter"]
@@ -149,4 +150,5 @@ def effectiveness_heatmap(
 
 
 def _unit(units: Mapping[str, str], variable: str) -> str:
-    return f" [{units[variable]}]" if units.get(variable) else ""
+    unit = units.get(variable)
+    return f" [{WRITTEN_UNITS.get(unit, unit)}]" if unit else ""
