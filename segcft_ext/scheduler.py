@@ -185,7 +185,7 @@ def _conclude(run: _Running, digests: Digests, screen: _Screen) -> None:
 
 def _stop(running: Sequence[_Running]) -> None:
     for run in running:
-        run.process.terminate()
+        run.process.send_signal(signal.SIGINT)  # as Ctrl-C does: a training then closes its MLflow run
     for run in running:
         try:
             run.process.wait(PATIENCE_SECONDS)

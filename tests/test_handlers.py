@@ -202,6 +202,26 @@ def test_checkpoint_holds_plain_values_and_tensors_only(tmp_path):
     assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_no_obstacle(tmp_path, caplog, content):
+    done = Training(tmp_path, epochs=1).run()
+    whole = (tmp_path / "training.pt").read_bytes()
+    (tmp_path / "training.pt").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    again = Training(tmp_path, epochs=1, resume=True).run()
+    assert equal(again.network, done.network)
+    assert "training.pt: cannot be read as a checkpoint" in caplog.text
+    assert "; the training starts from the beginning" in caplog.text
+    assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
+
+
+def test_a_checkpoint_without_the_id_of_a_run_is_taken(tmp_path):
+    Training(tmp_path, epochs=2).run()
+    checkpoint = load_checkpoint(tmp_path / "training.pt")
+    del checkpoint["trainer"]["run_id"]
+    torch.save(checkpoint, tmp_path / "training.pt")
+    assert Training(tmp_path, epochs=2, resume=True).run().trainer.state.iteration == 4
+
+
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [2, 4]), (5, [2, 4, 5])])
 def test_the_last_epoch_is_validated_and_once_only(tmp_path, epochs, expected):
     training, validated = Training(tmp_path, epochs=epochs, interval=2), []
@@ -310,6 +330,7 @@ def test_run_has_parameters_metrics_and_artifacts_and_is_finished(store, tmp_pat
     client, (found, *_) = runs(store)
     assert found.info.run_name == "whole" and found.info.status == "FINISHED"
     assert found.data.params["seed"] == "7" and found.data.params["torch"] == torch.__version__
+    assert found.data.params["output_dir"] == str(tmp_path)
     assert {"train_loss", "learning_rate", "val_dice"} <= set(found.data.metrics)
     assert [metric.step for metric in client.get_metric_history(found.info.run_id, "val_dice")] == [1, 2]
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"model.pt", "figures"}
@@ -385,6 +406,53 @@ def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):
         training.run()
     found = runs(store)[1][0]
     assert found.info.status == "FAILED" and found.data.tags["error"].startswith("Killed")
+
+
+def test_a_resumed_training_goes_on_with_its_run(store, tmp_path):
+    def train(name, **options):
+        training = Training(tmp_path, epochs=4, **options)
+        MLflowRun(store, "tests", name, {"name": name}, (), training.validator).attach(training.trainer)
+        training.run()
+
+    with pytest.raises(Killed):
+        train("begun", kill_at=Events.ITERATION_COMPLETED(once=5))
+    client, (begun, *others) = runs(store)
+    client.update_run(begun.info.run_id, "RUNNING")  # as one that was killed leaves it
+    train("resumed", resume=True)
+    client, found = runs(store)
+    assert [run.info.run_id for run in found] == [run.info.run_id for run in (begun, *others)]
+    assert found[0].info.status == "FINISHED" and found[0].data.params["name"] == "begun"
+    for metric in ("train_loss", "val_dice"):
+        assert [point.step for point in client.get_metric_history(begun.info.run_id, metric)] == [1, 2, 3, 4]
+    client.delete_run(begun.info.run_id)
+    train("again", resume=True)
+    train("anew")
+    assert [run.info.run_name for run in runs(store)[1]][:2] == ["anew", "again"]
+
+
+def test_a_run_is_open_while_the_training_goes_on_and_killed_when_it_is_interrupted(store, tmp_path):
+    statuses = []
+
+    def interrupt():
+        statuses.append(runs(store)[1][0].info.status)
+        raise KeyboardInterrupt
+
+    for options in ({}, {"resume": True}):
+        training = Training(tmp_path, epochs=4, **options)
+        MLflowRun(store, "tests", "interrupted").attach(training.trainer)
+        training.trainer.add_event_handler(Events.EPOCH_COMPLETED, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            training.run()
+        statuses.append(runs(store)[1][0].info.status)
+    assert statuses == ["RUNNING", "KILLED"] * 2
+
+
+def test_a_second_run_of_a_trainer_is_a_run_of_its_own(store):
+    trainer = Trainer(torch.device("cpu"), 1, range(3), iteration_update=lambda engine, batch: {"loss": 1.0})
+    MLflowRun(store, "tests", "it's mine").attach(trainer)
+    trainer.run()
+    trainer.run()
+    assert len({run.info.run_id for run in runs(store)[1] if run.info.run_name.startswith("it's mine")}) == 2
 
 
 def test_given_store_wins_over_the_environment(store, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ import monai
 import torch
 from ignite.engine import Events
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunStatus
+from mlflow.entities import LifecycleStage, Metric, Run, RunStatus
+from mlflow.exceptions import MlflowException
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
@@ -27,11 +28,15 @@ __all__ = ["MLflowRun"]
 class MLflowRun:
     """Record a stage as one MLflow run: parameters, versions, metrics, artifacts, and how it ended.
 
-    MONAI's ``MLFlowHandler`` opens experiment and run and closes them. Beyond it, the run is always a new one, the
-    store is not touched before the engine starts (by the other processes of a distributed training never), the given
-    URI wins over the environment, numbers are averaged over the epoch instead of written at every iteration (a database
-    transaction each), the validator's metrics stand in the trainer's run, and a run that ends by an error is closed as
-    FAILED.
+    MONAI's ``MLFlowHandler`` opens experiment and run and closes them. Beyond it, the run is always a new one, unless
+    the training is resumed; the store is not touched before the engine starts (by the other processes of a distributed
+    training never), the given URI wins over the environment, numbers are averaged over the epoch instead of written at
+    every iteration (a database transaction each), the validator's metrics stand in the trainer's run, and a run that
+    ends by an error is closed as FAILED, one that is interrupted as KILLED.
+
+    The run's id is the trainer's ``state.run_id``, which :class:`~segcft_ext.handlers.TrainingCheckpoint` saves and
+    restores. A resumed training goes on with that run, with the parameters that it was started with, if the store still
+    has it.
 
     Attached to a trainer, every scalar of its output (``loss`` and what else it has) is logged as its mean over the
     steps of the epoch at which it is finite, as ``train_<name>``, with the learning rate. The metrics of the engine and
@@ -44,7 +49,7 @@ class MLflowRun:
         run_name: name of the run, made unique if there is such a run already.
         parameters: what to record about the settings, flat.
         artifacts: files, uploaded at the end, and folders, whose files are uploaded as they appear; those that do not
-            exist are left out.
+            exist are left out. The folder in which the first lies is recorded as ``output_dir``.
         validator: the engine whose metrics belong to this run too.
     """
 
@@ -62,6 +67,8 @@ class MLflowRun:
         self.run_name = run_name
         self.parameters = {**_versions(), **(parameters or {})}
         self.artifacts = [Path(path) for path in artifacts]
+        if self.artifacts:
+            self.parameters["output_dir"] = str(self.artifacts[0].absolute().parent)
         self.validator = validator
         self.handler: MLFlowHandler | None = None
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
@@ -84,17 +91,23 @@ class MLflowRun:
     def _open(self, client: MlflowClient, engine: Workflow) -> None:
         experiment = client.get_experiment_by_name(self.experiment)
         assert experiment is not None  # for the type checker
+        quote = '"' if "'" in self.run_name else "'"
         taken = client.search_runs(
-            [experiment.experiment_id], f"attributes.run_name = '{self.run_name}'", max_results=1
+            [experiment.experiment_id], f"attributes.run_name = {quote}{self.run_name}{quote}", max_results=1
         )
+        resumed = _existing(client, getattr(engine.state, "run_id", None)) if engine.state.epoch else None
         self.handler = MLFlowHandler(
             tracking_uri=self.tracking_uri,
             experiment_name=self.experiment,
             run_name=unique_run_name(self.run_name) if taken else self.run_name,
-            experiment_param=self.parameters,
+            experiment_param=None if resumed else self.parameters,
         )
         self.handler.client = client  # its own prefers the environment's store to the given one
+        if resumed:
+            client.update_run(resumed.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
+            self.handler.cur_run = resumed  # type: ignore[assignment]
         self.handler.start(engine)
+        engine.state.run_id = self.run_id
 
     @property
     def run_id(self) -> str:
@@ -150,9 +163,19 @@ class MLflowRun:
     def fail(self, engine: Workflow, error: BaseException) -> None:
         if self.handler is not None and self.handler.cur_run is not None:
             self.handler.client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
-            self.handler.run_finish_status = RunStatus.to_string(RunStatus.FAILED)
+            status = RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
+            self.handler.run_finish_status = RunStatus.to_string(status)
             self.handler.close()
         raise error  # ignite leaves it to the handlers of this event to raise
+
+
+def _existing(client: MlflowClient, run_id: str | None) -> Run | None:
+    """A run of this id, if the store has it and it is not deleted."""
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException:
+        return None
+    return run if run and run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 def _versions() -> dict[str, str]:

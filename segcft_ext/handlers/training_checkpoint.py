@@ -15,6 +15,8 @@ from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpo
 
 __all__ = ["TrainingCheckpoint"]
 
+RUN = "run_id"
+"""Attribute of the trainer's state with the id of its MLflow run, if it has one."""
 PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
 LENGTH = ("max_epochs", "epoch_length")
 
@@ -27,7 +29,8 @@ class TrainingCheckpoint:
     that was killed at any moment and resumed ends with the weights of one that was not. Its length is part of it: a
     schedule over so many steps cannot go on over others.
 
-    A training that starts anew removes the file of an earlier one, so that it is not resumed by mistake.
+    A training that starts anew removes the file of an earlier one, so that it is not resumed by mistake. So does one
+    whose file is damaged, with a warning.
 
     Args:
         path: the file.
@@ -50,10 +53,15 @@ class TrainingCheckpoint:
 
     def start(self, engine: Workflow) -> None:
         if self.resume and self.path.exists():
-            self.restore(engine)
-            engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
-            return
-        if self.resume:
+            try:
+                checkpoint = load_checkpoint(self.path)
+            except CheckpointError as error:
+                engine.logger.warning(f"{error}; the training starts from the beginning")
+            else:
+                self.restore(engine, checkpoint)
+                engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
+                return
+        elif self.resume:
             engine.logger.info(f"{self.path} does not exist: the training starts from the beginning")
         self.start_anew(engine)
 
@@ -67,9 +75,8 @@ class TrainingCheckpoint:
             states = {name: _state(item) for name, item in self._all(engine).items()}
             save_atomically(states | {"length": _length(engine)}, self.path)
 
-    def restore(self, engine: Workflow) -> None:
+    def restore(self, engine: Workflow, checkpoint: Any) -> None:
         objects = self._all(engine)
-        checkpoint = load_checkpoint(self.path)
         found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         if found != (expected := sorted([*objects, "length"])):
             raise CheckpointError(f"{self.path}: the checkpoint holds {found}, asked for {expected}")
@@ -95,7 +102,7 @@ def _length(engine: Workflow) -> dict[str, int]:
 
 def _state(item: Any) -> Any:
     if isinstance(item, Workflow):
-        return plain({key: getattr(item.state, key) for key in PROGRESS})
+        return plain({key: getattr(item.state, key) for key in PROGRESS} | {RUN: getattr(item.state, RUN, None)})
     return item.state_dict()
 
 
@@ -103,6 +110,7 @@ def _restore(item: Any, state: Any) -> None:
     if isinstance(item, Workflow):
         for key in PROGRESS:
             setattr(item.state, key, state[key])
+        setattr(item.state, RUN, state.get(RUN))  # the first checkpoints had none
         return
     asked = item.data if isinstance(item, SelfDescribing) else None
     item.load_state_dict(state)
