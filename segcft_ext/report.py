@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFn
 from mlflow.exceptions import MlflowException
 
 from segcft_ext.command_line import check_options, read_names
+from segcft_ext.datalist_format import WRITTEN_UNITS
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
@@ -44,6 +46,7 @@ def write_report(
     runs: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     title: str | None = None,
+    runs_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the report of an evaluation.
 
@@ -54,9 +57,10 @@ def write_report(
         tracking_uri: the MLflow store with the training runs, where their curves are to be shown.
         experiment: name of the experiment in the store.
         runs: names of the runs that belong to it, in order; by default, of those that finished and are not known to be
-            of a datalist outside of ``data_dir``, the newest of each stage.
+            of a datalist outside of ``data_dir``, or to have written outside of ``runs_dir``, the newest of each stage.
         settings: further settings to list, flat.
         title: by default the data's name.
+        runs_dir: folder in which the trainings wrote into folders of their own.
 
     Raises:
         FileNotFoundError: when there is no evaluation in the folder, no folder of the data, or no such store.
@@ -70,7 +74,8 @@ def write_report(
     figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
     tables = {table.key: table for table in evaluation_tables(evaluation)}
     data_dir = None if data_dir is None else Path(data_dir)
-    recorded = finished_runs(tracking_uri, experiment, runs, data_dir) if tracking_uri else []
+    runs_dir = None if runs_dir is None else Path(runs_dir)
+    recorded = finished_runs(tracking_uri, experiment, runs, data_dir, runs_dir) if tracking_uri else []
     title = title or f"Counterfactual images: {evaluation['data']['name']}"
 
     def shown(*kinds: str) -> list[str]:
@@ -118,16 +123,16 @@ like the real thing.</p>
 
 def _units(evaluation: Mapping[str, Any]) -> str:
     """One sentence on the units of the variables."""
-    meanings = {"percent": "percent of the image", "mm2": "mm²", "mm3": "mm³"}
+    meanings = {"percent": "percent of the image", **WRITTEN_UNITS}
     units = dict.fromkeys(filter(None, evaluation["data"]["units"].values()))
     return f"Variables are given in {' or '.join(escape(meanings.get(unit, unit)) for unit in units)}." if units else ""
 
 
 def _reading_pictures() -> str:
     return """<p>In each block, from above: the image; what changed (<span class="up">brighter</span> /
-<span class="down">darker</span>); the outlines that the judge sees (solid) over the outlines before the change
-(dotted). The cases are spread evenly over the test cases, not picked. Look for what no number shows: borders that tear,
-haze, doubled contours.</p>"""
+<span class="down">darker</span>); the outlines (solid) over the outlines before the change (dotted): those that the
+judge sees, but in the factual image and in the truth those of the label map. The cases are spread evenly over the test
+cases, not picked. Look for what no number shows: borders that tear, haze, doubled contours.</p>"""
 
 
 def _table(table: Table) -> str:
@@ -231,6 +236,7 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     )
 
 
+@SetParseFn(str, "evaluation_dir", "output", "data_dir", "tracking_uri", "experiment", "title", "runs_dir")
 def report(
     *,
     evaluation_dir: str,
@@ -240,6 +246,7 @@ def report(
     experiment: str = "segcft",
     runs: Any = None,
     title: str | None = None,
+    runs_dir: str | None = None,
 ) -> None:
     """Show an evaluation on one self-contained HTML page.
 
@@ -256,14 +263,17 @@ def report(
             MLFLOW_TRACKING_URI says, else mlflow.db in the current folder if it is there; "" leaves the section out.
         experiment: its name in the store.
         runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, but for
-            those of datalists outside of data_dir.
+            those of datalists outside of data_dir, and those that wrote outside of runs_dir.
         title: of the page; by default the data's name.
+        runs_dir: folder in which the trainings have theirs, where the store holds others of the same data.
     """
     if tracking_uri is None:
         recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
         tracking_uri = default_tracking_uri() if recorded else ""
     names = None if runs is None else read_names("runs", runs)
-    path = write_report(output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title)
+    path = write_report(
+        output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title, runs_dir=runs_dir
+    )
     print(f"report: {path}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow.entities
 from mlflow import MlflowClient
 
-from segcft_ext.tracking import sqlite_file, stage_of
+from segcft_ext.tracking import sqlite_file, stage_of, without_password
 
 __all__ = ["Run", "finished_runs"]
 
@@ -27,7 +27,11 @@ class Run:
 
 
 def finished_runs(
-    tracking_uri: str, experiment: str, names: Sequence[str] | None = None, data_dir: Path | None = None
+    tracking_uri: str,
+    experiment: str,
+    names: Sequence[str] | None = None,
+    data_dir: Path | None = None,
+    runs_dir: Path | None = None,
 ) -> list[Run]:
     """The finished runs of an experiment.
 
@@ -38,6 +42,8 @@ def finished_runs(
             different DSCMs, with different guides or of different mechanisms are stages of their own.
         data_dir: folder of a datalist; of the runs that are not named, those of a datalist elsewhere are left out. One
             that has been moved or removed since does not tell.
+        runs_dir: folder of trainings; of the runs that are not named, those that wrote elsewhere are left out. The
+            first runs did not record where they wrote.
 
     Raises:
         FileNotFoundError: when the store is an SQLite database that is not there; MLflow would create it.
@@ -46,22 +52,37 @@ def finished_runs(
     file = sqlite_file(tracking_uri)
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"{tracking_uri}: no such file, expected the MLflow store of the trainings")
+    shown = without_password(tracking_uri)
     client = MlflowClient(tracking_uri=tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         known = [e.name for e in client.search_experiments()]
-        raise ValueError(f"{tracking_uri}: experiment {experiment!r} not found, it has {known}")
-    runs = client.search_runs(
-        [found.experiment_id], "attributes.status = 'FINISHED'", order_by=["attributes.start_time ASC"]
-    )
+        raise ValueError(f"{shown}: experiment {experiment!r} not found, it has {known}")
+    runs = _finished(client, found.experiment_id)
     by_name = {run.info.run_name: run for run in runs}
     missing = [name for name in names or [] if name not in by_name]
     if missing:
-        raise ValueError(f"{tracking_uri}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
+        raise ValueError(f"{shown}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
     if names:
         return [_read(client, by_name[name]) for name in names]
-    newest = {_stage(run): run for run in runs if data_dir is None or _may_be_of(run, data_dir)}
+    runs = [run for run in runs if _may_be_of(run, data_dir) and _may_have_written_to(run, runs_dir)]
+    newest = {_stage(run): run for run in runs}
     return [_read(client, run) for run in runs if run in newest.values()]
+
+
+def _finished(client: MlflowClient, experiment_id: str) -> list[mlflow.entities.Run]:
+    """All finished runs, oldest first; a store gives them by the page."""
+    runs, page = list[mlflow.entities.Run](), None
+    while page != "":
+        found = client.search_runs(
+            [experiment_id],
+            "attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=page,
+        )
+        runs += found
+        page = found.token or ""
+    return runs
 
 
 def _stage(run: mlflow.entities.Run) -> tuple[str | None, ...]:
@@ -69,10 +90,16 @@ def _stage(run: mlflow.entities.Run) -> tuple[str | None, ...]:
     return (stage_of(run.info.run_name), *(run.data.params.get(key) for key in TOLD_APART))
 
 
-def _may_be_of(run: mlflow.entities.Run, data_dir: Path) -> bool:
+def _may_be_of(run: mlflow.entities.Run, data_dir: Path | None) -> bool:
     """Whether a run's datalist lies in the folder, or is not there any more."""
     datalist = Path(run.data.params.get("datalist", ""))
-    return not datalist.is_file() or datalist.resolve().parent == data_dir.resolve()
+    return data_dir is None or not datalist.is_file() or datalist.resolve().parent == data_dir.resolve()
+
+
+def _may_have_written_to(run: mlflow.entities.Run, runs_dir: Path | None) -> bool:
+    """Whether a run's folder lies in the folder, or was not recorded."""
+    folder = run.data.params.get("output_dir")
+    return runs_dir is None or folder is None or Path(folder).resolve().is_relative_to(runs_dir.resolve())
 
 
 def _read(client: MlflowClient, run: mlflow.entities.Run) -> Run:

@@ -10,20 +10,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import unquote
 
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from monai.utils import path_to_sqlite_uri, path_to_uri
+from monai.utils import path_to_uri
 
-__all__ = ["artifact_location", "default_tracking_uri", "opening", "sqlite_file", "stage_of", "unique_run_name"]
+__all__ = [
+    "artifact_location",
+    "default_tracking_uri",
+    "opening",
+    "sqlite_file",
+    "sqlite_uri",
+    "stage_of",
+    "unique_run_name",
+    "without_password",
+]
 
 SQLITE = "sqlite:///"
 
 
 def default_tracking_uri() -> str:
     """``$MLFLOW_TRACKING_URI``, else an SQLite database ``mlflow.db`` in the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(Path.cwd() / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(Path.cwd() / "mlflow.db")
 
 
 def artifact_location(tracking_uri: str) -> str | None:
@@ -34,7 +44,25 @@ def artifact_location(tracking_uri: str) -> str | None:
 
 def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of an SQLite database; None of any other store."""
-    return Path(tracking_uri.removeprefix(SQLITE)) if tracking_uri.startswith(SQLITE) else None
+    return Path(unquote(tracking_uri.removeprefix(SQLITE))) if tracking_uri.startswith(SQLITE) else None
+
+
+def sqlite_uri(file: Path) -> str:
+    """The address of an SQLite database.
+
+    Raises:
+        ValueError: when the path has characters that mean something else in an address.
+    """
+    if wrong := [character for character in "?%" if character in str(file)]:
+        raise ValueError(
+            f"{file}: found {' and '.join(wrong)} in the path of an MLflow store, expected none of ? and %"
+        )
+    return f"{SQLITE}{file}"
+
+
+def without_password(tracking_uri: str) -> str:
+    """The address of a store as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//", tracking_uri)
 
 
 @contextmanager

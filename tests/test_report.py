@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from functools import partialmethod
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.figures import curves, save_figure
 from segcft_ext.report import main, write_report
 from segcft_ext.runs import finished_runs
+from segcft_ext.tracking import without_password
 
 
 def figures_of_merit(mape: float) -> dict[str, Any]:
@@ -136,6 +138,14 @@ def test_report_shows_zero_floor_best_and_versions(evaluation_dir: Path, tmp_pat
     assert 'id="training"' not in text  # without a store there are no curves
 
 
+def test_square_and_cubic_millimetres_are_written_so() -> None:
+    evaluation = copy.deepcopy(EVALUATION)
+    evaluation["data"]["units"] = dict(zip(AREAS, ("mm2", "mm3")))
+    columns = [column for table in evaluation_tables(evaluation) for column in table.columns]
+    assert any("[mm²]" in column for column in columns) and any("[mm³]" in column for column in columns)
+    assert not any("mm2" in column or "mm3" in column for column in columns)
+
+
 def test_the_lowest_kid_is_the_best_also_below_zero() -> None:
     evaluation = copy.deepcopy(EVALUATION)
     for name, kid in zip(evaluation["methods"], (-0.06, 0.02)):
@@ -204,6 +214,29 @@ def test_runs_of_another_datalist_are_left_out(tmp_path: Path) -> None:
     ]
     assert [run.name for run in finished_runs(uri, "segcft", ["dscm"], tmp_path / "mine")] == ["dscm"]
     assert len(finished_runs(uri, "segcft")) == 4
+
+
+def test_runs_that_wrote_elsewhere_are_left_out(tmp_path: Path) -> None:
+    folders = {"judge": tmp_path / "mine" / "judge", "guide": tmp_path / "mine, too" / "guide"}
+    uri = write_runs(
+        tmp_path, [*((name, {"output_dir": str(folder)}) for name, folder in folders.items()), ("old", {})]
+    )
+    assert [run.name for run in finished_runs(uri, "segcft", runs_dir=tmp_path / "mine")] == ["judge", "old"]
+    assert len(finished_runs(uri, "segcft")) == 3
+
+
+def test_a_store_gives_its_runs_by_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"run{number}" for number in range(5)]
+    uri = write_runs(tmp_path, [(name, {}) for name in names])
+    search = MlflowClient.search_runs
+    monkeypatch.setattr(MlflowClient, "search_runs", partialmethod(search, max_results=2))
+    assert [run.name for run in finished_runs(uri, "segcft")] == names
+
+
+def test_a_password_is_not_shown() -> None:
+    assert without_password("postgresql://me:secret@host:5432/db") == "postgresql://host:5432/db"
+    for uri in ("https://host/a@b", "sqlite:////a/mlflow.db", "databricks"):
+        assert without_password(uri) == uri
 
 
 def test_of_a_stage_that_ran_again_the_newest_run_counts(tmp_path: Path) -> None:
