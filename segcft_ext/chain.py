@@ -23,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFn
 
 import data_prep
 import segcft_ext
 from segcft_ext.command_line import check_options, read_names, read_sizes
 from segcft_ext.datalist import Datalist, read_datalist
+from segcft_ext.evaluation.draws import intervened_variables
 from segcft_ext.evaluation.tables import evaluation_tables
+from segcft_ext.evaluation.truth import Truth
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stages import Stage, code_digest
+from segcft_ext.tracking import sqlite_uri
 
 __all__ = ["demo", "run"]
 
@@ -116,6 +120,7 @@ KINDS = {
 }
 
 
+@SetParseFn(str, "datalist", "output_dir", "device", "bundles")
 def run(
     *,
     datalist: str,
@@ -154,8 +159,10 @@ def run(
         bundles: folder of the bundles, by default the one beside the package.
     """
     output = Path(output_dir).absolute()
+    _check_seed(seed)
     data, folder = read_datalist(datalist), _bundles(bundles)
     kind = _kind_of(data, folder)
+    _check_cases(data)
     chain = Chain(
         data.path,
         output,
@@ -170,6 +177,7 @@ def run(
     _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
 
 
+@SetParseFn(str, "output_dir", "kind", "device", "bundles")
 def demo(
     output_dir: str | None = None,
     *,
@@ -202,6 +210,7 @@ def demo(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
+    _check_seed(seed)
     shown = KINDS[kind]
     output = Path(output_dir or shown.demo_folder).absolute()
     pixels = shown.demo_size if size is None else _phantom_size(size, shown)
@@ -243,8 +252,9 @@ def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
         "OMP_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-        "MLFLOW_TRACKING_URI": chain.tracking_uri,
     }
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # one that is given, perhaps with a password, is written nowhere
+        environment["MLFLOW_TRACKING_URI"] = sqlite_uri(output / "mlflow.db")
     output.mkdir(parents=True, exist_ok=True)
     run_stages(stages, output / "logs", jobs, environment, output / "commands.sh")
     print(f"\n{_headline(output / 'evaluation' / 'evaluation.json')}\n\nreport: {output / 'report.html'}")
@@ -275,11 +285,6 @@ class Chain:
     kind: Kind
     positional: bool
     size: tuple[int, ...]
-
-    @property
-    def tracking_uri(self) -> str:
-        """The MLflow store of all stages."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.output / 'mlflow.db'}"
 
     def stages(self, methods: Sequence[str], mechanisms: Sequence[str]) -> list[Stage]:
         """All stages, each after those that it needs.
@@ -385,13 +390,14 @@ class Chain:
                 "output": self.output / "report.html",
                 "evaluation_dir": evaluation.folder,
                 "data_dir": self.datalist.parent,
+                "runs_dir": self.output,
             },
             reads={
                 "evaluation": evaluation.folder / "evaluation.json",
                 "figures": evaluation.folder / "figures" / "figures.json",
                 "datalist": self.datalist,
             },
-            settings={"tracking_uri": self.tracking_uri, "experiment": EXPERIMENT},
+            settings={"experiment": EXPERIMENT},
             version=segcft_ext.__version__,
             code=code_digest(segcft_ext, data_prep),
         )
@@ -419,6 +425,22 @@ def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
         if known[kind.segmentor] == dict(datalist.labels):
             return kind
     raise ValueError(f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of a segmentor: {known}")
+
+
+def _check_cases(datalist: Datalist) -> None:
+    """Refuse at the start data that only the last stages would refuse."""
+    for split, use in (("training", "guide"), ("training", "judge"), ("validation", None), ("test", None)):
+        if not datalist.fingerprints(split, use):
+            cases = f"cases of use {use!r}" if use else "cases"
+            raise ValueError(f"{datalist.path}: {split}: found no {cases}, expected at least one")
+    intervened_variables(datalist)
+    if datalist.truth is not None:
+        Truth(datalist)
+
+
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: found {seed!r}, expected a whole number from 0 on")
 
 
 def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:

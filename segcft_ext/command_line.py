@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -14,9 +15,10 @@ SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
 
 
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
-    """Refuse a misspelt option at once: Fire would do all the work first and complain afterwards.
+    """Refuse at once what Fire would refuse when all the work is done: a misspelt option, a word too many.
 
-    As for Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two.
+    As for Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two. An option
+    without a value is refused too, unless it is True or False.
 
     Args:
         program: what is typed before the options, for the message.
@@ -24,20 +26,35 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
         given: what was typed after the program.
 
     Raises:
-        ValueError: names the option.
+        ValueError: names the option or the word.
     """
-    known = list(signature(command).parameters)
-    for argument in given:
-        option = argument.partition("=")[0]
-        if option == "--":  # what follows are Fire's own flags
-            return
-        name = option.lstrip("-").replace("-", "_")
-        if not OPTION.match(option) or name in (*known, "help", "h"):
+    known, hint = signature(command).parameters, f"see {program} --help"
+    rest = list(itertools.takewhile(lambda argument: argument != "--", given))  # what follows are Fire's own flags
+    words, named = [], set()
+    while rest:
+        option, equals, _ = (argument := rest.pop(0)).partition("=")
+        if not OPTION.match(option):
+            words.append(argument)
             continue
-        meant = [parameter for parameter in known if len(name) == 1 and parameter.startswith(name)]
-        if len(meant) != 1:
-            found = f"option {option} may be any of {meant}" if meant else f"no option {option}"
-            raise ValueError(f"{found}; see {program} --help")
+        name = option.lstrip("-").replace("-", "_")
+        if name in ("help", "h"):
+            continue
+        if name not in known:
+            meant = [parameter for parameter in known if len(name) == 1 and parameter.startswith(name)]
+            if len(meant) != 1:
+                found = f"option {option} may be any of {meant}" if meant else f"no option {option}"
+                raise ValueError(f"{found}; {hint}")
+            name = meant[0]
+        named.add(name)
+        if not equals and rest and not OPTION.match(rest[0]):
+            rest.pop(0)
+        elif not equals and not isinstance(known[name].default, bool):
+            raise ValueError(f"option {option}: found no value; {hint}")
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values()):
+        return
+    places = [p for p in known.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in named]
+    if stray := words[len(places) :]:
+        raise ValueError(f"found {stray[0]!r}, which belongs to no option (are there quotes missing?); {hint}")
 
 
 def check_booleans(**options: Any) -> None:

@@ -214,5 +214,6 @@ def _each(value: Files) -> Mapping[str, Path]:
 def _as_text(value: Any) -> str:
     """An option's value as the command line of MONAI reads it: Python's True and False, JSON for what has parts."""
     if isinstance(value, Mapping):
-        return json.dumps({key: str(part) if isinstance(part, Path) else part for key, part in value.items()})
-    return json.dumps(value, default=str) if isinstance(value, list) else str(value)
+        parts = {key: str(part) if isinstance(part, Path) else part for key, part in value.items()}
+        return json.dumps(parts, ensure_ascii=False)
+    return json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, list) else str(value)

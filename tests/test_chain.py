@@ -202,14 +202,15 @@ def test_what_a_product_lists_is_watched_too(run, tmp_path):
 
 
 def test_failure_stops_the_rest_and_shows_the_log(make, run, tmp_path):
-    broken = make("broken", fail=True)
-    after = make("after", product(broken))
     waiting = make("waiting", wait_for=str(tmp_path / "never"))
+    broken = make("broken", fail=True, wait_for=str(waiting.folder / "training.pt"))
+    after = make("after", product(broken))
     begin = time.monotonic()
     with pytest.raises(StageError, match=r"(?s)broken failed with exit code 1.*no luck today.*logs/broken\.log"):
         run(broken, after, waiting)
     assert time.monotonic() - begin < 100  # the last stage was ended: it would have waited for 200 s
     assert not calls(after) and not product(waiting).exists()
+    assert "KeyboardInterrupt" in (tmp_path / "out" / "logs" / "waiting.log").read_text()  # it could close what it had
 
 
 def test_an_interrupted_stage_is_resumed_unless_its_inputs_changed(make, run, tmp_path):
@@ -277,6 +278,7 @@ def test_commands_survive_the_shell(make, tmp_path):
     assert shlex.split(stage.command()) == ["python", *stage.arguments()]
     options = dict(zip(stage.arguments()[1::2], stage.arguments()[2::2]))
     assert json.loads(options["--upstream"]) == {"Seg-CFT, a": str(tmp_path / "a b.pt")}
+    assert "ü😀/a.pt" in make("stage", {"a": Path("ü😀/a.pt")}).command()  # Fire would not join what JSON takes apart
     assert (options["--flag"], options["--number"]) == ("False", "1.5")
     said = subprocess.run(["bash", "-c", stage.command().replace("python", "printf '%s\\n'", 1)], capture_output=True)
     assert said.stdout.decode().splitlines() == stage.arguments()
@@ -439,10 +441,60 @@ class TestChain:
             (["demo", str(tmp_path), "--kind", "coronary", "--size", "128x32x32"], "size: found '128x32x32', expected"),
             (["demo", str(tmp_path), "--cout", "40"], "no option --cout; see python -m segcft_ext.chain demo --help"),
             (["run", "--datalist", "nowhere.json", "--mechanism=hvae"], "no option --mechanism;"),
+            (["run", "--datalist", "d.json", "--output_dir", str(tmp_path), "runs"], "found 'runs', which belongs to"),
+            (["demo", str(tmp_path), "--seed", "abc"], "seed: found 'abc', expected a whole number from 0 on"),
+            (["demo", str(tmp_path), "--seed", "-1"], "seed: found -1, expected a whole number from 0 on"),
+            (["demo", str(tmp_path / "100%")], r"100%/mlflow\.db: found % in the path of an MLflow store"),
         ]:
             with pytest.raises(SystemExit, match=message):
                 chain.main(arguments)
             assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["run#2", "2024", "1e3", "a,b", "my runs", "True"])
+def test_a_folder_is_named_as_it_is_typed(monkeypatch, tmp_path, folder):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    monkeypatch.setattr(chain, "_execute", lambda made, *_: folders.append(made.output))
+    chain.main(["demo", folder])
+    chain.main(["demo", "--output_dir", folder])
+    assert folders == [tmp_path / folder] * 2
+
+
+@pytest.mark.parametrize(
+    ("split", "use", "message"),
+    [
+        ("training", "guide", "training: found no cases of use 'guide', expected at least one"),
+        ("training", "judge", "training: found no cases of use 'judge', expected at least one"),
+        ("validation", None, "validation: found no cases, expected at least one"),
+        ("test", None, "test: found no cases, expected at least one"),
+    ],
+)
+def test_a_split_without_cases_is_refused_at_the_start(monkeypatch, tmp_path, split, use, message):
+    from discs import disc_datalist
+
+    path = disc_datalist(tmp_path / "data", training=4, test=1).path
+    content = json.loads(path.read_text())
+    content[split] = [case for case in content[split] if use and case["use"] != use]
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(chain, "_kind_of", lambda *_: KINDS["chest"])  # which discs are none of
+    with pytest.raises(SystemExit, match=rf"datalist\.json: {message}"):
+        chain.main(["run", "--datalist", str(path), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["", "https://me:secret@tracking.example"])
+def test_only_a_store_of_its_own_is_written_down(monkeypatch, tmp_path, given):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    monkeypatch.setattr(chain, "_headline", lambda path: "")
+    seen = []
+    monkeypatch.setattr(chain, "run_stages", lambda stages, log_dir, jobs, environment, script: seen.append(
+        (environment.get("MLFLOW_TRACKING_URI"), " ".join(stage.command() for stage in stages))
+    ))  # fmt: skip
+    chain.main(["demo", str(tmp_path)])
+    [(uri, commands)] = seen
+    assert uri == (None if given else f"sqlite:///{tmp_path}/mlflow.db")
+    assert "secret" not in commands and "tracking_uri" not in commands
 
 
 def test_the_demos_of_two_kinds_do_not_share_a_folder(monkeypatch, tmp_path):

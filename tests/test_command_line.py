@@ -55,6 +55,28 @@ def test_options_that_fire_does_not_know_are_refused(option: str, message: str) 
         check_options("program", command, ["--count", "3", option, "3"])
 
 
+def several(*folders: str, out: str, strict: Any = False) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["1", "2", "3", "4", "5"], "found '5', which belongs to no option"),
+        (["1", "--size", "2", "-s=3", "3", "5", "my"], "option -s may be any"),
+        (["1", "--size", "2", "3", "here", "--seed", "3", "runs"], "found 'here', which belongs to no option"),
+        (["--output_dir", "--seed", "3"], "option --output_dir: found no value"),
+        (["--seed", "3", "-o"], "option -o: found no value"),
+    ],
+)
+def test_words_too_many_and_values_too_few_are_refused(given: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}.*; see program --help"):
+        check_options("program", command, given)
+
+
+def test_words_and_flags_that_a_command_takes() -> None:
+    check_options("program", several, ["a", "b c", "--strict", "--out", "x", "d"])
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
