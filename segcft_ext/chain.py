@@ -246,6 +246,9 @@ def demo(
 
 def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
     output = chain.output
+    for option, path in (("output_dir", output), ("datalist", chain.datalist), ("bundles", chain.bundles)):
+        if "#" in str(path):
+            raise ValueError(f"{option}: found {path}, expected a path without #: MONAI reads it as ::")
     # Small convolutions gain little from threads, and the numbers must not depend on how many there are.
     # And glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
     environment = {

@@ -444,6 +444,7 @@ class TestChain:
             (["run", "--datalist", "d.json", "--output_dir", str(tmp_path), "runs"], "found 'runs', which belongs to"),
             (["demo", str(tmp_path), "--seed", "abc"], "seed: found 'abc', expected a whole number from 0 on"),
             (["demo", str(tmp_path), "--seed", "-1"], "seed: found -1, expected a whole number from 0 on"),
+            (["demo", str(tmp_path / "run#2")], "output_dir: found .*run#2, expected a path without #"),
             (["demo", str(tmp_path / "100%")], r"100%/mlflow\.db: found % in the path of an MLflow store"),
         ]:
             with pytest.raises(SystemExit, match=message):
@@ -451,7 +452,7 @@ class TestChain:
             assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("folder", ["run#2", "2024", "1e3", "a,b", "my runs", "True"])
+@pytest.mark.parametrize("folder", ["2024", "1e3", "2_0", "a,b", "my runs", "True"])
 def test_a_folder_is_named_as_it_is_typed(monkeypatch, tmp_path, folder):
     monkeypatch.chdir(tmp_path)
     folders = []
