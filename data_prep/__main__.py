@@ -33,7 +33,7 @@ from data_prep.scans import find_scans, list_scans
 from data_prep.splits import FRACTIONS, check_fractions
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import OPTION, check_options, read_sizes
+from segcft_ext.command_line import check_options, read_sizes
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -472,26 +472,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given and given[0] in commands:
             check_options(f"python -m data_prep {given[0]}", commands[given[0]], given[1:])
-            _check_values(given)
         fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
     except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
-
-
-def _check_values(given: Sequence[str]) -> None:
-    """Refuse an option without its value, which Fire would take for True.
-
-    Raises:
-        ValueError: names the option.
-    """
-    for argument, following in zip(given, [*given[1:], "--"]):
-        if argument == "--":  # what follows are Fire's own flags
-            return
-        alone = OPTION.match(argument) and "=" not in argument and OPTION.match(following)
-        if alone and argument.lstrip("-") not in ("strict", "help", "h"):
-            raise ValueError(f"{argument}: found no value, expected one; see python -m data_prep {given[0]} --help")
 
 
 def _as_text(argument: str) -> str:

@@ -117,8 +117,8 @@ like the real thing.</p>
 <p><b>do({example})</b> heads what follows when this one variable, and nothing else, is set to another value.
 {_units(evaluation)}</p>
 <p>Two rows frame every table. <b>{escape(ZERO)}</b> is what one gets for leaving the image as it is.
-<b>{escape(FLOOR)}</b> is the judge's own error: nobody can be shown to be better. The best method of each column is
-<span class="best">marked</span>.</p>"""
+<b>{escape(FLOOR)}</b> is the judge's own error on real images: what is about as low cannot be told apart. The best
+method of each column is <span class="best">marked</span>.</p>"""
 
 
 def _units(evaluation: Mapping[str, Any]) -> str:

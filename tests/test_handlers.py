@@ -214,6 +214,14 @@ def test_a_damaged_checkpoint_is_no_obstacle(tmp_path, caplog, content):
     assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
 
 
+def test_what_resuming_does_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    Training(tmp_path, epochs=2, resume=True).run()
+    assert "training.pt does not exist: the training starts from the beginning" in caplog.text
+    Training(tmp_path, epochs=2, resume=True).run()
+    assert "resumed after epoch 2 of 2 from" in caplog.text and "training.pt: the training is over" in caplog.text
+
+
 def test_a_checkpoint_without_the_id_of_a_run_is_taken(tmp_path):
     Training(tmp_path, epochs=2).run()
     checkpoint = load_checkpoint(tmp_path / "training.pt")

@@ -166,7 +166,8 @@ class EvaluationWriter:
                 f"comparison-{variable}-{number + 1}",
                 "comparison",
                 f"All methods side by side, block by block: {label(variable)} of test case {number + 1} set to {said}. "
-                "Solid contours: what the independent judge sees; dotted: the structures of the factual image.",
+                "Solid contours: what the independent judge sees, in the factual image and the truth the label map; "
+                "dotted: the structures of the factual image.",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from monai.engines import Workflow
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpoint, plain, save_atomically
 
 __all__ = ["TrainingCheckpoint"]
+
+LOGGER = logging.getLogger(__name__)
 
 RUN = "run_id"
 """Attribute of the trainer's state with the id of its MLflow run, if it has one."""
@@ -56,13 +59,15 @@ class TrainingCheckpoint:
             try:
                 checkpoint = load_checkpoint(self.path)
             except CheckpointError as error:
-                engine.logger.warning(f"{error}; the training starts from the beginning")
+                LOGGER.warning("%s; the training starts from the beginning", error)
             else:
                 self.restore(engine, checkpoint)
-                engine.logger.info(f"resumed after epoch {engine.state.epoch} from {self.path}")
+                epoch, epochs = engine.state.epoch, engine.state.max_epochs
+                done = ": the training is over" if epoch == epochs else ""
+                LOGGER.info("resumed after epoch %s of %s from %s%s", epoch, epochs, self.path, done)
                 return
         elif self.resume:
-            engine.logger.info(f"{self.path} does not exist: the training starts from the beginning")
+            LOGGER.info("%s does not exist: the training starts from the beginning", self.path)
         self.start_anew(engine)
 
     def start_anew(self, engine: Workflow) -> None:
