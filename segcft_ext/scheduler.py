@@ -184,8 +184,10 @@ def _conclude(run: _Running, digests: Digests, screen: _Screen) -> None:
 
 
 def _stop(running: Sequence[_Running]) -> None:
+    # As Ctrl-C does: a training then closes its MLflow run. In the background of a script this is ignored.
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for run in running:
-        run.process.send_signal(signal.SIGINT)  # as Ctrl-C does: a training then closes its MLflow run
+        run.process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     for run in running:
         try:
             run.process.wait(PATIENCE_SECONDS)

@@ -140,7 +140,7 @@ def test_the_figure_is_in_millimetres_where_values_may_be_zero(judged: tuple[Jud
         assert evaluation["methods"]["spilling"]["effectiveness"][do][HALVES[do == HALVES[0]]]["drift_mae"] > 1
     tables = {table.key: table for table in evaluation_tables(evaluation)}
     assert (
-        "[mm2]" in tables["effectiveness"].columns[0]
+        "[mm²]" in tables["effectiveness"].columns[0]
         and "positive targets only" in tables["effectiveness_percent"].title
     )
 
