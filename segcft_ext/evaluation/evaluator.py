@@ -174,7 +174,8 @@ class JudgeEvaluator(Evaluator):
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
                 true_image, true_label, seen = truth
-                figures |= self._compare(image, judged, true_image, true_label, variable, cases) | {"truth.seen": seen}
+                figures |= self._compare(image, judged, true_image, true_label, variable, cases)
+                figures |= {"truth.seen": seen, "truth.changed": gained.flatten(1).any(1)}
             changes = (image - cases.image).abs().double().sum(0)
             self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
             self._gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)

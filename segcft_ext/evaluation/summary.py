@@ -237,7 +237,7 @@ def _folding(rows: pd.DataFrame) -> dict[str, float]:
 def _truth(rows: pd.DataFrame, measured: Sequence[str], may_be_zero: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     do = str(rows["do"].iloc[0])
-    rows = rows[rows["truth.psnr"].notna() & (rows[f"true.{do}"] != rows[f"factual.{do}"])]
+    rows = rows[rows["truth.psnr"].notna() & (rows["truth.changed"] == 1)]
     for figure in ("psnr", "psnr_near", "ssim", "mae", "dice"):
         found |= _true_figure(rows, figure, seed)
     found["n"] = len(rows)

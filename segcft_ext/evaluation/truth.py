@@ -9,8 +9,8 @@ counterfactual is the same case with the variable set, everything else as it was
 * ``dice`` of the judge's masks of the intervened variable;
 * the error of the judge's measurements against the *true* variables, measured on the true label map.
 
-Interventions that truly change nothing do not count: where many cases have no plaque, many ask for none, and the
-identity would be infinitely right; and what is asked for may be less than a pixel away.
+Interventions that truly change no pixel of their variable's mask do not count: where many cases have no plaque, many
+ask for none, and the identity would be infinitely right; and what is asked for may be less than a pixel away.
 """
 
 from __future__ import annotations
