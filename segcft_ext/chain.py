@@ -12,6 +12,7 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -228,7 +229,7 @@ def demo(
             "name": f"{kind} phantoms",
         },
         version=segcft_ext.__version__,
-        code=code_digest(segcft_ext, data_prep),
+        code=_code(),
     )
     chain = Chain(
         phantoms.folder / "datalist.json",
@@ -372,7 +373,7 @@ class Chain:
             },
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
-            code=code_digest(segcft_ext, data_prep),
+            code=_code(),
             resumable=products == ("model.pt",),
         )
 
@@ -402,7 +403,7 @@ class Chain:
             },
             settings={"experiment": EXPERIMENT},
             version=segcft_ext.__version__,
-            code=code_digest(segcft_ext, data_prep),
+            code=_code(),
         )
 
 
@@ -428,6 +429,12 @@ def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
         if known[kind.segmentor] == dict(datalist.labels):
             return kind
     raise ValueError(f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of a segmentor: {known}")
+
+
+@functools.cache
+def _code() -> str:
+    """The digest of the code that is at work, of which the sources are read once."""
+    return code_digest(segcft_ext, data_prep)
 
 
 def _check_cases(datalist: Datalist) -> None:

@@ -165,14 +165,20 @@ def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetr
     np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
 
 
+def touch(folder, *names):
+    """Empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
 def test_scans_are_found_by_their_names(tmp_path):
-    for name in (
+    touch(
+        tmp_path,
         "volumes/7.img.nii.gz", "volumes/7_b/1.dcm", "volumes/.hidden", "segmentations/7.coronary.nii.gz",
         "segmentations/7_b.nii.gz", "segmentations/9.coronary.nii.gz", "centerlines/7.coronary_left_centerline.vtk",
         "centerlines/7.coronary_right_centerline.vtk", "centerlines/7_b.vtp", "centerlines/7_b_LAD.csv",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    )  # fmt: skip
     scans = {scan.name: scan for scan in find_scans(tmp_path)}
     assert list(scans) == ["7", "7_b", "9"]
     assert [name for name, _ in scans["7"].centrelines] == ["left", "right"]
@@ -182,14 +188,13 @@ def test_scans_are_found_by_their_names(tmp_path):
 
 
 def test_words_that_tell_what_a_file_is_are_no_part_of_a_name_but_at_its_end(tmp_path):
-    for name in (
+    touch(
+        tmp_path,
         "volumes/img_001.nii.gz", "segmentations/img_001.label.nii.gz", "centerlines/img_001_LAD.csv",
         "volumes/coronary_7.img.nii.gz", "segmentations/coronary_7 seg.nii.gz",
         "centerlines/coronary_7.coronary_left.csv",
         "volumes/img.nii.gz", "segmentations/img.coronary_label.nii.gz", "centerlines/img_centerline.vtk",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    )  # fmt: skip
     scans = {scan.name: scan for scan in find_scans(tmp_path)}
     assert list(scans) == ["coronary_7", "img", "img_001"]
     assert all(len(scan.volumes) == len(scan.labels) == 1 for scan in scans.values())
@@ -197,11 +202,10 @@ def test_words_that_tell_what_a_file_is_are_no_part_of_a_name_but_at_its_end(tmp
 
 
 def test_what_belongs_to_a_scan_without_a_volume_is_not_given_to_another_one(tmp_path):
-    for name in (
+    touch(
+        tmp_path,
         "volumes/p.nii.gz", "segmentations/p.nii.gz", "segmentations/p_2.nii.gz", "centerlines/p_2_LAD.csv",
-    ):  # fmt: skip
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    )  # fmt: skip
     first, second = find_scans(tmp_path)
     assert (first.name, [path.name for path in first.labels], first.centrelines) == ("p", ["p.nii.gz"], ())
     assert (second.name, second.volumes, len(second.labels)) == ("p_2", (), 1)

@@ -175,11 +175,11 @@ def _acted(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effectiveness(rows: pd.DataFrame, do: str, measured: Sequence[str], seed: int) -> dict[str, Any]:
-    cells = {}
+    cells, acted = {}, _acted(rows)
     for name in measured:
         cells[name] = error(rows[f"measured.{name}"].to_numpy(), rows[f"asked.{name}"].to_numpy(), rows["id"], seed)
         if name != do:
-            cells[name] |= _drift(_acted(rows), name, "measured", seed)
+            cells[name] |= _drift(acted, name, "measured", seed)
     return cells
 
 
