@@ -23,6 +23,7 @@ from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.datalist_format import SPLITS, Variable
 from segcft_ext.figures import to_png
 from segcft_ext.html import figure, folded, listing, table, write_page
+from segcft_ext.wording import words
 
 __all__ = ["write_inspection"]
 
@@ -198,7 +199,7 @@ def _faults(datalist: Datalist, faults: Sequence[Fault], suspects: int) -> list[
         rows = [(fault.entry["id"], fault.entry["source"], fault.split, fault.text) for fault in found[:LISTED_FAULTS]]
         heading = f"{len(found)} of them" if len(found) <= LISTED_FAULTS else f"The worst {LISTED_FAULTS}"
         parts += [
-            f"<h3>{escape(kind.replace('_', ' ').capitalize())}: {len(found)}</h3>",
+            f"<h3>{escape(words(kind).capitalize())}: {len(found)}</h3>",
             f'<p class="note">{escape(meaning.capitalize())}.</p>',
             _figure(drawn, caption),
             folded(f"{heading}, with ids", [table(["id", "source", "split", ""], rows)]),

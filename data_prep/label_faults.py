@@ -20,6 +20,7 @@ from data_prep.storage import read_array
 from data_prep.structures import check_label_map
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS
+from segcft_ext.wording import words
 
 __all__ = ["FAULTS", "Fault", "find_faults", "robust_z"]
 
@@ -141,7 +142,7 @@ def _unusual_values(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
         typical = np.median(values[known])
         for i, score in zip(known, robust_z(np.log(values[known]))):
             if abs(score) > MAX_Z:
-                text = f"{variable.name.replace('_', ' ')} {values[i]:.3g} ({typical:.3g}) {variable.unit}"
+                text = f"{words(variable.name)} {values[i]:.3g} ({typical:.3g}) {variable.unit}"
                 faults.append(Fault("unusual_value", *shapes.cases[i], abs(score), text))
     return faults
 

@@ -17,6 +17,7 @@ from skimage.measure import find_contours
 from data_prep.storage import read_array
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS, Variable
+from segcft_ext.wording import words
 
 __all__ = [
     "correlation_figure",
@@ -115,7 +116,7 @@ def variables_figure(datalist: Datalist) -> Figure:
 def correlation_figure(values: pd.DataFrame) -> Figure:
     """Pearson's correlation of every pair of columns, over the rows that have both."""
     matrix = values.corr().to_numpy()
-    names = [name.replace("_", " ") for name in values.columns]
+    names = [words(name) for name in values.columns]
     side = 0.55 * len(names)
     figure = Figure(figsize=(side + 3.2, side + 1.6), layout="constrained")
     axis = figure.subplots()

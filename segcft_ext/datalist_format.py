@@ -63,7 +63,6 @@ FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
 KINDS = ("continuous", "binary", "categorical")
 USES = ("guide", "judge")
-WRITTEN_UNITS = {"mm2": "mm²", "mm3": "mm³"}  # in what people read
 PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
 
 

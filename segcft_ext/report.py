@@ -25,12 +25,12 @@ from fire.decorators import SetParseFn
 from mlflow.exceptions import MlflowException
 
 from segcft_ext.command_line import check_options, read_names
-from segcft_ext.datalist_format import WRITTEN_UNITS
-from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, label, number, summary_line
+from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
 from segcft_ext.runs import Run, finished_runs
 from segcft_ext.tracking import default_tracking_uri
+from segcft_ext.wording import words, written_unit
 
 __all__ = ["write_report"]
 
@@ -108,7 +108,7 @@ def write_report(
 
 def _introduction(evaluation: Mapping[str, Any]) -> str:
     names = ", ".join(f"<b>{escape(name)}</b>" for name in evaluation["methods"])
-    example = escape(label(evaluation["data"]["interventions"][0]))
+    example = escape(words(evaluation["data"]["interventions"][0]))
     return f"""<p>A counterfactual answers: <em>how would this very image look if this one quantity had been
 different?</em> Here each method ({names}) was asked to change the size of one structure at a time, to values drawn from
 the training data. An independent segmentor, the <b>judge</b>, which no method has seen, then measured every structure
@@ -123,9 +123,9 @@ method of each column is <span class="best">marked</span>.</p>"""
 
 def _units(evaluation: Mapping[str, Any]) -> str:
     """One sentence on the units of the variables."""
-    meanings = {"percent": "percent of the image", **WRITTEN_UNITS}
     units = dict.fromkeys(filter(None, evaluation["data"]["units"].values()))
-    return f"Variables are given in {' or '.join(escape(meanings.get(unit, unit)) for unit in units)}." if units else ""
+    meanings = ["percent of the image" if unit == "percent" else written_unit(unit) for unit in units]
+    return f"Variables are given in {' or '.join(map(escape, meanings))}." if meanings else ""
 
 
 def _reading_pictures() -> str:
@@ -168,7 +168,7 @@ def _cell(cell: Cell, digits: int) -> str:
 
 def _judge_table(evaluation: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th>{escape(label(name))}</th><td>{Cell(number(scores['dice'])).text(3)}</td>"
+        f"<tr><th>{escape(words(name))}</th><td>{Cell(number(scores['dice'])).text(3)}</td>"
         f"<td>{Cell(number(scores['area_mape'])).text(1)}</td></tr>"
         for name, scores in evaluation["judge"].items()
     )
@@ -197,8 +197,8 @@ def _run(run: Run, names: Sequence[str]) -> str:
         stem = metric.replace(found, "").strip("_/ ") if found else metric
         part = "training" if stem.startswith("train_") else "validation" if stem.startswith("val_") else ""
         stem = stem.removeprefix("train_").removeprefix("val_")
-        line = " ".join(filter(None, (label(found), part)))
-        plots.setdefault(label(stem), {})[line or label(stem)] = points
+        line = " ".join(filter(None, (words(found), part)))
+        plots.setdefault(words(stem), {})[line or words(stem)] = points
     parts = []
     if plots:
         guide = "/".join(Path(run.parameters.get("guide", "")).parts[-2:])
@@ -213,7 +213,7 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     listed = {
         "image size": " × ".join(map(str, data["image_size"])),
         "test cases": data["cases"],
-        "interventions": ", ".join(map(label, data["interventions"])),
+        "interventions": ", ".join(map(words, data["interventions"])),
         "interventions per case and variable": data["interventions_per_case"],
         "seed": data["seed"],
         "features for realism": data["realism_features"],

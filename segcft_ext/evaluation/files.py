@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.evaluation.tables import Cell, Table, evaluation_tables, label, summary_line
+from segcft_ext.evaluation.tables import Cell, Table, evaluation_tables, summary_line
+from segcft_ext.wording import words
 
 __all__ = ["finite", "to_markdown", "write_evaluation"]
 
@@ -52,7 +53,7 @@ def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike
     head = f"# Evaluation: {evaluation['data']['name']}\n\n{summary_line(evaluation)}\n"
     judge = ["### The judge on real test images", "", "| | Dice | error of the area, % |", "|---|---|---|"]
     judge += [
-        f"| {label(name)} | {Cell(scores['dice']).text(3)} | {Cell(scores['area_mape']).text(1)} |"
+        f"| {words(name)} | {Cell(scores['dice']).text(3)} | {Cell(scores['area_mape']).text(1)} |"
         for name, scores in evaluation["judge"].items()
     ]
     markdown = "\n".join([head, *map(to_markdown, tables), "\n".join(judge)])

@@ -12,15 +12,9 @@ from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.methods import Method
 from segcft_ext.figures import Panel, picture
+from segcft_ext.wording import quantity
 
-__all__ = ["factual_panel", "panels", "quantity", "sweep"]
-
-SYMBOLS = {"percent": " %", "mm2": " mm²", "mm3": " mm³"}
-
-
-def quantity(value: float, unit: str) -> str:
-    """A number with its unit, for people."""
-    return f"{value:.3g}{SYMBOLS.get(unit, f' {unit}' if unit else '')}"
+__all__ = ["factual_panel", "panels", "sweep"]
 
 
 def panels(images: Tensor, masks: Tensor, titles: Sequence[str], measured: Tensor, unit: str, by: str) -> list[Panel]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.wording import words
 
-__all__ = ["FLOOR", "ZERO", "Cell", "Figures", "Table", "cell", "interventions", "label", "number", "table"]
+__all__ = ["FLOOR", "ZERO", "Cell", "Figures", "Table", "cell", "interventions", "number", "table"]
 
 ZERO = f"{IDENTITY} (the zero)"
 FLOOR = "judge on real images (the floor)"
@@ -53,11 +54,6 @@ class Table:
 
 def _decimal(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "–"  # + 0.0: no minus zero
-
-
-def label(name: str) -> str:
-    """A variable's name for people: ``left_lung_area`` -> ``left lung area``."""
-    return name.replace("_", " ")
 
 
 def number(value: float | None) -> float:
@@ -110,7 +106,7 @@ def cell(entry: Mapping[str, Any], figure: str, interval: str = "ci95") -> Cell:
 
 
 def _do(name: str) -> str:
-    return f"do({label(name)})"
+    return f"do({words(name)})"
 
 
 def interventions(figures: Figures) -> dict[str, str]:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from segcft_ext.datalist_format import WRITTEN_UNITS
 from segcft_ext.evaluation.presence import GROUPS
-from segcft_ext.evaluation.table import FLOOR, ZERO, Cell, Figures, Table, cell, interventions, label, number, table
+from segcft_ext.evaluation.table import FLOOR, ZERO, Cell, Figures, Table, cell, interventions, number, table
+from segcft_ext.wording import words, written_unit
 
-__all__ = ["FLOOR", "ZERO", "Cell", "Table", "evaluation_tables", "label", "number", "summary_line"]
+__all__ = ["FLOOR", "ZERO", "Cell", "Table", "evaluation_tables", "number", "summary_line"]
 
 # More pairs of an intervened and a measured variable than this become a matrix for each method.
 MAX_PAIRS = 12
@@ -27,7 +27,7 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
     draws = data["interventions_per_case"]
     return (
         f"{data['cases']} test cases, {draws} intervention{'' if draws == 1 else 's'} on each of "
-        f"{', '.join(map(label, data['interventions']))} per case, the same for all methods (seed {data['seed']}), "
+        f"{', '.join(map(words, data['interventions']))} per case, the same for all methods (seed {data['seed']}), "
         f"judged by an independent segmentor ({data['judge']['definition']['architecture']})."
     )
 
@@ -107,8 +107,7 @@ def _figure(evaluation: Mapping[str, Any]) -> str:
 
 
 def _unit(evaluation: Mapping[str, Any], variable: str) -> str:
-    unit = evaluation["data"]["units"][variable]
-    return WRITTEN_UNITS.get(unit, unit)
+    return written_unit(evaluation["data"]["units"][variable])
 
 
 def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> dict[str, str]:
@@ -118,7 +117,7 @@ def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> d
 def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
     """Drift and error of every variable under every intervention: side by side, or, of many, as matrices."""
     floor, headings, figure = evaluation["floor"], interventions(figures), _figure(evaluation)
-    pairs = {f"{heading}: {label(j)}": (do, j) for heading, do in headings.items() for j in floor}
+    pairs = {f"{heading}: {words(j)}": (do, j) for heading, do in headings.items() for j in floor}
     drift, unit = (
         ("drift", "in % of the factual value") if figure == "mape" else ("drift_mae", "in the variable's unit")
     )
@@ -200,7 +199,7 @@ def _matrix(
         (heading, [cell(entry["effectiveness"][do][j], figure, "") for j in floor]) for heading, do in headings.items()
     ]
     rows.append((FLOOR, [cell(floor[j], figure, "") for j in floor]))
-    return Table(key, title, note, [label(j) for j in floor], rows, 1 if figure == "mape" else 2)
+    return Table(key, title, note, [words(j) for j in floor], rows, 1 if figure == "mape" else 2)
 
 
 def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:

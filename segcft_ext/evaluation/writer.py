@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.methods import IDENTITY
-from segcft_ext.evaluation.sweeps import factual_panel, panels, quantity, sweep
-from segcft_ext.evaluation.tables import label
+from segcft_ext.evaluation.sweeps import factual_panel, panels, sweep
 from segcft_ext.figures import (
     Panel,
     change_maps,
@@ -27,6 +26,7 @@ from segcft_ext.figures import (
     effectiveness_scatter,
     save_figure,
 )
+from segcft_ext.wording import quantity, words
 
 __all__ = ["EvaluationWriter"]
 
@@ -150,22 +150,22 @@ class EvaluationWriter:
                         factual,
                         {name: sweep(method, engine.judge, case, variable, targets, unit)},
                         labels,
-                        f"do({label(variable)}), {name}",
+                        f"do({words(variable)}), {name}",
                     )
                     self._save(
                         figure,
                         f"sweep-{variable}-{place}-{_slug(name)}-{number + 1}",
                         "sweep",
-                        f"{name}: {label(variable)} of test case {number + 1} set to {said}.",
+                        f"{name}: {words(variable)} of test case {number + 1} set to {said}.",
                     )
             targets, said = _quantiles(marginal, COMPARED_QUANTILES, variable in engine.may_be_zero)
             self._save(
                 counterfactual_grid(
-                    factual, _comparison(engine, case, variable, targets, unit), labels, f"do({label(variable)})"
+                    factual, _comparison(engine, case, variable, targets, unit), labels, f"do({words(variable)})"
                 ),
                 f"comparison-{variable}-{number + 1}",
                 "comparison",
-                f"All methods side by side, block by block: {label(variable)} of test case {number + 1} set to {said}. "
+                f"All methods side by side, block by block: {words(variable)} of test case {number + 1} set to {said}. "
                 "Solid contours: what the independent judge sees, in the factual image and the truth the label map; "
                 "dotted: the structures of the factual image.",
             )

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from segcft_ext.datalist_format import WRITTEN_UNITS
-from segcft_ext.figures.style import COLOURS, DIFFERENCE, STYLE, cell_size, lies_down, new_figure, words
+from segcft_ext.figures.style import COLOURS, DIFFERENCE, STYLE, cell_size, lies_down, new_figure
+from segcft_ext.wording import words, written_unit
 
 __all__ = ["change_maps", "effectiveness_heatmap", "effectiveness_scatter"]
 
@@ -151,4 +151,4 @@ def effectiveness_heatmap(
 
 def _unit(units: Mapping[str, str], variable: str) -> str:
     unit = units.get(variable)
-    return f" [{WRITTEN_UNITS.get(unit, unit)}]" if unit else ""
+    return f" [{written_unit(unit)}]" if unit else ""

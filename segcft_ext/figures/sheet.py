@@ -12,7 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from segcft_ext.figures.style import COLOURS, DIFFERENCE, cell_size, lies_down, words
+from segcft_ext.figures.style import COLOURS, DIFFERENCE, cell_size, lies_down
+from segcft_ext.wording import words
 
 __all__ = ["Sheet"]
 

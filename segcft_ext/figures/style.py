@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "DIFFERENCE", "STYLE", "cell_size", "lies_down", "new_figure", "words"]
+__all__ = ["COLOURS", "DIFFERENCE", "STYLE", "cell_size", "lies_down", "new_figure"]
 
 # Okabe & Ito: told apart with every kind of colour vision, and on grey
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#0072B2")
@@ -43,8 +43,3 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
-
-
-def words(name: str) -> str:
-    """The name of a variable or structure as it is written in a figure."""
-    return name.replace("_", " ")

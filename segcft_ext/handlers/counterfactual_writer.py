@@ -22,6 +22,7 @@ from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
 from segcft_ext.interventions import parse_intervention
+from segcft_ext.wording import quantity, words
 
 __all__ = ["CounterfactualWriter"]
 
@@ -89,7 +90,7 @@ class CounterfactualWriter:
         with torch.no_grad():
             images, values = dscm.sample(self.samples, dscm.data["image_size"])
         titles = [" / ".join(f"{value:.3g}" for value in row) for row in values.tolist()]
-        title = f"Samples: {' / '.join(map(_words, dscm.variables.names))}"
+        title = f"Samples: {' / '.join(map(words, dscm.variables.names))}"
         save_figure(sample_grid([picture(image) for image in images], titles, title=title), self.folder / "samples.png")
 
     def _images(self, output: Mapping[str, Any], step: int, folder: Path) -> dict[str, str]:
@@ -119,8 +120,8 @@ class CounterfactualWriter:
         varied = [name for name, each in texts.items() if len(set(each)) > 1] or list(texts)
         title = "; ".join(
             [
-                ", ".join(map(_words, varied)),
-                *(f"{_words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
+                ", ".join(map(words, varied)),
+                *(f"{words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
             ]
         )
         factual = Panel(
@@ -190,9 +191,5 @@ def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
         elif variables.categories[k]:
             found.append(variables.categories[k][int(value)])
         else:
-            found.append(f"{value:.3g}{' %' if unit == 'percent' else f' {unit}'}")
+            found.append(quantity(value, unit))
     return ", ".join(found)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -20,6 +20,7 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import Counterfactual, unwrap
 from segcft_ext.figures import Panel, counterfactual_grid, picture, reconstruction_grid, sample_grid, save_figure
 from segcft_ext.guides import Guide, SegmentorGuide
+from segcft_ext.wording import quantity, words
 
 __all__ = ["DSCMFigures"]
 
@@ -125,11 +126,11 @@ class DSCMFigures:
             if variables.kinds[k] != "continuous":
                 continue
             targets = torch.quantile(variables.quantiles[k], torch.tensor(LEVELS, device=image.device))
-            panels = blocks[name.replace("_", " ")] = []
+            panels = blocks[words(name)] = []
             for target in targets.split(1):
                 noise = torch.Generator().manual_seed(0)  # one draw for the whole sweep
                 made = self.dscm.predict(abduction, self.dscm.scm.counterfactual(values, {name: target}, noise))
-                text = _quantity(target.item(), variables.units[k])
+                text = quantity(target.item(), variables.units[k])
                 panels.append(Panel(picture(made.image[0]), picture(self._masks(made, label)[0]), text))
         return counterfactual_grid(Panel(picture(image[0]), picture(label[0]), "factual"), blocks, self.labels, title)
 
@@ -146,7 +147,3 @@ class DSCMFigures:
 
 def _pictures(images: Tensor) -> list[Any]:
     return [picture(image) for image in images]
-
-
-def _quantity(value: float, unit: str) -> str:
-    return f"{value:.3g}{' %' if unit == 'percent' else f' {unit}'}"

@@ -1,0 +1,22 @@
+"""How names, units and quantities are written for people: in figures, tables and reports."""
+
+from __future__ import annotations
+
+__all__ = ["quantity", "words", "written_unit"]
+
+SUPERSCRIPTS = {"mm2": "mm²", "mm3": "mm³"}
+
+
+def words(name: str) -> str:
+    """The name of a variable or structure: ``left_lung_area`` becomes ``left lung area``."""
+    return name.replace("_", " ")
+
+
+def written_unit(unit: str) -> str:
+    """A unit of the datalist: ``mm2`` becomes ``mm²``."""
+    return SUPERSCRIPTS.get(unit, unit)
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number of three digits with its unit, if it has one."""
+    return f"{value:.3g} {'%' if unit == 'percent' else written_unit(unit)}".rstrip()
