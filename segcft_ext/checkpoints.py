@@ -268,8 +268,8 @@ def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
 def check_preprocessing(path: str | os.PathLike[str], preprocessing: Compose) -> None:
     """Refuse to read radiographs for a network of straightened vessels, or vessels for one of chests.
 
-    A window tells that a network was trained on vessels. Older checkpoints have none; of these, the labels tell. What
-    has neither a window nor labels that are known passes.
+    A network with a window was trained on vessels; without one, its labels decide. A network that has neither a window
+    nor any of the known labels passes.
 
     Raises:
         CheckpointError: when the preprocessing is the other one; names the checkpoint and the config.

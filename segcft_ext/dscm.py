@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,16 +115,7 @@ class DSCM(SelfDescribing):
         self.hvae = HVAE(self.variables.encoded_channels, **(hvae or {}))
         self.deformation: DeformationHead | None = None
         if deformation is not None:
-            painted = [channel for name in deformation.get("painted", ()) for channel in self._channels(name)]
-            of_variables = {
-                key: {
-                    channel: found
-                    for name, found in deformation.get(key, {}).items()
-                    for channel in self._channels(name)
-                }
-                for key in ("bands", "areas")
-            }
-            by_channel = {**deformation, "painted": painted, **of_variables}
+            by_channel = _renamed(deformation, self._channels)
             self.deformation = DeformationHead(self.variables.encoded_channels, **by_channel)
 
     def _channels(self, name: str) -> range:
@@ -153,7 +144,7 @@ class DSCM(SelfDescribing):
         Args:
             image: shape (B, 1, *spatial), in [-1, 1].
             values: physical units, shape (B, K), NaN where missing.
-            temperature: of the latents' posterior; 0 is its mean, of which there is no KL, 1 a sample.
+            temperature: of the latents' posterior; 1 gives a sample, 0 the mean, for which no KL is computed.
         """
         posterior = self.hvae.posterior(image, self.variables.encode(values), temperature, with_kl=temperature > 0)
         residual = (image - posterior.mean) * torch.exp(-posterior.log_scale)
@@ -233,13 +224,13 @@ class DSCM(SelfDescribing):
     def negative_elbo(self, image: Tensor, values: Tensor) -> Tensor:
         """The negative ELBO of images (B, 1, \\*spatial) with their variables (B, K), in nats per dimension, (B,).
 
-        Of sampled latents, whatever the temperature of counterfactuals: at the posterior's mean its width costs nothing
-        but KL, and a fine-tuning that is held to such an ELBO would widen it until a sample decodes to noise.
+        Latents are sampled here, whatever the temperature of counterfactuals: at the posterior's mean, its width costs
+        nothing but KL, and fine-tuning under such an ELBO would widen it until a sample decodes to noise.
         """
         return self.hvae.negative_elbo(image, self.hvae.posterior(image, self.variables.encode(values)))
 
     def measure_nothing(self) -> None:
-        """Take the areas from the deformation head: it does not know how large anything is."""
+        """Remove the areas from the deformation head, which then measures nothing."""
         if self.deformation is not None:
             self.deformation.areas = {}
             self.definition["deformation"]["areas"] = {}
@@ -291,13 +282,17 @@ def pretrained(
     dscm = load_model(checkpoint, DSCM) if checkpoint else DSCM(**(default or {}))
     if deformation is not None and dscm.deformation is None:
         names = dscm.variables.names
-        painted = [name for name in deformation.get("painted", ()) if name in names]
-        of_variables = {
-            key: {name: found for name, found in deformation.get(key, {}).items() if name in names}
-            for key in ("bands", "areas")
-        }
-        dscm = dscm.with_deformation({**deformation, "painted": painted, **of_variables})
+        dscm = dscm.with_deformation(_renamed(deformation, lambda name: [name] if name in names else []))
     return dscm
+
+
+def _renamed(deformation: Mapping[str, Any], keys: Callable[[str], Iterable[Any]]) -> dict[str, Any]:
+    """Arguments of a deformation head in which each variable's name has been replaced by all of its keys, or none."""
+    by_key = {
+        argument: {key: found for name, found in deformation.get(argument, {}).items() for key in keys(name)}
+        for argument in ("bands", "areas")
+    }
+    return {**deformation, "painted": [key for name in deformation.get("painted", ()) for key in keys(name)], **by_key}
 
 
 def unwrap(network: nn.Module) -> DSCM:

@@ -35,8 +35,7 @@ def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
             no measured variable.
     """
     for key in ("image_size", "labels", "window"):
-        told = key != "window" or (key in segmentor.data and key in dscm.data)  # older checkpoints do not tell
-        if told and segmentor.data.get(key) != dscm.data.get(key):
+        if segmentor.data.get(key) != dscm.data.get(key):
             raise CheckpointError(
                 f"{segmentor.origin}: data.{key}: the checkpoint holds {segmentor.data.get(key)}, "
                 f"{dscm.origin} holds {dscm.data.get(key)}"
