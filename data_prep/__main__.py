@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 from tqdm import tqdm
 
 from data_prep.cases import NOTES, Source
@@ -33,7 +32,7 @@ from data_prep.scans import find_scans, list_scans
 from data_prep.splits import FRACTIONS, check_fractions
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import check_options, read_sizes
+from segcft_ext.command_line import read_sizes, read_whole, run_command
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -142,7 +141,7 @@ def folder(
         Path(out),
         mapping,
         name=name,
-        seed=_seed(seed),
+        seed=read_whole("seed", seed, 0),
         fractions=shares,
         unit=unit,
         workers=_workers(workers),
@@ -215,7 +214,7 @@ def padchest(
         Path(out),
         mapping,
         name=name,
-        seed=_seed(seed),
+        seed=read_whole("seed", seed, 0),
         fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
@@ -302,12 +301,12 @@ def ccta(
     source = CctaSource(
         [scan for found in scans for scan in found],
         _label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
-        size=_vessel_size(size, _whole("dims", dims)),
+        size=_vessel_size(size, read_whole("dims", dims)),
         spacing=_numbers("across", across, 1)[0],
         angles=_numbers("angles", angles),
         window=(low, high),
         regions=_vessel_regions(regions, boundaries),
-        order=_whole("order", order),
+        order=read_whole("order", order),
         sigma=_numbers("smoothing", smoothing, 1)[0],
         shortest=_numbers("shortest", shortest, 1)[0],
         convention=str(coordinates).upper(),
@@ -318,7 +317,7 @@ def ccta(
         Path(out),
         mapping,
         name=name,
-        seed=_seed(seed),
+        seed=read_whole("seed", seed, 0),
         fractions=shares,
         workers=_workers(workers),
         scheduler=scheduler,
@@ -367,11 +366,9 @@ def phantom(
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed, shares = _whole("count", count), _seed(seed), _shares(fractions)
-    if count < 1:
-        raise ValueError(f"count: found {count}, expected 1 or more")
+    count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), _shares(fractions)
     if kind == "chest":
-        if (_whole("dims", dims), regions, boundaries) != (2, None, None):
+        if (read_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
         height, pixels = _image_size(64 if size is None else size)
         if height != pixels:
@@ -380,7 +377,7 @@ def phantom(
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
     elif kind == "coronary":
         parts = _vessel_regions(regions, boundaries)
-        vessels = CoronaryPhantom(_vessel_size(size, _whole("dims", dims)), parts, descendants=False)
+        vessels = CoronaryPhantom(_vessel_size(size, read_whole("dims", dims)), parts, descendants=False)
         source = CoronarySource(vessels, count, seed)
     elif kind == "coronary_volumes":
         for i in tqdm(range(count), desc="rendering", unit="volume"):
@@ -433,7 +430,7 @@ def regions(
         structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
             their whole areas.
     """
-    definition = region_definition(_names(names or []), _boundaries(boundaries), of, _whole("axis", axis))
+    definition = region_definition(_names(names or []), _boundaries(boundaries), of, read_whole("axis", axis))
     derived = derive_regions(datalist, out, definition, _names(structures or []))
     draw_variables(derived, derived.path.with_name("variables.png"))
     regional = [variable.name for variable in derived.variables if variable.region]
@@ -470,21 +467,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in commands:
-            check_options(f"python -m data_prep {given[0]}", commands[given[0]], given[1:])
-        fire.Fire(commands, command=given[:1] + [_as_text(argument) for argument in given[1:]], name="data_prep")
+        run_command("python -m data_prep", commands, given)
     except (ValueError, OSError, WorkersLost) as error:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
-
-
-def _as_text(argument: str) -> str:
-    """Quote a value, so that Fire leaves it alone: it would take a folder named 1.10 for the number 1.1."""
-    if not argument.startswith("-"):
-        return repr(argument)
-    flag, equals, value = argument.partition("=")
-    return f"{flag}={value!r}" if equals else argument
 
 
 def _masks(masks: Any, structures: list[str], labels: Any, table: str | None, id_column: str) -> Masks:
@@ -531,22 +518,8 @@ def _names(given: Any) -> list[str]:
     return [name for name in (str(part).strip() for part in parts) if name]
 
 
-def _whole(option: str, given: Any) -> int:
-    try:
-        return int(given)
-    except ValueError:
-        raise ValueError(f"{option}: found {given!r}, expected a whole number") from None
-
-
-def _seed(given: Any) -> int:
-    seed = _whole("seed", given)
-    if seed < 0:
-        raise ValueError(f"seed: found {seed}, expected 0 or more")
-    return seed
-
-
 def _workers(given: Any) -> int | None:
-    return None if given is None else _whole("workers", given)
+    return None if given is None else read_whole("workers", given)
 
 
 def _boundaries(given: Any) -> list[float] | None:

@@ -23,12 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fire
-from fire.decorators import SetParseFn
-
 import data_prep
 import segcft_ext
-from segcft_ext.command_line import check_options, read_names, read_sizes
+from segcft_ext.command_line import read_names, read_sizes, read_whole, run_command
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.draws import intervened_variables
 from segcft_ext.evaluation.tables import evaluation_tables
@@ -121,7 +118,6 @@ KINDS = {
 }
 
 
-@SetParseFn(str, "datalist", "output_dir", "device", "bundles")
 def run(
     *,
     datalist: str,
@@ -160,7 +156,7 @@ def run(
         bundles: folder of the bundles, by default the one beside the package.
     """
     output = Path(output_dir).absolute()
-    _check_seed(seed)
+    seed = read_whole("seed", seed, 0)
     data, folder = read_datalist(datalist), _bundles(bundles)
     kind = _kind_of(data, folder)
     _check_cases(data)
@@ -178,7 +174,6 @@ def run(
     _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
 
 
-@SetParseFn(str, "output_dir", "kind", "device", "bundles")
 def demo(
     output_dir: str | None = None,
     *,
@@ -211,7 +206,7 @@ def demo(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: found {kind!r}, expected one of {list(KINDS)}")
-    _check_seed(seed)
+    seed = read_whole("seed", seed, 0)
     shown = KINDS[kind]
     output = Path(output_dir or shown.demo_folder).absolute()
     pixels = shown.demo_size if size is None else _phantom_size(size, shown)
@@ -223,7 +218,7 @@ def demo(
         products=("datalist.json",),
         settings={
             "kind": kind,
-            "count": count,
+            "count": read_whole("count", count, 1),
             "size": "x".join(map(str, pixels)),
             "seed": seed,
             "name": f"{kind} phantoms",
@@ -245,8 +240,8 @@ def demo(
     _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
 
 
-def _execute(chain: Chain, stages: Sequence[Stage], jobs: int) -> None:
-    output = chain.output
+def _execute(chain: Chain, stages: Sequence[Stage], jobs: Any) -> None:
+    output, jobs = chain.output, read_whole("jobs", jobs, 1)
     for option, path in (("output_dir", output), ("datalist", chain.datalist), ("bundles", chain.bundles)):
         if "#" in str(path):
             raise ValueError(f"{option}: found {path}, expected a path without #: MONAI reads it as ::")
@@ -448,11 +443,6 @@ def _check_cases(datalist: Datalist) -> None:
         Truth(datalist)
 
 
-def _check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: found {seed!r}, expected a whole number from 0 on")
-
-
 def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:
     """The size of a demo's phantoms from what is typed."""
     numbers = read_sizes(given)
@@ -545,9 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., None]] = {"run": run, "demo": demo}
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given and given[0] in commands:
-            check_options(f"python -m segcft_ext.chain {given[0]}", commands[given[0]], given[1:])
-        fire.Fire(commands, command=given, name="segcft_ext.chain")
+        run_command("python -m segcft_ext.chain", commands, given)
     except (StageError, ValueError, OSError) as error:
         sys.exit(f"chain: {error}")
     except KeyboardInterrupt:

@@ -3,15 +3,48 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-__all__ = ["check_booleans", "check_options", "read_names", "read_sizes"]
+__all__ = ["check_booleans", "check_options", "read_names", "read_sizes", "read_whole", "run_command"]
+
+Command = Callable[..., None]
 
 OPTION = re.compile("--|-[A-Za-z]")
+WHOLE = re.compile(r"-?\d+", re.ASCII)
 SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
+
+
+def run_command(program: str, commands: Command | Mapping[str, Command], given: Sequence[str]) -> None:
+    """Call the command that was typed; it gets every value as text, even a folder named 1.10, which is no number.
+
+    Args:
+        program: what is typed before the arguments, ``python -m data_prep``.
+        commands: the only command, or commands by name.
+        given: what was typed after the program.
+
+    Raises:
+        ValueError: as :func:`check_options`, and what the command raises.
+    """
+    import fire  # which the bundles, with their own command line, do not need
+
+    typed = 0 if callable(commands) else 1  # words before the command's own arguments
+    command = commands if callable(commands) else commands.get(given[0]) if given else None
+    if command is not None:
+        check_options(" ".join([program, *given[:typed]]), command, given[typed:])
+    quoted = [*given[:typed], *map(_quoted, given[typed:])]
+    fire.Fire(commands, command=quoted, name=program.removeprefix("python -m "))
+
+
+def _quoted(argument: str) -> str:
+    """The argument with its value in quotes, which Fire takes for text."""
+    if not argument.startswith("-"):
+        return repr(argument)
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={value!r}" if equals else argument
 
 
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
@@ -69,12 +102,17 @@ def check_booleans(**options: Any) -> None:
 
 
 def read_names(option: str, given: Any) -> list[str]:
-    """Names from "a,b" or a sequence of them.
+    """Names from "a,b", a list of them in JSON, or a sequence.
 
     Raises:
         ValueError: names the option and quotes what is none of these.
     """
-    names = given.split(",") if isinstance(given, str) else given
+    names = given
+    if isinstance(given, str):
+        try:
+            names = json.loads(given) if given.lstrip().startswith("[") else given.split(",")
+        except json.JSONDecodeError:
+            names = None
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(f'{option}: found {given!r}, expected names, as a,b or ["a", "b"]')
     return [name.strip() for name in names]
@@ -91,3 +129,16 @@ def read_sizes(given: Any) -> list[int]:
     if found is None:
         raise ValueError(f"size: found {given!r}, expected whole numbers, as 64, 96x64 or 96,64")
     return [int(number) for number in re.split("[x,]", found[1].lower())]
+
+
+def read_whole(option: str, given: Any, lowest: int | None = None) -> int:
+    """A whole number, also as text.
+
+    Raises:
+        ValueError: names the option and quotes what is no whole number, or less than the lowest.
+    """
+    number = int(str(given)) if WHOLE.fullmatch(str(given)) else None
+    if number is None or (lowest is not None and number < lowest):
+        found, limit = repr(given) if number is None else number, "" if lowest is None else f" from {lowest} on"
+        raise ValueError(f"{option}: found {found}, expected a whole number{limit}")
+    return number

@@ -20,11 +20,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import fire
-from fire.decorators import SetParseFn
 from mlflow.exceptions import MlflowException
 
-from segcft_ext.command_line import check_options, read_names
+from segcft_ext.command_line import read_names, run_command
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, number, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, write_page
@@ -236,7 +234,6 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
     )
 
 
-@SetParseFn(str, "evaluation_dir", "output", "data_dir", "tracking_uri", "experiment", "title", "runs_dir")
 def report(
     *,
     evaluation_dir: str,
@@ -281,8 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write a report; what is not the software's fault ends with one line, not with a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        check_options("python -m segcft_ext.report", report, given)
-        fire.Fire(report, command=given, name="segcft_ext.report")
+        run_command("python -m segcft_ext.report", report, given)
     except (ValueError, OSError, MlflowException) as error:
         sys.exit(f"report: {error}")
 

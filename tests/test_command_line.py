@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from segcft_ext.command_line import check_booleans, check_options, read_names, read_sizes
+import data_prep.__main__
+from segcft_ext import chain, report
+from segcft_ext.command_line import check_booleans, check_options, read_names, read_sizes, read_whole, run_command
 from segcft_ext.transforms import RadiographIntensityd
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -100,16 +102,51 @@ def test_what_is_no_size_is_quoted(given: Any) -> None:
     assert repr(given) in str(caught.value)
 
 
-@pytest.mark.parametrize("given", ["age,sex", " age, sex ", ("age", "sex"), ["age", "sex"]])
+@pytest.mark.parametrize("given", ["age,sex", " age, sex ", ("age", "sex"), ["age", "sex"], '["age", "sex"]'])
 def test_names(given: Any) -> None:
     assert read_names("variables", given) == ["age", "sex"]
 
 
-@pytest.mark.parametrize("given", ["", "age,", [{"name": "age", "kind": "continuous"}], {"age": 1}, 3, None])
+@pytest.mark.parametrize("given", ["", "age,", "[age", [{"name": "age", "kind": "continuous"}], {"age": 1}, 3, None])
 def test_what_is_no_name_is_quoted(given: Any) -> None:
     with pytest.raises(ValueError, match=r"variables: found .*, expected names, as a,b or") as caught:
         read_names("variables", given)
     assert repr(given) in str(caught.value)
+
+
+def test_whole_numbers() -> None:
+    assert [read_whole("seed", given, 0) for given in (3, "3", "0")] == [3, 3, 0]
+    assert read_whole("axis", "-1") == -1
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("abc", "'abc'"), (-1, "-1"), ("-1", "-1"), ("1.0", "'1.0'"), (True, "True")]
+)
+def test_what_is_no_whole_number_is_quoted(given: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=f"^seed: found {found}, expected a whole number from 0 on$"):
+        read_whole("seed", given, 0)
+
+
+def test_a_command_gets_its_values_as_they_are_typed() -> None:
+    taken: list[Any] = []
+
+    def prepare(*folders: str, out: str, size: Any = 64, strict: Any = False) -> None:
+        taken.append((folders, out, size, strict))
+
+    typed = ["1.10", "it's", "--out=1e3", "--size", "96,64", "--strict"]
+    run_command("python -m program", prepare, typed)
+    run_command("python -m program", {"prepare": prepare}, ["prepare", *typed])
+    assert taken == [(("1.10", "it's"), "1e3", "96,64", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("main", "words"), [(chain.main, ["demo"]), (report.main, []), (data_prep.__main__.main, ["phantom"])]
+)
+def test_help_lists_options_and_no_groups(main: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    shown = "".join(capsys.readouterr())
+    assert "FLAGS" in shown and "GROUP" not in shown
 
 
 @pytest.mark.parametrize("found", ["false", "True", "", 2, None])

@@ -388,7 +388,7 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         (["--unit", "cm2"], "unit: found 'cm2'"),
         (["--workers", "0"], "workers: found 0"),
         (["--seed", "one"], "seed: found 'one'"),
-        (["--seed", "-1"], "seed: found -1, expected 0 or more"),
+        (["--seed", "-1"], "seed: found -1, expected a whole number from 0 on"),
         (["--out"], "option --out: found no value; see python -m data_prep folder --help"),
         (["--table"], "--table: found no value"),
         (["--salt"], "--salt: found no value"),

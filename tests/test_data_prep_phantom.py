@@ -76,7 +76,7 @@ def test_chest_phantoms_from_the_command_line(tmp_path):
     with pytest.raises(SystemExit, match="a chest is square"):
         main(["phantom", "--kind", "chest", "--size", "32x64", "--out", str(tmp_path / "wide")])
     for kind in ("chest", "coronary", "coronary_volumes"):
-        with pytest.raises(SystemExit, match="count: found 0, expected 1 or more"):
+        with pytest.raises(SystemExit, match="count: found 0, expected a whole number from 1 on"):
             main(["phantom", "--kind", kind, "--count", "0", "--out", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
         main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])
