@@ -157,8 +157,9 @@ def _without_stairs(points: np.ndarray) -> np.ndarray:
     return curve(arc * length / arc[-1])
 
 
-def _radius_near(tree: networkx.Graph, end: int, radii: np.ndarray, reach: float = 5.0) -> float:
-    near = networkx.single_source_dijkstra_path_length(tree, end, cutoff=reach)
+def _radius_near(tree: networkx.Graph, end: int, radii: np.ndarray) -> float:
+    """Mean radius of the nodes within 5 mm of an end, along the tree."""
+    near = networkx.single_source_dijkstra_path_length(tree, end, cutoff=5.0)
     return float(np.mean(radii[list(near)]))
 
 

@@ -41,9 +41,7 @@ from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.measurements import instantiate_measurement, measure_label_map
 
-__all__ = ["UNITS", "Summary", "prepare"]
-
-UNITS = ("auto", "percent", "mm2", "mm3")
+__all__ = ["Summary", "prepare"]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def draw_surroundings(rng: np.random.Generator) -> dict[str, Any]:
 
     return {
         "muscle_angle": round(float(np.pi * side + rng.normal(0, 0.3)), 5),
-        "muscle": [value - 1.0 * (i in (0,)) for i, value in enumerate(border(1.6, 6.5))],
+        "muscle": [value - (i == 0) for i, value in enumerate(border(1.6, 6.5))],
         "muscle_hu": number(80, 125),
         "muscle_from": number(-0.25, 0.45),
         "muscle_to": number(0.65, 1.4),

@@ -156,7 +156,6 @@ class Vessel:
         focal = sum(
             np.exp(-0.5 * ((s - self._site(k)) / lesion["reach"]) ** 2) for k, lesion in enumerate(self.lesions)
         )
-        # the first phantoms had no such noise; with their share a lumen of half the area is an occlusion
         diffuse = self.shape["diffuse"]
         return np.where((s >= low) & (s <= high), window * (diffuse + (1 - diffuse) * np.minimum(focal, 1)), 0)
 

@@ -19,15 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.coronary_model import THIRDS, draw, factual, lumen_loss
+from data_prep.coronary_model import draw, factual, lumen_loss
 from data_prep.coronary_tissues import surroundings, vessel_hu
 from data_prep.coronary_vessel import LABELS, STRUCTURES, Band, Grid, Vessel
 from data_prep.ct import WINDOW, blur, correlated_noise, to_window
 
-__all__ = ["THIRDS_REGIONS", "CoronaryPhantom"]
+__all__ = ["CoronaryPhantom"]
 
 WIDTH = 16.0  # mm across
-THIRDS_REGIONS = {"axis": 0, "of": "image", "names": list(THIRDS), "boundaries": [0, 0.333333, 0.666667, 1]}
 
 
 class CoronaryPhantom:

@@ -158,16 +158,13 @@ class Datalist:
         chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
         return {hashlib.sha256(_identity(entry).encode()).hexdigest()[:12]: entry["id"] for entry in chosen}
 
-    def items(
-        self, split: str, use: str | None = None, variables: Sequence[str] | None = None, limit: int | None = None
-    ) -> list[dict[str, Any]]:
+    def items(self, split: str, use: str | None = None, variables: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Entries as MONAI's dictionary datasets want them.
 
         Args:
             split: "training", "validation" or "test".
             use: keep only training cases of this use ("guide" or "judge").
             variables: names of the variables wanted, all of them by default.
-            limit: keep only the first so many.
 
         Returns:
             One dict for each case: ``image`` and ``label`` (absolute paths), ``id``, ``source``, ``variables`` (float32
@@ -196,7 +193,7 @@ class Datalist:
                 ),
                 "spacing": np.array(entry.get("spacing") or [math.nan] * len(self.size), np.float32),
             }
-            for entry in chosen[:limit]
+            for entry in chosen
         ]
 
 

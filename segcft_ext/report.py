@@ -42,7 +42,6 @@ def write_report(
     tracking_uri: str | None = None,
     experiment: str = "segcft",
     runs: Sequence[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
     title: str | None = None,
     runs_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
@@ -56,7 +55,6 @@ def write_report(
         experiment: name of the experiment in the store.
         runs: names of the runs that belong to it, in order; by default, of those that finished and are not known to be
             of a datalist outside of ``data_dir``, or to have written outside of ``runs_dir``, the newest of each stage.
-        settings: further settings to list, flat.
         title: by default the data's name.
         runs_dir: folder in which the trainings wrote into folders of their own.
 
@@ -98,7 +96,7 @@ def write_report(
         ),
         ("data", "The data", _data(data_dir) if data_dir else []),
         ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in recorded]),
-        ("settings", "Settings and versions", [_settings(evaluation, settings or {})]),
+        ("settings", "Settings and versions", [_settings(evaluation)]),
     ]
     write_page(output, title, summary_line(evaluation), sections)
     return output
@@ -206,7 +204,7 @@ def _run(run: Run, names: Sequence[str]) -> str:
     return f"<h3>{escape(run.name)}</h3>" + "\n".join(parts)
 
 
-def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def _settings(evaluation: Mapping[str, Any]) -> str:
     data = evaluation["data"]
     listed = {
         "image size": " × ".join(map(str, data["image_size"])),
@@ -215,7 +213,6 @@ def _settings(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str
         "interventions per case and variable": data["interventions_per_case"],
         "seed": data["seed"],
         "features for realism": data["realism_features"],
-        **settings,
     }
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS}
     checkpoints = {"judge": data["judge"], **data["methods"]}

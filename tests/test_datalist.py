@@ -64,7 +64,7 @@ def test_written_datalist_is_read_back(content, tmp_path):
     assert np.isnan(first["spacing"]).all()
     np.testing.assert_array_equal(second["spacing"], np.array([0.5, 0.5], np.float32))
     assert [item["id"] for item in datalist.items("training", use="judge")] == ["t2"]
-    assert datalist.items("training", variables=["sex", "age"], limit=1)[0]["variables"].shape == (2,)
+    assert datalist.items("training", variables=["sex", "age"])[0]["variables"].shape == (2,)
 
 
 def test_a_datalist_may_be_read_without_its_files(content, tmp_path):

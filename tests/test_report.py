@@ -115,7 +115,7 @@ class Links(HTMLParser):
 
 
 def test_report_is_self_contained(evaluation_dir: Path, store: str, tmp_path: Path) -> None:
-    path = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store, settings={"seeds": "0"})
+    path = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store)
     text = path.read_text()
     parser = Links()
     parser.feed(text)

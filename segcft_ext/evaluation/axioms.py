@@ -32,7 +32,6 @@ def composition(
     values: Tensor,
     variables: Sequence[str],
     temperature: float = 0.0,
-    repeats: Sequence[int] = REPEATS,
 ) -> dict[int, Tensor]:
     """L1 to the factual image after null interventions in a row.
 
@@ -45,21 +44,20 @@ def composition(
         values: factual variables in the method's order, shape (B, K).
         variables: those that are set; none of them missing.
         temperature: of the latents' posterior.
-        repeats: after how many null interventions to look.
 
     Returns:
-        For each number of repeats the L1, shape (B,).
+        The L1 after each number of :data:`REPEATS`, shape (B,).
     """
     columns = [method.variables.names.index(name) for name in variables]
     found: dict[int, Tensor] = {}
     now, now_values = image, values
-    for count in range(1, max(repeats) + 1):
+    for count in range(1, max(REPEATS) + 1):
         null = {name: now_values[:, column] for name, column in zip(variables, columns)}
         result = method.counterfactual(now, now_values, null, temperature)
-        # Where nothing is drawn and nothing changed, nothing ever will.
+        # Without sampling, an image that did not change now never will.
         done = temperature == 0 and torch.equal(result.image, now) and torch.equal(result.values, now_values)
         now, now_values = result.image, result.values
-        found |= {repeat: l1(now, image) for repeat in repeats if repeat == count or (done and repeat > count)}
+        found |= {repeat: l1(now, image) for repeat in REPEATS if repeat == count or (done and repeat > count)}
         if done:
             break
     return found

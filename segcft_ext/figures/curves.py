@@ -12,16 +12,16 @@ from segcft_ext.figures.style import COLOURS, STYLE, new_figure
 
 __all__ = ["curves"]
 
+COLUMNS = 3  # plots side by side
 
-def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], columns: int = 3) -> Figure:
+
+def curves(series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
     """Training curves.
 
     Args:
         series: for each plot its lines, and for each line its steps and values.
-        columns: plots side by side.
     """
-    rows = -(-len(series) // columns)
-    columns = min(columns, len(series))
+    rows, columns = -(-len(series) // COLUMNS), min(COLUMNS, len(series))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.0 * columns, 2.0 * rows + 0.1)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -41,7 +41,6 @@ class SegmentationReport:
         metrics: names of the evaluator's metrics to report; their details have a column for each structure.
         header: what else to write at the top of the JSON file.
         lesions: structures that come in any number of pieces, none included; their connected components are counted.
-        overlap: share of a lesion that has to be covered, see :func:`segcft_ext.evaluation.lesions.count_lesions`.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class SegmentationReport:
         metrics: Sequence[str],
         header: dict[str, Any] | None = None,
         lesions: Sequence[str] = (),
-        overlap: float = 0.1,
     ) -> None:
         self.structures = datalist.structures
         self.measurements = datalist.measurements()
@@ -60,7 +58,6 @@ class SegmentationReport:
         self.metrics = list(metrics)
         self.header = {"datalist": str(datalist.path), **(header or {})}
         self.lesions = {name: datalist.labels[name] for name in lesions}
-        self.overlap = overlap
         self._cases: list[dict[str, Any]] = []
 
     def attach(self, engine: Workflow) -> None:
@@ -78,7 +75,7 @@ class SegmentationReport:
                 row |= {f"{name}{suffix}": value for name, value in zip(self.measurements, values[0].tolist())}
             for name, value in self.lesions.items():
                 true, seen = (output[key][value].cpu().numpy() > 0 for key in ("label", "pred"))
-                counts = asdict(count_lesions(true, seen, self.overlap))
+                counts = asdict(count_lesions(true, seen))
                 row |= {f"lesions_{kind}_{name}": count for kind, count in counts.items()}
             self._cases.append(row)
 
