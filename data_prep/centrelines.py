@@ -175,7 +175,7 @@ def split_vessels(lines: Polylines) -> list[Vessel]:
 
     Lines belong together where they share a point or the place of one, or where one begins within :data:`REACH` mm of
     another. The ostium is the point that the point array ``start_points`` marks (the public ImageCAS-X has one, a
-    skeleton too). Else it is a point where lines only begin: the one where most do, of several the one given first.
+    skeleton too). Else it is a point where lines only begin: where most do, and the first given of several such.
     """
     places, node = np.unique(lines.points.round(4), axis=0, return_inverse=True)
     node = node.reshape(-1)  # numpy 2.0 gave it another shape

@@ -6,7 +6,7 @@
     size of the vessel, taper ──> healthy lumen ──> lumen (in each third)
     calcified plaque, non-calcified plaque, remodelling index ──> lumen of the same third
 
-For the third r, with standard normal noise e and the patient's burden b, of which nothing is measured:
+For the third r, with standard normal noise e and the patient's burden b, which is not measured:
 
     plaque_r = 0                               where  a b + sqrt(1 - a²) e1 < threshold_r
              = scale exp(0.35 b + 0.5 e2)      else

@@ -33,7 +33,7 @@ SYNC_SECONDS = 5.0
 def stamp(path: Path) -> list[Any]:
     """Where a file is, its size, and when it was changed: what differs when the file was replaced.
 
-    Of a folder with the slices of a series: the stamp of each file, since a folder does not show that one was replaced.
+    For a folder with the slices of a series: the stamp of each file, since a folder does not show which was replaced.
     """
     try:
         status = path.stat()

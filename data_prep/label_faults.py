@@ -36,7 +36,7 @@ FAULTS = {
 MAX_Z = 3.5
 """Modified z-score above which a value is called an outlier (Iglewicz and Hoaglin, 1993)."""
 MIN_CASES = 10
-"""A source with fewer cases has no distribution to be unlike of."""
+"""A source with fewer cases has no distribution to compare a case with."""
 NEARLY_ALL = 0.95
 LOOSE = 0.05
 """Share of a structure's pixels outside its largest piece that is more than a few stray pixels."""

@@ -141,7 +141,7 @@ class CoronaryPhantom:
         return total
 
     def _names(self, variables: Mapping[str, float] | None) -> dict[str, tuple[str, Band]]:
-        """Structure and band of each variable; of a structure that has a variable as a whole, that one."""
+        """Structure and band of each variable; the whole vessel for a structure that has a variable as a whole."""
         found: dict[str, tuple[str, Band]] = {}
         for structure in STRUCTURES:
             whole = f"{structure}_{self.quantity}"

@@ -43,7 +43,7 @@ class Artery:
 
     Attributes:
         tree: "left" or "right".
-        points: centreline from the ostium or, of a side branch, from the axis of the artery it comes from, (N, 3), RAS.
+        points: centreline (N, 3), RAS, from the ostium or, for a side branch, the axis of the artery it comes from.
         begin: arc length in mm from the first point to where the vessel's own coordinate ``s`` is 0: the ostium, or the
             wall of the artery it comes from.
         vessel: the anatomy in coordinates along and across.

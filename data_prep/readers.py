@@ -56,7 +56,7 @@ def strip_suffix(name: str) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads; of a circle of links, as far as it leads (pathlib's own raises RuntimeError before 3.13)."""
+    """Where a path leads, in a circle of links as far as possible (pathlib's own raises RuntimeError before 3.13)."""
     return Path(os.path.realpath(path))
 
 

@@ -22,7 +22,7 @@ MAX_CATEGORIES = 10
 """A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
 
 _WORDS = ("none", "null")
-"""Of what means missing, the words that may also be meant as a category: none, mild, severe."""
+"""Words for a missing value that may also be meant as a category: none, mild, severe."""
 
 
 class Table:

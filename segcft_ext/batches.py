@@ -126,7 +126,7 @@ class PrepareVariables:
 
     Measured variables are measured on the label map *after* the augmentation, which moves and scales the anatomy; the
     others (age, sex) are taken as they are in the datalist. They are the values of this image, not draws from the
-    population: for what is fitted to that, the batch holds the datalist's own.
+    population; what is fitted to the population takes the datalist's own values, which the batch holds too.
 
     Args:
         datalist: the data, for its measurements.

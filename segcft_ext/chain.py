@@ -53,14 +53,14 @@ class Kind:
     """A kind of data: what it needs of the bundles, and what its demo does.
 
     Attributes:
-        segmentor: the guide's bundle.
-        overlay: name of the configs of the other bundles that are laid over those of their trainings, or "".
+        segmentor: bundle of the guiding segmentor.
+        overlay: name of the config that every other bundle lays over its ``train.json``, or "" for none.
         hvae_size: the largest images that the HVAE of these configs reduces to one pixel.
-        demo_folder: where the demo writes to, if it is not told.
-        demo_size: of the demo's phantoms, in pixels.
-        smallest: that its phantoms can be drawn in.
-        square: whether they are.
-        demo_settings: in place of these, in the demo.
+        demo_folder: where the demo writes by default.
+        demo_size: size of the demo's phantoms, in pixels.
+        smallest: smallest size in which its phantoms can be drawn, in pixels.
+        square: whether its images are square.
+        demo_settings: settings of the demo by stage, in place of the bundles'.
         positional: whether the phantoms' variables are measured in regions.
     """
 
@@ -428,7 +428,7 @@ def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
 
 @functools.cache
 def _code() -> str:
-    """The digest of the code that is at work, of which the sources are read once."""
+    """The digest of this code, whose sources are read once."""
     return code_digest(segcft_ext, data_prep)
 
 

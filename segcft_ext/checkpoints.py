@@ -136,7 +136,7 @@ class SelfDescribing(nn.Module):
         self.data = plain(state["data"])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # MONAI's tools load loosely: of a file without the network's keys they would take nothing and go on untrained.
+        # MONAI's tools load loosely: from a file without the network's keys they take nothing and go on untrained.
         if prefix + EXTRA_STATE not in state_dict:
             raise CheckpointError(
                 f"{self.origin}: not a model of this project: key {prefix + EXTRA_STATE!r} is missing, "

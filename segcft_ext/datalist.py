@@ -99,7 +99,7 @@ class Datalist:
 
     @property
     def bands(self) -> dict[str, tuple[int, float, float]]:
-        """Axis, lower and upper boundary of each variable's region, of those that are regions of the image itself."""
+        """``{variable: (axis, low, high)}`` where regions are those of the image itself; empty otherwise."""
         if self.regions is None or self.regions.of != "image":
             return {}
         limits = dict(zip(self.regions.names, itertools.pairwise(self.regions.boundaries), strict=True))
@@ -107,7 +107,7 @@ class Datalist:
 
     @property
     def area_labels(self) -> dict[str, int]:
-        """The label of the structure whose area each variable is, of those that need no other image to be measured."""
+        """``{variable: label}`` of the areas that need no factual image; empty with regions of a structure."""
         if self.regions is not None and self.regions.of != "image":
             return {}
         return {name: found.label for name, found in self.measurements().items() if isinstance(found, Area)}
@@ -152,8 +152,8 @@ class Datalist:
     def fingerprints(self, split: str, use: str | None = None) -> dict[str, str]:
         """The id of each case by its fingerprint, the first 12 hexadecimal digits of a SHA-256.
 
-        A checkpoint tells by fingerprints which cases it was trained on, without naming them. It is that of the id and,
-        of a phantom, of its noise: phantoms of another seed have the same names.
+        A checkpoint tells by fingerprints which cases it was trained on, without naming them. A fingerprint is that
+        of the id and, for a phantom, of its noise too: phantoms of another seed have the same names.
         """
         chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
         return {hashlib.sha256(_identity(entry).encode()).hexdigest()[:12]: entry["id"] for entry in chosen}

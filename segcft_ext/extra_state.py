@@ -18,7 +18,7 @@ __all__ = ["EXTRA_STATE", "pack", "unpack"]
 EXTRA_STATE = "_extra_state"
 """The key under which a state_dict holds the extra state of a module, after the module's own prefix."""
 BLOCK = 16384
-"""Bytes that a packed state is a multiple of; a model of 24 regional variables describes itself in 7 thousand."""
+"""A packed state has a multiple of so many bytes; the description of a model of 24 regional variables has 7000."""
 
 
 def pack(state: Mapping[str, Any]) -> Tensor:

@@ -87,7 +87,7 @@ def parse_intervention(intervention: str | Mapping[str, Any], option: str = "int
 
 
 def expand_sweep(intervention: str | Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One intervention for each value of a list; of several lists, each combination, the last varying fastest.
+    """One intervention for each value of a list; for each combination of several lists, the last varying fastest.
 
     Without a list this is the intervention itself, alone.
 

@@ -204,12 +204,12 @@ class ZeroInflatedMechanism(Mechanism):
     :class:`FlowMechanism`: the scale of the positive part is logarithmic below :math:`\tau = 0.1`, so that nothing
     positive comes close to zero, and linear above, so that its tail is a Gaussian's.
 
-    The density is a mixed one: :math:`\log p` of a zero is the logarithm of a probability, of a positive value that of
-    a probability times a density.
+    The density is a mixed one: for a zero, :math:`\log p` is the logarithm of a probability; for a positive value, that
+    of a probability times a density.
 
-    Abduction knows of :math:`u_1` on which side of :math:`-\ell` it lies, and draws it from there. Of a positive value
-    :math:`u_2` follows exactly; a zero says nothing about it, so it is drawn from its prior: how large the plaque would
-    be if there were one is anybody's guess, and fixed by the generator.
+    Abduction knows on which side of :math:`-\ell` the noise :math:`u_1` lies, and draws it from there. From a positive
+    value :math:`u_2` follows exactly. A zero says nothing about it, so it is drawn from its prior: how large an absent
+    plaque would be is unknown, and the generator fixes it.
 
     Arguments:
         parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
@@ -259,7 +259,7 @@ class ZeroInflatedMechanism(Mechanism):
 
 
 class Conditioner(nn.Module):
-    """Parameters of a mechanism from its parents, (B, Pp) -> (B, outputs): one hidden layer; of a root, constants.
+    """Parameters of a mechanism from its parents, (B, Pp) -> (B, outputs): one hidden layer; for a root, constants.
 
     All outputs are zero in the beginning.
     """

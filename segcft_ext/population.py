@@ -1,8 +1,8 @@
 """Where structures grow: how the label maps of a population differ with the size of one structure.
 
 An area says how much, not where. But a counterfactual is to come from p(x | pa) at other parents, with exogenous
-variables that do not depend on them. So on average over the cases its masks have to differ from the factual ones as the
-masks of real cases do that differ in that variable and in no other.
+variables that do not depend on them. So on average over the cases its masks have to differ from the factual ones as
+the masks of real cases that differ in that variable alone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def growth_maps(
         num_classes: of the label maps.
 
     Returns:
-        Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any, and, which is
-        logged, where fewer cases have all of the variables than a regression on them needs.
+        Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any, and (with a
+        warning) where too few cases have all of the variables for a regression on them.
     """
     if not measurements:
         return None

@@ -1,4 +1,4 @@
-"""How the files of radiographs are to be seen: the steps that ``data_prep`` and the bundles' inference share.
+"""How the file of a radiograph becomes a picture: the steps that ``data_prep`` and the bundles' inference share.
 
 A model sees in inference what it saw in training only if both read a file in the same way. Nothing here needs torch.
 """
@@ -22,7 +22,7 @@ except ImportError:  # pydicom 2
 __all__ = ["MILLIMETRES", "as_displayed", "dicom_spacing", "is_dicom", "raster_pixels", "upright"]
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-"""Of a unit of length in nibabel's words; millimetres and what is not stated are taken for millimetres."""
+"""Millimetres in a unit of length, by nibabel's name for it; any other unit, and none, is taken for millimetres."""
 
 _PHOTOMETRIC = 262
 """TIFF's tag of the photometric interpretation; 0: zero is white."""

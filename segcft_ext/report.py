@@ -53,8 +53,8 @@ def write_report(
         data_dir: folder of the datalist with the pictures that data_prep made, where they are to be shown.
         tracking_uri: the MLflow store with the training runs, where their curves are to be shown.
         experiment: name of the experiment in the store.
-        runs: names of the runs that belong to it, in order; by default, of those that finished and are not known to be
-            of a datalist outside of ``data_dir``, or to have written outside of ``runs_dir``, the newest of each stage.
+        runs: names of the runs that belong to it, in order; by default the newest finished run of each stage, without
+            those known to be of a datalist outside of ``data_dir`` or to have written outside of ``runs_dir``.
         title: by default the data's name.
         runs_dir: folder in which the trainings wrote into folders of their own.
 

@@ -14,7 +14,7 @@ from segcft_ext.tracking import sqlite_file, stage_of, without_password
 __all__ = ["Run", "finished_runs"]
 
 TOLD_APART = ("dscm", "guide", "deformation", "finetune_hvae")
-"""Parameters of which runs of one name may have different values, as the fine-tunings of a DSCM with two guides."""
+"""Parameters that tell runs of one name apart, such as the fine-tunings of a DSCM with two guides."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ def finished_runs(
         experiment: its name.
         names: the runs wanted, in this order; by default the newest of each stage, oldest first. Fine-tunings of
             different DSCMs, with different guides or of different mechanisms are stages of their own.
-        data_dir: folder of a datalist; of the runs that are not named, those of a datalist elsewhere are left out. One
-            that has been moved or removed since does not tell.
-        runs_dir: folder of trainings; of the runs that are not named, those that wrote elsewhere are left out. The
-            first runs did not record where they wrote.
+        data_dir: folder of a datalist. Without ``names``, runs on a datalist elsewhere are left out, unless that
+            datalist is no longer there.
+        runs_dir: folder of trainings. Without ``names``, runs that wrote elsewhere are left out, but not those that did
+            not record where they wrote.
 
     Raises:
         FileNotFoundError: when the store is an SQLite database that is not there; MLflow would create it.

@@ -237,7 +237,7 @@ class _Screen:
 
 
 def _lines(log: Path) -> list[str]:
-    """The last lines of a log; of a progress bar that is redrawn in place, the last state."""
+    """The last lines of a log; a progress bar that is redrawn in place is one line, its last state."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")

@@ -7,8 +7,8 @@ by content, never where they lie. It is written when the stage starts and again 
 
     state = stage.state(digests)    # "complete", "interrupted" or "due"
 
-It also notes the code that was at work. Other code makes no stage run again, since what it has computed may well be
-wanted, but it is said.
+It also notes the code that was at work. A change of the code alone makes no stage run again, since its results may
+still be wanted, but it is reported.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Digests:
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of(self, path: Path, with_listed: bool = False) -> str:
-        """Digest of a file; ``with_listed``: of one of :data:`LISTS` together with the files that it lists."""
+        """Digest of a file; ``with_listed``: of a file of :data:`LISTS` together with the files that it lists."""
         digest = self._of_file(path)
         if not with_listed:
             return digest

@@ -81,7 +81,7 @@ class Variables(nn.Module):
         size = len(self.names)
         self.units: list[str] = [""] * size
         self.categories: list[list[str]] = [[] for _ in range(size)]
-        self.fitted = False  # and not looked up in the buffers, which would wait for the device
+        self.fitted = False  # a flag, since reading the buffers would wait for the device
         self.register_buffer("low", torch.full((size,), math.nan))
         self.register_buffer("high", torch.full((size,), math.nan))
         self.register_buffer("quantiles", torch.full((size, 101), math.nan))

@@ -19,7 +19,7 @@ from segcft_ext.dscm import unwrap
 
 __all__ = ["CaseEvaluator"]
 
-EVERY_CASE = ("negative_elbo",)  # every case has these figures; a model that fails on one has no mean
+EVERY_CASE = ("negative_elbo",)  # of these, one case that is NaN makes the mean NaN
 
 
 class CaseEvaluator(Evaluator, ABC):

@@ -31,8 +31,8 @@ class CounterfactualEvaluator(Evaluator):
     """Makes the counterfactuals of each image; a sweep of S interventions gives S of them.
 
     What the evidence does not tell of the exogenous noise (how large an absent plaque would be) is drawn with a seed
-    that follows from the images: all steps of a sweep, and the interventions of another day, are on the same noise, and
-    two patients are not.
+    that follows from the images: all steps of a sweep, and later interventions on the same image, share this noise; two
+    patients do not.
 
     Output for a batch, decollated before ``postprocessing``:
 
@@ -102,7 +102,7 @@ class CounterfactualEvaluator(Evaluator):
             self.ruler = segmentor_ruler(self.dscm, self.segmentor)
 
     def _warn_beyond_training(self, do: Mapping[str, Tensor], values: Tensor, wanted: Tensor) -> None:
-        """Of what is intervened on, and of what follows from it; once for each variable in a run."""
+        """Warn of targets, and of values that follow from them, beyond the training data; once for each variable."""
         variables = self.dscm.variables
         followed = {
             name: after[after != before]

@@ -18,7 +18,7 @@ __all__ = ["draw_targets", "intervened_variables", "reference_cases", "same_draw
 
 @contextmanager
 def same_draws(seed: int = 0, row: int = 0) -> Iterator[None]:
-    """Whatever is drawn inside by PyTorch's global generator, it is drawn alike each time; outside nothing changes.
+    """Inside, PyTorch's global generator draws the same numbers each time; outside, its state is as before.
 
     Args:
         seed: of the draws.

@@ -8,11 +8,11 @@ from k is the factual value), with J_j the judge's measurement of variable j:
 * ``mae``: mean of ``|J_j(x~) - pa~_j|`` in the unit of j;
 * ``drift``: mean of ``|J_j(x~) - J_j(x) - (pa~_j - pa_j)| / |pa_j|`` in percent, for j != k. The judge is compared with
   itself, so its own error cancels, and what the model predicts of a descendant is no drift: what is left is what the
-  edit moved and ought not to have; ``drift_mae`` is the same in the unit of j;
+  edit should not have moved; ``drift_mae`` is the same in the unit of j;
 * ``slope``: least squares of the achieved change ``J_k(x~) - J_k(x)`` on the wanted change ``pa~_k - pa_k``, with an
   intercept. 1 is right, 0 is no effect; a constant bias of the judge does not touch it.
 
-The percentages leave out rows in which they would be of zero. Of a variable that may be zero (a plaque) the figure is
+The percentages leave out rows in which they would be of zero. For a variable that may be zero (a plaque), the figure is
 the ``mae``, see also :mod:`segcft_ext.evaluation.presence`.
 
 Means run over test cases and interventions; intervals resample cases (:mod:`segcft_ext.evaluation.bootstrap`).

@@ -53,8 +53,8 @@ class JudgeEvaluator(Evaluator):
         val_data_loader: batches of test cases.
         network: the judge, a segmentor that took no part in the training of any method.
         datalist: the data.
-        methods: the models that are judged, by name; ``identity`` is added, of which the first model's mechanisms tell
-            what ought to have changed.
+        methods: the models that are judged, by name; ``identity`` is added, and the first model's mechanisms tell what
+            should have changed under it.
         interventions: variables that are intervened on; every continuous measured one by default.
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
@@ -303,7 +303,7 @@ class JudgeEvaluator(Evaluator):
         }
 
     def _growth_of_interventions(self) -> dict[str, Tensor]:
-        """Of what may be absent the place differs from case to case; there the mean says nothing."""
+        """Growth maps of intervened variables, but for structures that may be absent, whose place differs by case."""
         if self.growth is None:
             return {}
         return {do: self.growth[self.judge.names.index(do)] for do in self.interventions if do not in self.may_be_zero}

@@ -135,8 +135,8 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
 
     Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
     other training cases than each guide named in the checkpoints (``data["guide"]``, see
-    :mod:`segcft_ext.provenance`). Both must say which part of the cases they were trained on: who does not was trained
-    on all. The cases themselves are compared as well, since data may have been divided more than once.
+    :mod:`segcft_ext.provenance`). Both must say which part of the cases they were trained on: one that does not was
+    trained on all. The cases themselves are compared as well, since data may have been divided more than once.
 
     Raises:
         CheckpointError: names judge, method, key, and what both hold.

@@ -2,7 +2,7 @@
 
 The *region of change* of a counterfactual is the union of the masks of the structures whose variables ought to change
 (the intervened one and, where the causal graph has edges, its descendants) before and after: in the factual image by
-its label map, in the counterfactual by the judge's segmentation of it; of a variable of a region only its mask there.
+its label map, in the counterfactual by the judge's segmentation of it; for a variable of a region only the mask there.
 It is widened by 5 pixels at 256 pixels, i.e. by ``5 * size / 256`` pixels in Euclidean distance: a neighbour that has
 to give way, such as the lumen beside a plaque, does so within that margin.
 

@@ -1,7 +1,7 @@
 """Does a structure that may be absent appear and vanish when asked to?
 
-Of a variable with a point mass at zero a percentage of the target says nothing: the figure is the mean absolute error
-in the variable's unit, for each of the four ways in which the structure can be there or not before and after the
+For a variable with a point mass at zero, a percentage of the target says nothing. The figure is the mean absolute error
+in the variable's unit, for each of the four ways in which the structure can be present or absent before and after the
 intervention. ``seen`` is the share of counterfactuals in which the judge finds any of it: it ought to be 1 where the
 structure appears or stays, 0 where it vanishes or stays away. Its floor is the judge on real images that show the
 structure, or do not.

@@ -115,7 +115,7 @@ def _with_units(evaluation: Mapping[str, Any], headings: Mapping[str, str]) -> d
 
 
 def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
-    """Drift and error of every variable under every intervention: side by side, or, of many, as matrices."""
+    """Drift and error of every variable under every intervention: side by side, or as matrices where there are many."""
     floor, headings, figure = evaluation["floor"], interventions(figures), _figure(evaluation)
     pairs = {f"{heading}: {words(j)}": (do, j) for heading, do in headings.items() for j in floor}
     drift, unit = (

@@ -39,7 +39,7 @@ class EvaluationWriter:
 
     ``evaluation.json``, ``evaluation.csv``, ``evaluation.md``; ``pairs.csv`` with a row for each counterfactual;
     ``figures/*.png`` and ``figures/figures.json``, which says what each shows. The cases shown are spread evenly over
-    the test split, not chosen. Of an earlier evaluation in the same folder no picture is left.
+    the test split, not chosen. Pictures of an earlier evaluation in the folder are removed.
 
     Args:
         output_dir: the folder.
@@ -172,7 +172,7 @@ class EvaluationWriter:
 
 
 def _quantiles(marginal: np.ndarray, levels: Sequence[float], may_be_zero: bool) -> tuple[list[float], str]:
-    """Targets at quantiles of the training data, and how to say so; of what may be zero, zero comes first."""
+    """Targets at quantiles of the training data, and how to say so; where a variable may be zero, zero comes first."""
     if not may_be_zero:
         listed = ", ".join(f"{100 * level:.0f}" for level in levels)
         return np.quantile(marginal, levels).tolist(), f"the percentiles {listed} of the training data"

@@ -16,7 +16,7 @@ DPI = 160
 
 
 def picture(image: Tensor | np.ndarray) -> np.ndarray:
-    """An image (1, *spatial) or (*spatial) as (H, W); of a volume the middle slice through its shortest axis.
+    """An image (1, *spatial) or (*spatial) as (H, W); a volume by the middle slice across its shortest axis.
 
     That is a longitudinal cut of a straightened vessel, and the first axis of a cube.
     """

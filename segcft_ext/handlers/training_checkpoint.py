@@ -38,7 +38,7 @@ class TrainingCheckpoint:
     Args:
         path: the file.
         objects: what to save besides the trainer's own progress, by name: anything with ``state_dict``, or the
-            validator, of which the progress and the best metric are saved.
+            validator, whose progress and best metric are saved.
         resume: restore from the file, if it exists, when the training starts.
 
     Raises:

@@ -18,12 +18,12 @@ SMALLEST_DETERMINANT = 0.02
 
 
 def unfolded(displacement: Tensor) -> Tensor:
-    """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until nowhere they do.
+    """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until they fold nowhere.
 
     The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
-    corners of every folded cell and their neighbours become the mean of theirs, and so on, at most 100 times, which is
-    enough for velocities of white noise of eight pixels. All else is returned as it is. The gradient is that of the
-    displacements as they came.
+    corners of every folded cell and their neighbours become the means of what is around them, at most 100 times, which
+    is enough for velocities of white noise of eight pixels. All else is returned as it is. The gradient is that of the
+    displacements as given.
     """
     dims = displacement.shape[1]
     smoothed = displacement.detach()
@@ -40,8 +40,8 @@ def unfolded(displacement: Tensor) -> Tensor:
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """Smallest det(I + grad u) in each cell between the pixels, for displacements in pixels (B, D, \\*spatial).
 
-    It is that of the cell's corners, each with the differences along its own edges. Inside of a cell of two dimensions
-    the map is bilinear and its determinant linear, so nowhere it is smaller.
+    It is taken over the cell's corners, each with the differences along its own edges. Inside a cell of two dimensions
+    the map is bilinear and its determinant linear, so it is smallest at a corner.
 
     Returns:
         Shape (B, \\*(spatial - 1)); a value of zero or less is a fold.

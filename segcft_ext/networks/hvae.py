@@ -126,7 +126,7 @@ class StochasticBlock(nn.Module):
     def prior(self, context: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of p(z_l | z_<l) or, for a conditional prior, of p(z_l | z_<l, pa).
 
-        ``context`` is what it sees of z_<l: a conditional prior the decoder's state, which the parents have shaped.
+        ``context`` is what it sees of z_<l; for a conditional prior the decoder's state, which has seen the parents.
         """
         mean, log_scale = self.prior_head(F.gelu(self.prior_block(context, parents))).chunk(2, dim=1)
         return mean, _soft_clamp(log_scale)
@@ -240,7 +240,7 @@ class HVAE(nn.Module):
             image: shape (B, C, *spatial), in [-1, 1].
             parents: encoded parents, shape (B, P).
             temperature: factor on the posterior's standard deviation; 0 gives its mean.
-            with_kl: whether the KL is computed; an exogenous prior is asked for nothing else.
+            with_kl: whether the KL is computed, the only thing that an exogenous prior is needed for.
         """
         features = self.encode(image)
         latents: list[Tensor] = []
