@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +17,22 @@ from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
 from data_prep.inspection import write_inspection
 from data_prep.label_faults import FAULTS
-from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
+from data_prep.masks import MaskTable
+from data_prep.options import (
+    read_boundaries,
+    read_flag,
+    read_fractions,
+    read_image_size,
+    read_json,
+    read_label_values,
+    read_list,
+    read_mapping,
+    read_masks,
+    read_numbers,
+    read_vessel_regions,
+    read_vessel_size,
+    read_workers,
+)
 from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import CoronarySource, PhantomSource
 from data_prep.phantom_chest import ChestPhantom
@@ -29,20 +42,13 @@ from data_prep.pictures import draw_variables
 from data_prep.readers import real_path
 from data_prep.regions import derive_regions, region_definition
 from data_prep.scans import find_scans, list_scans
-from data_prep.splits import FRACTIONS, check_fractions
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import read_sizes, read_whole, run_command
+from segcft_ext.command_line import read_whole, run_command
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
 DEFAULT_STRUCTURES = ",".join(CHEST)
-EXAMPLES = {
-    "fractions": json.dumps(FRACTIONS),
-    "labels": '{"heart": 3}',
-    "missing": '{"age": 0}',
-    "units": '{"age": "years"}',
-}
 
 
 def folder(
@@ -123,19 +129,19 @@ def folder(
             raise ValueError(
                 f"out: {out} lies in the folder of images {pictures}: the next run would take it for cases"
             )
-    shares = _shares(fractions)
-    masks_from = _masks(_parse("masks", masks), _names(structures), _mapping("labels", labels), mask_table, id_column)
+    shares = read_fractions(fractions)
+    masks_from = read_masks(masks, structures, labels, mask_table, id_column)
     rows = None
     if table is not None:
-        chosen = _parse("variables", variables)
-        chosen = chosen if isinstance(chosen, dict) else _names(chosen)
-        given = {option: _mapping(option, value) for option, value in (("units", units), ("missing", missing))}
+        chosen = read_json("variables", variables)
+        chosen = chosen if isinstance(chosen, dict) else read_list(chosen)
+        given = {option: read_mapping(option, value) for option, value in (("units", units), ("missing", missing))}
         rows = Table(Path(table), chosen, given["units"], given["missing"], id_column, source_column, patient_column)
         for note in rows.notes:
             print(note)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
-    source = FolderSource([Path(f) for f in folders], images, masks_from, _image_size(size), rows)
+    source = FolderSource([Path(f) for f in folders], images, masks_from, read_image_size(size), rows)
     _prepare_patients(
         source,
         Path(out),
@@ -144,9 +150,9 @@ def folder(
         seed=read_whole("seed", seed, 0),
         fractions=shares,
         unit=unit,
-        workers=_workers(workers),
+        workers=read_workers(workers),
         scheduler=scheduler,
-        strict=_flag("strict", strict),
+        strict=read_flag("strict", strict),
         salt=salt,
     )
     if rows is not None and rows.unused:
@@ -201,13 +207,13 @@ def padchest(
     """
     if not images:
         raise ValueError("no folder of images given; see python -m data_prep padchest --help")
-    shares = _shares(fractions)
-    source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], _image_size(size))
+    shares = read_fractions(fractions)
+    source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], read_image_size(size))
     for what, count in source.counts.items():
         print(f"{what}: {count}")
     for archive in source.broken:
         print(f"  {archive}")
-    if source.broken and _flag("strict", strict):
+    if source.broken and read_flag("strict", strict):
         raise ValueError(f"strict: {source.broken[0]}: this archive cannot be opened")
     _prepare_patients(
         source,
@@ -216,9 +222,9 @@ def padchest(
         name=name,
         seed=read_whole("seed", seed, 0),
         fractions=shares,
-        workers=_workers(workers),
+        workers=read_workers(workers),
         scheduler=scheduler,
-        strict=_flag("strict", strict),
+        strict=read_flag("strict", strict),
         salt=salt,
     )
     write_filters(source.counts, Path(out) / "filters.csv")
@@ -291,26 +297,26 @@ def ccta(
     """
     if not places:
         raise ValueError("no folder or list given; see python -m data_prep ccta --help")
-    shares = _shares(fractions)
+    shares = read_fractions(fractions)
     paths = [Path(place) for place in places]
-    low, high = _numbers("window", window, 2)
+    low, high = read_numbers("window", window, 2)
     scans = [find_scans(path) if path.is_dir() else list_scans(path) for path in paths]
     sources = [found[0].source for found in scans]
     if len(set(sources)) != len(sources):
         raise ValueError(f"places: {sources} are to be the sources' names, so they must differ")
     source = CctaSource(
         [scan for found in scans for scan in found],
-        _label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
-        size=_vessel_size(size, read_whole("dims", dims)),
-        spacing=_numbers("across", across, 1)[0],
-        angles=_numbers("angles", angles),
+        read_label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
+        size=read_vessel_size(size, read_whole("dims", dims)),
+        spacing=read_numbers("across", across, 1)[0],
+        angles=read_numbers("angles", angles),
         window=(low, high),
-        regions=_vessel_regions(regions, boundaries),
+        regions=read_vessel_regions(regions, boundaries),
         order=read_whole("order", order),
-        sigma=_numbers("smoothing", smoothing, 1)[0],
-        shortest=_numbers("shortest", shortest, 1)[0],
+        sigma=read_numbers("smoothing", smoothing, 1)[0],
+        shortest=read_numbers("shortest", shortest, 1)[0],
         convention=str(coordinates).upper(),
-        workers=_workers(workers) or 1,
+        workers=read_workers(workers) or 1,
     )
     _prepare_patients(
         source,
@@ -319,9 +325,9 @@ def ccta(
         name=name,
         seed=read_whole("seed", seed, 0),
         fractions=shares,
-        workers=_workers(workers),
+        workers=read_workers(workers),
         scheduler=scheduler,
-        strict=_flag("strict", strict),
+        strict=read_flag("strict", strict),
         salt=salt,
     )
 
@@ -366,18 +372,18 @@ def phantom(
         scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), _shares(fractions)
+    count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), read_fractions(fractions)
     if kind == "chest":
         if (read_whole("dims", dims), regions, boundaries) != (2, None, None):
             raise ValueError("dims, regions and boundaries are options of --kind coronary")
-        height, pixels = _image_size(64 if size is None else size)
+        height, pixels = read_image_size(64 if size is None else size)
         if height != pixels:
             raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
     elif kind == "coronary":
-        parts = _vessel_regions(regions, boundaries)
-        vessels = CoronaryPhantom(_vessel_size(size, read_whole("dims", dims)), parts, descendants=False)
+        parts = read_vessel_regions(regions, boundaries)
+        vessels = CoronaryPhantom(read_vessel_size(size, read_whole("dims", dims)), parts, descendants=False)
         source = CoronarySource(vessels, count, seed)
     elif kind == "coronary_volumes":
         for i in tqdm(range(count), desc="rendering", unit="volume"):
@@ -392,7 +398,7 @@ def phantom(
         name=name,
         seed=seed,
         fractions=shares,
-        workers=_workers(workers),
+        workers=read_workers(workers),
         scheduler=scheduler,
     )
     _report(summary)
@@ -430,8 +436,8 @@ def regions(
         structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
             their whole areas.
     """
-    definition = region_definition(_names(names or []), _boundaries(boundaries), of, read_whole("axis", axis))
-    derived = derive_regions(datalist, out, definition, _names(structures or []))
+    definition = region_definition(read_list(names or []), read_boundaries(boundaries), of, read_whole("axis", axis))
+    derived = derive_regions(datalist, out, definition, read_list(structures or []))
     draw_variables(derived, derived.path.with_name("variables.png"))
     regional = [variable.name for variable in derived.variables if variable.region]
     print(f"{len(regional)} regional variables: {', '.join(regional)}")
@@ -472,126 +478,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"data_prep: {error}")
     except KeyboardInterrupt:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
-
-
-def _masks(masks: Any, structures: list[str], labels: Any, table: str | None, id_column: str) -> Masks:
-    """What --masks, --structures, --labels and --mask_table mean together."""
-    if isinstance(masks, dict) and not all(isinstance(place, str) for place in masks.values()):
-        raise ValueError(f"masks: found {masks!r}, expected the name of a folder, or column, for each structure")
-    if table is not None and labels is not None:
-        raise ValueError("labels: masks are either label maps or in a --mask_table")
-    if labels is not None:
-        if isinstance(masks, dict):
-            raise ValueError(f"masks: found {masks!r}, expected with --labels a folder")
-        return LabelMaps(masks, labels)
-    if table is not None:
-        return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in structures}, id_column)
-    return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in structures})
-
-
-def _parse(option: str, given: Any) -> Any:
-    """JSON, where a text looks like an object or a list of JSON; anything else as it is."""
-    if not isinstance(given, str) or given.lstrip()[:1] not in ("{", "["):
-        return given
-    try:
-        return json.loads(given)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option}: {given!r} is no JSON: {error}") from error
-
-
-def _mapping(option: str, given: Any) -> dict[str, Any] | None:
-    """A JSON mapping, or None."""
-    found = _parse(option, given)
-    if found is not None and not isinstance(found, dict):
-        raise ValueError(f"{option}: found {given!r}, expected JSON as '{EXAMPLES[option]}'")
-    return found
-
-
-def _shares(given: Any) -> dict[str, float]:
-    return check_fractions(_mapping("fractions", given))
-
-
-def _names(given: Any) -> list[str]:
-    """Names from "a,b", a JSON list or a sequence."""
-    given = _parse("names", given)
-    parts = given.split(",") if isinstance(given, str) else given
-    return [name for name in (str(part).strip() for part in parts) if name]
-
-
-def _workers(given: Any) -> int | None:
-    return None if given is None else read_whole("workers", given)
-
-
-def _boundaries(given: Any) -> list[float] | None:
-    return None if given is None else [_boundary(part) for part in _names(given)]
-
-
-def _boundary(given: str) -> float:
-    try:
-        return float(given)
-    except ValueError:
-        raise ValueError(f"boundaries: found {given!r}, expected numbers from 0 to 1") from None
-
-
-def _vessel_size(given: Any, dims: int) -> tuple[int, ...]:
-    if dims not in (2, 3):
-        raise ValueError(f"dims: found {dims}, expected 2 or 3")
-    numbers = read_sizes("256x64" if given is None else given)
-    if len(numbers) == 2 and dims == 3:
-        numbers.append(numbers[1])
-    if len(numbers) != dims:
-        raise ValueError(f"size: found {given!r}, expected samples along and across, such as 256x64")
-    return tuple(numbers)
-
-
-def _vessel_regions(names: Any, boundaries: Any) -> dict[str, Any] | None:
-    """The regions of vessels, thirds by default; None for "none"."""
-    if names is not None and str(names).strip().lower() == "none":
-        return None
-    return region_definition(_names(names or []), _boundaries(boundaries))
-
-
-def _numbers(option: str, given: Any, count: int | None = None) -> tuple[float, ...]:
-    """Numbers from "0,90", a list or a number alone."""
-    try:
-        found = tuple(float(part) for part in (_names(given) if isinstance(given, (str, list, tuple)) else [given]))
-    except ValueError:
-        found = ()
-    if not found or count not in (None, len(found)):
-        raise ValueError(f"{option}: found {given!r}, expected {count or 'one or several'} number(s)")
-    return found
-
-
-def _label_values(given: Any) -> dict[str, list[int]]:
-    """Values by structure from "lumen=1-14,calcified_plaque=20" or from JSON."""
-    found = _parse("labels", given)
-    if isinstance(found, dict):
-        listed = {name: values if isinstance(values, list) else [values] for name, values in found.items()}
-        if all(
-            isinstance(value, int) and not isinstance(value, bool) for values in listed.values() for value in values
-        ):
-            return listed
-    values: dict[str, list[int]] = {}
-    for part in found.split(",") if isinstance(found, str) else [given]:
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(part), re.ASCII)
-        if match is None:
-            raise ValueError(f"labels: found {part!r}, expected structures and their values, as lumen=1 or lumen=1-14")
-        structure, first, last = match.groups()
-        values.setdefault(structure, []).extend(range(int(first), int(last or first) + 1))
-    return values
-
-
-def _flag(option: str, given: Any) -> bool:
-    if str(given) not in ("True", "False"):
-        raise ValueError(f"{option}: found {given!r}, expected --{option} alone, behind the folders")
-    return str(given) == "True"
-
-
-def _image_size(given: Any) -> tuple[int, int]:
-    numbers = read_sizes(given)
-    if len(numbers) not in (1, 2) or min(numbers) < 8:
-        raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96x64)")
-    return numbers[0], numbers[-1]
 
 
 def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> None:
