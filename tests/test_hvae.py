@@ -134,6 +134,15 @@ def test_an_image_longer_than_wide_is_reduced_to_one_pixel(dims: int) -> None:
     torch.testing.assert_close(hvae.decode(posterior.latents, parents, size)[0], posterior.mean)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_image_smaller_than_the_last_window_is_reduced_to_one_pixel(dims: int) -> None:
+    hvae = HVAE(1, dims, channels=(4, 4, 4), strides=(2, [8, *[2] * (dims - 1)]), blocks=(0, 0, 1), latent_channels=2)
+    image = torch.rand(2, 1, 8, *[2] * (dims - 1))
+    middle = hvae.encode(image)[1]
+    torch.testing.assert_close(hvae.down[1][0](middle), middle.mean(list(range(2, 2 + dims)), keepdim=True))
+    assert hvae.posterior(image, torch.zeros(2, 1)).mean.shape == image.shape
+
+
 def test_settings_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="2 channels, 3 blocks and 1 strides"):
         HVAE(1, channels=(8, 8), strides=(2,), blocks=(1, 1, 1))

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Conv
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
@@ -84,6 +84,20 @@ class ResidualBlock(nn.Module):
             gain, shift = self.film(parents).view(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
             hidden = hidden * (1 + gain) + shift
         return x + self.second(F.gelu(hidden))
+
+
+class Reduction(nn.Module):
+    """Mean over windows that do not overlap; an axis shorter than its window becomes one pixel."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # PyTorch's 3-D pooling refuses windows that are larger than the image.
+        window = [min(stride, size) for stride, size in zip(self.stride, x.shape[2:], strict=True)]
+        pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+        return pool(x, window, ceil_mode=True)
 
 
 class StochasticBlock(nn.Module):
@@ -211,12 +225,7 @@ class HVAE(nn.Module):
                 )
             )
             if level < lowest:
-                stride = self.strides[level]
-                self.down.append(
-                    nn.Sequential(
-                        Pool[Pool.AVG, spatial_dims](stride, ceil_mode=True), conv(width, channels[level + 1], 1)
-                    )
-                )
+                self.down.append(nn.Sequential(Reduction(self.strides[level]), conv(width, channels[level + 1], 1)))
                 self.up.append(conv(channels[level + 1], width, 1))
         self.start = nn.Parameter(torch.zeros(1, channels[-1], *[1] * spatial_dims))
         self.last = ResidualBlock(spatial_dims, channels[0], parent_channels)
