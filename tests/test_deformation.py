@@ -63,6 +63,23 @@ def test_the_border_stays_where_it_is() -> None:
     assert displacement[..., border].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_where_anatomy_goes_on_it_moves_along_the_border_but_not_across_it(dims: int) -> None:
+    head = DeformationHead(1, dims, channels=(8, 8), grid_stage=1, slip=[0])
+    size = (32, *[16] * (dims - 1))
+    displacement = head.displacement(head._velocity(torch.ones(1, 1, dims, *[s // 2 for s in size]), torch.ones(1, 1)), size)
+    across, along = displacement[0, 0], displacement[0, 1]
+    assert across[0].abs().max() < 1e-4 and across[-1].abs().max() < 1e-4
+    middle = (slice(None), *[8] * (dims - 1))
+    assert (along[middle] > 0.5 * along[middle].max()).all()
+    assert along[:, 0].abs().max() < 1e-4 and along[:, -1].abs().max() < 1e-4
+
+
+def test_slip_is_along_axes_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"slip is \[2\], expected axes from 0 to 1"):
+        DeformationHead(1, slip=[2])
+
+
 def test_the_opposite_velocity_brings_every_pixel_back() -> None:
     head = moving_head()
     y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")

@@ -92,8 +92,9 @@ class DeformationHead(nn.Module):
     .. math:: v = \\sum_k (\\tilde{pa}_k - pa_k) B_k(e, pa, \\tilde{pa}), \\qquad \\phi = \\exp(v)
 
     The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
-    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. The
-    gate starts at one: a fresh head leaves the HVAE's counterfactual as it is.
+    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. Where
+    anatomy goes on beyond the image (``slip``) only the component across the border fades. The gate starts at one: a
+    fresh head leaves the HVAE's counterfactual as it is.
 
     What may be absent is not moved but painted: for such variables the sum over k of s_k R_k(e, pa, pa~) is added to
     the image instead of to the velocity, s_k saying where and how much. It starts at zero, too. To let a structure
@@ -128,9 +129,11 @@ class DeformationHead(nn.Module):
         classes: number of classes of the label maps that the head learns to see; 0 for none.
         frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
         areas: of a channel that is the area of one structure, inside its band if it has one: the structure's class.
+        slip: axes at whose two ends the image cuts through anatomy, as through a vessel that goes on: there it may
+            move along the border, not across it.
 
     Raises:
-        ValueError: when ``grid_stage`` is not one of the stages, or an area that of no class.
+        ValueError: when ``grid_stage`` is not one of the stages, an area that of no class, or ``slip`` not an axis.
     """
 
     is_painted: Tensor
@@ -152,17 +155,21 @@ class DeformationHead(nn.Module):
         classes: int = 0,
         frequencies: int = 0,
         areas: Mapping[int, int] | None = None,
+        slip: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not 1 <= grid_stage <= len(channels):
             raise ValueError(f"DeformationHead: grid_stage is {grid_stage}, expected 1 to {len(channels)}")
         if unseen := sorted(label for label in (areas or {}).values() if not 0 <= label < classes):
             raise ValueError(f"DeformationHead: areas of the classes {unseen}, the head sees {classes} classes")
+        if not set(slip) <= set(range(spatial_dims)):
+            raise ValueError(f"DeformationHead: slip is {list(slip)}, expected axes from 0 to {spatial_dims - 1}")
         conv = Conv[Conv.CONV, spatial_dims]
         self.spatial_dims = spatial_dims
         self.parent_channels = parent_channels
         self.grid_stage = grid_stage
         self.margin = margin
+        self.slip = tuple(slip)
         self.frequencies = frequencies
         self.bands = dict(bands or {})
         self.areas = dict(areas or {})
@@ -389,11 +396,13 @@ class DeformationHead(nn.Module):
         return share
 
     def _window(self, velocity: Tensor) -> Tensor:
-        window = torch.ones((), device=velocity.device)
+        """Factor on each component of the velocity that fades it at the image's border, (D, \\*grid)."""
+        window = torch.ones(velocity.shape[1:], device=velocity.device)
         for axis, length in enumerate(velocity.shape[2:]):
             position = torch.linspace(0, 1, length, device=velocity.device)
             ramp = (torch.minimum(position, 1 - position) / self.margin).clamp(max=1)
-            window = window * ramp.view([-1 if a == axis else 1 for a in range(self.spatial_dims)])
+            fading = slice(axis, axis + 1) if axis in self.slip else slice(None)
+            window[fading] *= ramp.view([-1 if a == axis else 1 for a in range(self.spatial_dims)])
         return window
 
 
