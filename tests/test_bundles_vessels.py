@@ -159,6 +159,11 @@ def test_the_judge_evaluates(ran: Path, datalist: Datalist) -> None:
     evaluation = json.loads((ran / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["judge"]) == set(datalist.structures)
     assert evaluation["methods"]["No-CFT"]["composition"]["1"] < 1e-4
+    figures = json.loads((ran / "evaluation" / "figures" / "figures.json").read_text())
+    assert {figure["kind"] for figure in figures} == {"scatter", "heatmap", "maps", "sweep", "comparison"}
+    for figure in figures:
+        sliced = datalist.spatial_dims == 3 and figure["kind"] not in ("scatter", "heatmap")
+        assert figure["caption"].endswith("middle slice.") == sliced
 
 
 def infer(bundle: str, **options: Any) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from segcft_ext import figures
 from segcft_ext.figures import Panel
+from segcft_ext.handlers.counterfactual_writer import _lines
 
 LABELS = {"left_lung": 1, "heart": 3}
 
@@ -69,6 +72,19 @@ def test_a_vessel_is_laid_down_with_its_first_row_at_the_left() -> None:
     # the middle line of the first picture, 160 pixels for each inch
     line = drawn(figure)[int(160 * 0.64), int(160 * 0.35) : int(160 * 2.65)].mean(1)
     assert line[: len(line) // 6].min() > 200 and line[len(line) // 2 :].max() < 60
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 16)])
+def test_texts_of_samples_overlap_nothing(shape: tuple[int, int]) -> None:
+    values = _lines(["1.23e-05", "222", "333"] * 3)
+    title = " / ".join(f"noncalcified plaque area {region}" for region in ("proximal", "mid", "distal") * 3)
+    figure = figures.sample_grid([np.zeros(shape)] * 6, [values] * 6, columns=3, title=title)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes += [picture.get_window_extent() for picture in figure.axes[0].images]
+    assert len(boxes) == 13 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 def test_equal_pictures_are_equal_files() -> None:

@@ -32,6 +32,7 @@ __all__ = ["EvaluationWriter"]
 
 SWEEP_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COMPARED_QUANTILES = (0.1, 0.9)
+PICTURES = ("comparison", "sweep", "maps")  # the kinds of figures that show images
 
 
 class EvaluationWriter:
@@ -57,6 +58,7 @@ class EvaluationWriter:
         write_evaluation(engine.evaluation, self.output_dir)
         engine.pairs.to_csv(self.output_dir / "pairs.csv", index=False, float_format="%.6g")
         self._shown: list[dict[str, str]] = []
+        self._sliced = " Of each volume the middle slice." if engine.datalist.spatial_dims == 3 else ""
         self._aggregates(engine)
         dataset: Any = engine.loader.dataset if len(engine.methods) > 1 else []
         positions = np.unique(
@@ -72,6 +74,7 @@ class EvaluationWriter:
 
     def _save(self, figure: Figure, name: str, kind: str, caption: str) -> None:
         path = save_figure(figure, self.output_dir / "figures" / f"{name}.png")
+        caption += self._sliced if kind in PICTURES else ""
         self._shown.append({"file": path.name, "kind": kind, "caption": caption})
 
     def _aggregates(self, engine: JudgeEvaluator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from segcft_ext.figures.sheet import Sheet
-from segcft_ext.figures.style import STYLE
+from segcft_ext.figures.style import STYLE, cell_size
 
 __all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid"]
+
+LETTERS_PER_INCH = 10  # of a title
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,14 @@ def reconstruction_grid(images: Sequence[np.ndarray], reconstructions: Sequence[
 
 
 def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Figure:
-    """Pictures side by side, e.g. samples of a model, each with an optional line of text above."""
+    """Pictures side by side, e.g. samples of a model, each with optional lines of text above."""
     columns = min(columns, len(images))
+    lines = 1 + max((text.count("\n") for text in titles), default=0)
+    header = 0.08 + 0.12 * lines if titles else 0.04
+    width = columns * (cell_size(images[0].shape)[0] + Sheet.GAP)
+    title = textwrap.fill(title, max(LETTERS_PER_INCH, int(LETTERS_PER_INCH * width)))
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(columns, [1] * -(-len(images) // columns), images[0].shape, 0.2 if titles else 0.04, title)
+        sheet = Sheet(columns, [1] * -(-len(images) // columns), images[0].shape, header, title)
         for index, image in enumerate(images):
             row, column = divmod(index, columns)
             sheet.image(row, 0, column, image)

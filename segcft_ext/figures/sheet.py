@@ -48,7 +48,8 @@ class Sheet:
         self.cell, self.height = cell_size(shape)
         step = self.height + self.GAP
         self.rows = list(rows)
-        self.top = [0.32 if title else 0.06]
+        more = 0.16 * title.count("\n")
+        self.top = [0.32 + more if title else 0.06]
         for count in rows:
             self.top.append(self.top[-1] + header + count * step + 0.04)
         self.header = header
@@ -59,7 +60,7 @@ class Sheet:
         self.axis: Axes = self.figure.add_axes((0, 0, 1, 1))
         self.axis.axis("off")
         if title:
-            self.axis.text(self.LEFT, 0.19, title, fontsize=10, fontweight="bold", va="center")
+            self.axis.text(self.LEFT, 0.19 + more / 2, title, fontsize=10, fontweight="bold", va="center")
 
     def _place(self, block: int, row: int, column: int) -> tuple[float, float]:
         """Left and upper edge of a cell."""

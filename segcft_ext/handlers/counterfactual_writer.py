@@ -89,7 +89,7 @@ class CounterfactualWriter:
         dscm = engine.dscm
         with torch.no_grad():
             images, values = dscm.sample(self.samples, dscm.data["image_size"])
-        titles = [" / ".join(f"{value:.3g}" for value in row) for row in values.tolist()]
+        titles = [_lines([f"{value:.3g}" for value in row]) for row in values.tolist()]
         title = f"Samples: {' / '.join(map(words, dscm.variables.names))}"
         save_figure(sample_grid([picture(image) for image in images], titles, title=title), self.folder / "samples.png")
 
@@ -193,3 +193,8 @@ def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
         else:
             found.append(quantity(value, unit))
     return ", ".join(found)
+
+
+def _lines(texts: Sequence[str]) -> str:
+    """Three in a line."""
+    return "\n".join(" / ".join(texts[start : start + 3]) for start in range(0, len(texts), 3))
