@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import monai.bundle
 import nibabel
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 from small_vessels import draw_vessel, small_vessels, stored, write_nifti
 
-from segcft_ext.checkpoints import CheckpointError, load_model, read_description
+from segcft_ext.checkpoints import CheckpointError, load_model, read_description, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.networks.segmentor import Segmentor
 
@@ -180,3 +181,47 @@ def test_a_checkpoint_of_other_labels_is_refused(ran: tuple[Path, Datalist, Data
     with pytest.raises(RuntimeError) as refused:
         made.run()
     assert isinstance(refused.value.__cause__, CheckpointError) and "data.labels" in str(refused.value.__cause__)
+
+
+@pytest.mark.parametrize("size", [(64, 16), (64, 16, 16)], ids=["2-D", "3-D"])
+def test_trains_as_monai_label_trains_it(
+    size: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own cases, by path alone, and its own loader of the last model; the datalist's header is in the bundle."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("models"))
+    datalist = small_vessels(bundle, size)
+    model = bundle / "models" / "model.pt"
+    last = Segmentor(datalist.labels, "BasicUNet", len(size), features=[4] * 6)
+    last.describe(datalist, use="guide")
+    save_model(last, model)
+    before = model.read_bytes()
+    cases = [{key: item[key] for key in ("image", "label")} for item in datalist.items("training")]
+    handlers = json.loads((bundle / "configs" / "train.json").read_text())["train"]["handlers"]
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(model),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with kept_logging():
+        monai.bundle.run(
+            run_id="run",
+            init_id=None,
+            final_id=None,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            config_file=str(bundle / "configs" / "train.json"),
+            bundle_root=str(bundle),
+            device="cpu",
+            **{
+                "train#trainer#max_epochs": 1,
+                "train#dataset#data": cases[:6],
+                "validate#dataset#data": cases[6:],
+                "train#handlers": [loader, *handlers],
+                "network_def#features": [4] * 6,
+            },
+        )
+    assert model.read_bytes() != before
+    assert load_model(model, Segmentor).definition["spatial_dims"] == len(size)
