@@ -30,6 +30,7 @@ from segcft_ext.engines.case_evaluator import CaseEvaluator
 from segcft_ext.guides import Guide, SegmentorGuide, load_guide, prepare_fine_tuning
 from segcft_ext.handlers import EpochSeed, ModelSaver, TrainingCheckpoint, WeightAverage, warmed_up_average
 from segcft_ext.measurements import Area
+from segcft_ext.networks.deformation import DeformationHead
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.objective import CFTObjective, Lagrangian
@@ -541,11 +542,15 @@ def test_distributed_training_of_one_process_is_the_plain_one(tmp_path: Path, fi
 
 
 def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> None:
-    """One step of pretraining on this process's share of a batch; leaves the weights in a file."""
+    """One step of pretraining on this process's share of a batch; leaves the weights in a file.
+
+    With them, what a head that paints learns of the tissues.
+    """
     if started is not None:
         started.set()
     dscm = untrained()
     at_the_posterior_mean(dscm)
+    head = DeformationHead(2, painted=[0], classes=3, **HEAD).train()
     if processes > 1:
         store, patience = f"file://{folder}/store", timedelta(seconds=120)
         idist.initialize("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
@@ -560,10 +565,12 @@ def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> No
             prepare_batch=prepare,
             clip_gradient_norm=1e9,
         ).run()
+        head.features(torch.stack([case["image"] for case in share]))
     finally:
         if processes > 1:
             idist.finalize()
-    torch.save(tensors(dscm), folder / f"{rank}_of_{processes}.pt")
+    tissues = {"intensities": head.intensities, "pixels": head.pixels}
+    torch.save(tensors(dscm) | tissues, folder / f"{rank}_of_{processes}.pt")
 
 
 def test_two_processes_make_the_step_of_one_on_both_their_batches(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from monai.engines import Trainer
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from segcft_ext.dscm import unwrap
+from segcft_ext.processes import mean_over_processes
 
-__all__ = ["GuardedTrainer", "mean_over_processes", "numbers"]
+__all__ = ["GuardedTrainer", "numbers"]
 
 
 class GuardedTrainer(Trainer):
@@ -121,10 +121,3 @@ class _Redirected:
 def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Scalars on a device as plain numbers, in one transfer; after the step, so that none of it waits for them."""
     return dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist()))
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes; the value itself where there is one process."""
-    if idist.get_world_size() == 1:
-        return value
-    return torch.as_tensor(idist.all_reduce(value.detach().clone())) / idist.get_world_size()

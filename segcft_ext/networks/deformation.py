@@ -25,6 +25,7 @@ from segcft_ext.networks.coordinates import positional_encoding, with_coordinate
 from segcft_ext.networks.folding import unfolded
 from segcft_ext.networks.growing import growth
 from segcft_ext.networks.pooling import max_near, mean_near
+from segcft_ext.processes import mean_over_processes
 
 __all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
 
@@ -248,8 +249,12 @@ class DeformationHead(nn.Module):
         masks = F.one_hot(anatomy.argmax(1), anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
         with torch.autocast(image.device.type, enabled=False):  # means over many pixels, in full precision
             sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2).float())
-        self.intensities.lerp_(sums / (len(masks) * masks.shape[2]), MOMENTUM)
-        self.pixels.lerp_(masks.mean((0, 2))[:, None], MOMENTUM)
+        # Of one process alone they would be another mean in each, and the others' batches in none.
+        for running, mean in (
+            (self.intensities, sums / (len(masks) * masks.shape[2])),
+            (self.pixels, masks.mean((0, 2))[:, None]),
+        ):
+            running.lerp_(mean_over_processes(mean), MOMENTUM)
 
     def forward(self, features: Features, parents: Tensor, target: Tensor, sizes: Sizes | None = None) -> Edit:
         """The edit that an action asks for.
