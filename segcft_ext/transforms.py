@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.networks.blocks import Warp
 from monai.transforms import (
     InvertibleTransform,
     MapTransform,
@@ -22,6 +20,7 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 
 from segcft_ext.command_line import check_booleans
+from segcft_ext.networks.warping import LocalWarp
 from segcft_ext.radiographs import PIXEL_SPACING
 
 __all__ = [
@@ -216,9 +215,7 @@ class CounterfactualToOriginald(Transform):
     def __init__(self, size: Sequence[int], along_vessel: bool = False) -> None:
         self.size = tuple(size)
         self.along_vessel = along_vessel
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
-            self.warp = Warp("bicubic" if len(self.size) == 2 else "bilinear", padding_mode="border")
+        self.warp = LocalWarp("bicubic" if len(self.size) == 2 else "bilinear")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         image, residual, displacement = (

@@ -67,7 +67,9 @@ def test_the_border_stays_where_it_is() -> None:
 def test_where_anatomy_goes_on_it_moves_along_the_border_but_not_across_it(dims: int) -> None:
     head = DeformationHead(1, dims, channels=(8, 8), grid_stage=1, slip=[0])
     size = (32, *[16] * (dims - 1))
-    displacement = head.displacement(head._velocity(torch.ones(1, 1, dims, *[s // 2 for s in size]), torch.ones(1, 1)), size)
+    displacement = head.displacement(
+        head._velocity(torch.ones(1, 1, dims, *[s // 2 for s in size]), torch.ones(1, 1)), size
+    )
     across, along = displacement[0, 0], displacement[0, 1]
     assert across[0].abs().max() < 1e-4 and across[-1].abs().max() < 1e-4
     middle = (slice(None), *[8] * (dims - 1))

@@ -9,14 +9,11 @@ come from a warp: that the head paints.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
@@ -25,6 +22,7 @@ from segcft_ext.networks.coordinates import positional_encoding, with_coordinate
 from segcft_ext.networks.folding import unfolded
 from segcft_ext.networks.growing import growth
 from segcft_ext.networks.pooling import max_near, mean_near
+from segcft_ext.networks.warping import LocalWarp, exponential
 from segcft_ext.processes import mean_over_processes
 
 __all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
@@ -213,18 +211,10 @@ class DeformationHead(nn.Module):
         for head in heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
-            self.integrate = DVF2DDF(INTEGRATION_STEPS, padding_mode="border")
-            self.resample_linear = Warp("bilinear", padding_mode="border")
-            # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
-            self.resample = Warp("bicubic" if spatial_dims == 2 else "bilinear", padding_mode="border")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> DeformationHead:
-        for module in self.modules():
-            if isinstance(module, Warp):
-                module.ref_grid = None  # MONAI keeps the last grid, on the device that it was on
-        return super()._apply(fn, recurse)
+        self.integrate = exponential(INTEGRATION_STEPS)
+        self.resample_linear = LocalWarp("bilinear")
+        # Bicubic sampling exists in 2-D only; linear sampling would blur what moves.
+        self.resample = LocalWarp("bicubic" if spatial_dims == 2 else "bilinear")
 
     def features(self, image: Tensor) -> Features:
         """The abducted exogenous part e of the factual image (B, C, \\*spatial)."""
