@@ -145,7 +145,7 @@ def test_missing_file(tmp_path):
         load_model(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 damaged"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"hi\n", b"PK\x03\x04 damaged"])
 def test_damaged_file(content, tmp_path):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pt: cannot be read as a checkpoint"):

@@ -214,6 +214,13 @@ def test_a_damaged_checkpoint_is_no_obstacle(tmp_path, caplog, content):
     assert load_checkpoint(tmp_path / "training.pt")["trainer"]["epoch"] == 1
 
 
+def test_a_checkpoint_that_cannot_be_opened_is_left_as_it_is(tmp_path):
+    (tmp_path / "training.pt").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"training\.pt"):
+        Training(tmp_path, epochs=1, resume=True).run()
+    assert (tmp_path / "training.pt").is_dir()
+
+
 def test_what_resuming_does_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     Training(tmp_path, epochs=2, resume=True).run()

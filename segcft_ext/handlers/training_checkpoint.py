@@ -56,6 +56,7 @@ class TrainingCheckpoint:
 
     def start(self, engine: Workflow) -> None:
         if self.resume and self.path.exists():
+            self.path.open("rb").close()  # what cannot be opened is an error: it need not be damaged
             try:
                 checkpoint = load_checkpoint(self.path)
             except CheckpointError as error:
