@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import ImageReader, NibabelReader, PILReader
+from monai.data import ImageReader
 
 from segcft_ext.datalist_format import DatalistError, Regions, Variable, validate
 from segcft_ext.measurements import Area, Measurement, instantiate_measurement
+from segcft_ext.prepared import PreparedReader
 
 __all__ = ["Datalist", "known_datalist", "read_datalist", "write_datalist"]
 
@@ -69,8 +70,10 @@ class Datalist:
         return len(self.size)
 
     def reader(self) -> ImageReader:
-        """What MONAI's ``LoadImaged`` reads images and label maps with: PNG files in 2-D, NIfTI files in 3-D."""
-        return PILReader(reverse_indexing=False) if self.spatial_dims == 2 else NibabelReader()
+        """What MONAI's ``LoadImaged`` reads images and label maps with."""
+        entries = (entry for split in self.entries.values() for entry in split)
+        label_maps = [self.path.parent / entry["label"] for entry in entries]
+        return PreparedReader(self.size, label_maps, self.labels.values())
 
     @property
     def structures(self) -> list[str]:

@@ -1,0 +1,63 @@
+"""Reading the images and label maps that a datalist lists.
+
+.. code-block:: python
+
+    load = LoadImaged(["image", "label"], reader=PreparedReader((64, 64)), ensure_channel_first=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader, NibabelReader, PILReader
+from monai.utils import ensure_tuple
+
+from segcft_ext.datalist_format import DatalistError
+
+__all__ = ["PreparedReader"]
+
+
+class PreparedReader(ImageReader):
+    """Reads PNG files in 2-D and NIfTI files in 3-D, and names the file that is damaged or not as the datalist says.
+
+    Args:
+        size: in pixels, of images and label maps.
+        label_maps: the files that are label maps.
+        values: that these may hold.
+    """
+
+    def __init__(
+        self, size: Sequence[int], label_maps: Collection[Path] = frozenset(), values: Collection[int] = ()
+    ) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.label_maps = frozenset(label_maps)
+        self.values = sorted(values)
+        self.reader = PILReader(reverse_indexing=False) if len(self.size) == 2 else NibabelReader()
+
+    def verify_suffix(self, filename: Any) -> bool:
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Path:
+        """The path alone: what LoadImage does with an error here is to try other readers, which read differently."""
+        (path,) = map(Path, ensure_tuple(data))
+        return path
+
+    def get_data(self, img: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        """Pixels and metadata.
+
+        Raises:
+            DatalistError: names the file that cannot be read, has another size or, of a label map, other values.
+        """
+        try:
+            array, meta = self.reader.get_data(self.reader.read(img))
+        except Exception as error:  # decoders raise whatever they stumble over
+            raise DatalistError(f"{img}: cannot be read: {type(error).__name__}: {error}") from error
+        if array.shape != self.size:
+            raise DatalistError(f"{img}: found pixels of shape {array.shape}, expected {self.size}")
+        if img in self.label_maps and (unknown := np.setdiff1d(array, self.values)).size:
+            raise DatalistError(f"{img}: found the labels {unknown[:5].tolist()}, expected some of {self.values}")
+        return array, meta
