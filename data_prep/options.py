@@ -41,7 +41,7 @@ EXAMPLES = {
 
 def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_column: str) -> Masks:
     """What --masks, --structures, --labels and --mask_table mean together."""
-    masks, structures, labels = read_json("masks", masks), read_list(structures), read_mapping("labels", labels)
+    masks, structures, labels = read_json("masks", masks), _structures(structures), read_mapping("labels", labels)
     if isinstance(masks, dict) and not all(isinstance(place, str) for place in masks.values()):
         raise ValueError(f"masks: found {masks!r}, expected the name of a folder, or column, for each structure")
     if table is not None and labels is not None:
@@ -53,6 +53,13 @@ def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_c
     if table is not None:
         return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in structures}, id_column)
     return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in structures})
+
+
+def _structures(given: Any) -> list[str]:
+    names = read_list(given)
+    if len(set(names)) < len(names):
+        raise ValueError(f"structures: found {','.join(names)}, expected each of them once")
+    return names
 
 
 def read_json(option: str, given: Any) -> Any:

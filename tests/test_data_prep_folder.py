@@ -410,6 +410,7 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
         ([*TABLE, "--variables", '{"age": '], "variables: .* is no JSON"),
         ([*TABLE, "--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
         (["--masks", "nowhere"], "expected there: left_lung"),
+        (["--structures", "left_lung,left_lung,heart"], "structures: found left_lung,left_lung,heart, expected each"),
         (["--out", "circle"], "circle: cannot be written to"),
         (["--out", "north/images/out"], "out: north/images/out lies in the folder of images .*north/images"),
         (["--strikt"], "no option --strikt; see python -m data_prep folder --help"),
