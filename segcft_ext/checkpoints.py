@@ -148,6 +148,9 @@ def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to a file that is either the old one or the new one, whatever happens in between.
 
     Only one process may write a file: what one that was killed has left, the next one overwrites.
+
+    Raises:
+        OSError: when it cannot be written, as on a full disk; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +161,11 @@ def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # which torch hides behind one of its own
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path}: cannot be written ({cause.strerror})") from error
     finally:
         scratch.unlink(missing_ok=True)
 

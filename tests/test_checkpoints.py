@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -311,6 +312,20 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     save_atomically({"epoch": 1}, path)
     with pytest.raises((AttributeError, TypeError, RuntimeError)):
         save_atomically({"epoch": lambda: 2}, path)
+    assert load_checkpoint(path) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_full_disk_is_said_of_the_file_and_leaves_the_old_one(tmp_path):
+    path = tmp_path / "model.pt"
+    save_atomically({"epoch": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.pt: cannot be written \(File too large\)"):
+            save_atomically({"weights": torch.rand(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 

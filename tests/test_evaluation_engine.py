@@ -280,6 +280,17 @@ def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_pa
     assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_judged(
+    datalist: Datalist, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    writer = EvaluationWriter(tmp_path / "file")
+    engine = JudgeEvaluator("cpu", loader(datalist), DiscJudge(), datalist, {}, ["left_area"], 1, val_handlers=[writer])
+    with pytest.raises(OSError, match="file: cannot be written to"):
+        engine.run()
+    assert engine.state.iteration == 0
+
+
 def segmentor(datalist: Datalist, architecture: str, use: str | None, seed: int, **arguments: Any) -> Segmentor:
     torch.manual_seed(seed)
     network = Segmentor(datalist.labels, architecture, **arguments)

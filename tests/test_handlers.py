@@ -221,6 +221,14 @@ def test_a_checkpoint_that_cannot_be_opened_is_left_as_it_is(tmp_path):
     assert (tmp_path / "training.pt").is_dir()
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").touch()
+    training = Training(tmp_path / "file")
+    with pytest.raises(OSError, match="file: cannot be written to"):
+        training.run()
+    assert training.trainer.state.iteration == 0
+
+
 def test_what_resuming_does_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     Training(tmp_path, epochs=2, resume=True).run()

@@ -26,6 +26,7 @@ from segcft_ext.figures import (
     effectiveness_scatter,
     save_figure,
 )
+from segcft_ext.folders import writable_folder
 from segcft_ext.wording import quantity, words
 
 __all__ = ["EvaluationWriter"]
@@ -52,6 +53,7 @@ class EvaluationWriter:
         self.figure_cases = figure_cases
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: writable_folder(self.output_dir))
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: JudgeEvaluator) -> None:

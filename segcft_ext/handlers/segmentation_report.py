@@ -22,6 +22,7 @@ from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.lesions import count_lesions
+from segcft_ext.folders import writable_folder
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
@@ -61,6 +62,7 @@ class SegmentationReport:
         self._cases: list[dict[str, Any]] = []
 
     def attach(self, engine: Workflow) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: writable_folder(self.folder))
         engine.add_event_handler(Events.EPOCH_STARTED, self._cases.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
@@ -85,7 +87,6 @@ class SegmentationReport:
                 row |= {f"{metric}_{name}": value for name, value in zip(self.structures, values)}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(self._cases[0]))
             writer.writeheader()

@@ -13,6 +13,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpoint, plain, save_atomically
+from segcft_ext.folders import writable_folder
 
 __all__ = ["TrainingCheckpoint"]
 
@@ -43,6 +44,7 @@ class TrainingCheckpoint:
 
     Raises:
         CheckpointError: at the start, when the file belongs to another definition of the training.
+        OSError: at the start, when the file's folder cannot be written to.
     """
 
     def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = False) -> None:
@@ -55,6 +57,8 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Workflow) -> None:
+        if engine.state.rank == 0:
+            writable_folder(self.path.parent)
         if self.resume and self.path.exists():
             self.path.open("rb").close()  # what cannot be opened is an error: it need not be damaged
             try:
