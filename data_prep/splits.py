@@ -49,7 +49,8 @@ def split_cases(
     for part, needed in ((splits, fractions), (list(uses.values()), USES)):
         empty = [name for name in needed if name not in part]
         if empty:
-            raise ValueError(f"{len(items)} accepted cases are too few: none is left for {', '.join(empty)}")
+            found = f"{len(items)} accepted cases of {len(set(map(_patient, items)))} patients"
+            raise ValueError(f"{found} are too few: none is left for {', '.join(empty)}")
     return [(split, uses.get(i)) for i, split in enumerate(splits)]
 
 
@@ -58,10 +59,9 @@ def assign(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> lis
     groups: dict[tuple[str, ...], list[int]] = {}
     strata: dict[str, list[tuple[str, ...]]] = {}
     for i in sorted(range(len(items)), key=lambda i: (items[i].source, items[i].name)):
-        item = items[i]
-        key = ("patient", item.patient) if item.patient is not None else ("case", item.source, item.name)
+        key = _patient(items[i])
         if key not in groups:
-            strata.setdefault(item.source, []).append(key)
+            strata.setdefault(items[i].source, []).append(key)
         groups.setdefault(key, []).append(i)
 
     part_of = [""] * len(items)
@@ -75,3 +75,8 @@ def assign(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> lis
             for i in groups[keys[k]]:
                 part_of[i] = part
     return part_of
+
+
+def _patient(item: Item) -> tuple[str, ...]:
+    """Who a case is of; one whose patient is unknown is a patient of its own."""
+    return ("case", item.source, item.name) if item.patient is None else ("patient", item.patient)

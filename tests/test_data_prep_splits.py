@@ -50,5 +50,7 @@ def test_wrong_fractions_and_too_few_cases_are_errors():
     for fractions in ({"training": 1.0}, {"training": 0.5, "validation": 0.1, "test": 0.2}):
         with pytest.raises(ValueError, match="fractions"):
             split_cases(items({"a": 20}), 0, fractions)
-    with pytest.raises(ValueError, match="too few: none is left for validation"):
+    with pytest.raises(ValueError, match="3 accepted cases of 3 patients are too few: none is left for validation"):
         split_cases(items({"a": 3}), 0)
+    with pytest.raises(ValueError, match="18 accepted cases of 2 patients are too few: none is left for"):
+        split_cases(items({"a": 18}, lambda i: i % 2), 0)
