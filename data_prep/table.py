@@ -137,8 +137,10 @@ def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:
         return "continuous"
     categories = sorted({_plain(cell) for cell in cells})
     if not 2 <= len(categories) <= MAX_CATEGORIES:
+        others = numbers.count(None)
+        mixed = f" ({others} of {len(cells)} are no numbers)" if 0 < others < len(cells) else ""
         raise ValueError(
-            f"{where}: {len(categories)} different values, so its kind cannot be inferred; "
+            f"{where}: {len(categories)} different values{mixed}, so its kind cannot be inferred; "
             f'give it, e.g. {{"name": "continuous"}} or {{"name": ["A", "B"]}}'
         )
     return categories

@@ -60,14 +60,15 @@ def write_report(
 
     Raises:
         FileNotFoundError: when there is no evaluation in the folder, no folder of the data, or no such store.
+        ValueError: when a file of the evaluation is damaged; names it.
     """
     evaluation_dir, output = Path(evaluation_dir), Path(output)
     if not (evaluation_dir / "evaluation.json").is_file():
         raise FileNotFoundError(f"{evaluation_dir}: no evaluation.json in it, expected what segmentor_evaluation wrote")
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"{data_dir}: no such folder, expected that of a datalist.json")
-    evaluation = json.loads((evaluation_dir / "evaluation.json").read_text(encoding="utf-8"))
-    figures = json.loads((evaluation_dir / "figures" / "figures.json").read_text(encoding="utf-8"))
+    evaluation = _read(evaluation_dir / "evaluation.json")
+    figures = _read(evaluation_dir / "figures" / "figures.json")
     tables = {table.key: table for table in evaluation_tables(evaluation)}
     data_dir = None if data_dir is None else Path(data_dir)
     runs_dir = None if runs_dir is None else Path(runs_dir)
@@ -100,6 +101,13 @@ def write_report(
     ]
     write_page(output, title, summary_line(evaluation), sections)
     return output
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _introduction(evaluation: Mapping[str, Any]) -> str:

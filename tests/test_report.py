@@ -293,6 +293,12 @@ def test_a_store_that_is_not_there_is_refused_and_not_created(
     assert not list(tmp_path.glob("*.db"))
 
 
+def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"methods": ')
+    with pytest.raises(SystemExit, match=r"report: \S+evaluation\.json: cannot be read as JSON: Expecting value"):
+        main(["--evaluation_dir", str(tmp_path), "--output", str(tmp_path / "report.html")])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
