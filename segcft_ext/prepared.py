@@ -58,6 +58,7 @@ class PreparedReader(ImageReader):
             raise DatalistError(f"{img}: cannot be read: {type(error).__name__}: {error}") from error
         if array.shape != self.size:
             raise DatalistError(f"{img}: found pixels of shape {array.shape}, expected {self.size}")
-        if img in self.label_maps and (unknown := np.setdiff1d(array, self.values)).size:
-            raise DatalistError(f"{img}: found the labels {unknown[:5].tolist()}, expected some of {self.values}")
+        if img in self.label_maps and not np.isin(array, self.values).all():
+            unknown = np.setdiff1d(array, self.values)[:5].tolist()
+            raise DatalistError(f"{img}: found the labels {unknown}, expected some of {self.values}")
         return array, meta
