@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_docs import kept_logging, run_in_process
+from matplotlib.figure import Figure
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import LoadImage
 from small_vessels import small_vessels
@@ -19,6 +20,7 @@ from data_prep.regions import derive_regions, region_definition
 from segcft_ext.checkpoints import DATA, CheckpointError, load_model, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
+from segcft_ext.figures import Panel, counterfactual_grid
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 
@@ -271,7 +273,9 @@ def test_images_are_read_as_those_of_the_training(
 
 @pytest.mark.parametrize("bundle", ["seg_cft_finetuning", "dscm_pretraining"])
 @pytest.mark.parametrize("head", [False, True], ids=["no head", "head"])
-def test_counterfactuals_of_an_image(datalist: Datalist, bundle: str, head: bool, tmp_path: Path) -> None:
+def test_counterfactuals_of_an_image(
+    datalist: Datalist, bundle: str, head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Doing what is so gives the image back, in its own window, place and format; anything else changes it."""
     torch.manual_seed(0)
     dims = datalist.spatial_dims
@@ -286,6 +290,13 @@ def test_counterfactuals_of_an_image(datalist: Datalist, bundle: str, head: bool
     case = datalist.entries["test"][0]
     source = datalist.path.parent / case["image"]
     lumen = datalist.variable_names[0]
+    panels: list[Panel] = []
+
+    def noting(factual: Panel, *arguments: Any) -> Figure:
+        panels.append(factual)
+        return counterfactual_grid(factual, *arguments)
+
+    monkeypatch.setattr("segcft_ext.handlers.counterfactual_writer.counterfactual_grid", noting)
     infer(
         bundle,
         image=str(source),
@@ -306,3 +317,4 @@ def test_counterfactuals_of_an_image(datalist: Datalist, bundle: str, head: bool
     assert (other - same).abs().max() > 0.01 and (other_original - same_original).abs().max() > 0.01
     np.testing.assert_allclose(other_original.affine, true.affine)
     assert (tmp_path / case["id"] / "figure.png").is_file()
+    assert [panel.subtitle for panel in panels] == [f"{case['variables'][lumen]:.3g} {('mm²', 'mm³')[dims - 2]}"]

@@ -11,6 +11,7 @@ from small_chests import small_chests
 from data_prep.__main__ import main
 from data_prep.inspection import write_inspection
 from data_prep.label_faults import _Shapes, _unusual_structures, find_faults, robust_z
+from data_prep.pictures import variables_figure
 from data_prep.storage import read_array, write_array
 from segcft_ext.datalist import write_datalist
 
@@ -146,6 +147,8 @@ def test_volumes_of_any_structures_are_shown_by_their_middle(tmp_path):
     assert write_inspection(datalist.path, tmp_path / "page.html") == []
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "middle slice" in page and "on their side" in page and "24 × 8 × 8" in page and "0.4 to 0.5 mm" in page
+    assert "<td>mm³</td>" in page
+    assert {axis.get_xlabel() for axis in variables_figure(datalist).axes} == {"plaque_volume [mm³]"}
 
 
 def test_a_missing_datalist_ends_with_one_line(tmp_path):

@@ -145,6 +145,7 @@ def test_figures_of_a_training(
         return batch["image"], batch["variables"]
 
     figures = DSCMFigures(dscm, Dataset(items), prepare, datalist, tmp_path, cases=1, reconstructions=0, samples=0)
-    for _ in figures.figures(torch.device("cpu"), 1):
-        pass
+    (drawn,) = (figure for _, figure in figures.figures(torch.device("cpu"), 1))
+    said = [text.get_text() for text in drawn.axes[0].texts]
+    assert any(text.endswith(" mm²") for text in said) and not any("mm2" in text for text in said)
     check(predicted[: len(levels)], torch.quantile(dscm.variables.quantiles[0], torch.tensor(levels)).tolist())
