@@ -15,9 +15,10 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -34,6 +35,22 @@ from segcft_ext.mechanisms import (
 from segcft_ext.variables import Variables
 
 __all__ = ["SCM"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_full_precision(method: Method) -> Method:
+    """Without autocast: in bfloat16 an area would have three digits."""
+
+    @functools.wraps(method)
+    def wrapped(self: SCM, *arguments: Any, **options: Any) -> Any:
+        device = self.variables.low.device.type
+        if not torch.amp.is_autocast_available(device):
+            return method(self, *arguments, **options)
+        with torch.autocast(device, enabled=False):
+            return method(self, *arguments, **options)
+
+    return cast("Method", wrapped)
 
 
 class SCM(nn.Module):
@@ -81,6 +98,7 @@ class SCM(nn.Module):
             )
         )
 
+    @_in_full_precision
     def log_prob(self, values: Tensor) -> Tensor:
         """Log-density of each variable given its parents, (B, K) -> (B, K), in nats; 0 where it or a parent is missing.
 
@@ -102,6 +120,7 @@ class SCM(nn.Module):
         """Negative log-likelihood in nats for each case, mean over the batch: a scalar."""
         return -self.log_prob(values).sum(dim=1).mean()
 
+    @_in_full_precision
     def abduct(self, values: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """Noise behind factual values (B, K), by name, each (B, …); from the prior where the value is missing.
 
@@ -115,6 +134,7 @@ class SCM(nn.Module):
         """
         return self._abduct(values, generator)[0]
 
+    @_in_full_precision
     def predict(self, noise: Mapping[str, Tensor], do: Mapping[str, Tensor] | None = None) -> Tensor:
         """Values (B, K) that follow from the noise of all variables under an action.
 
@@ -155,6 +175,7 @@ class SCM(nn.Module):
         """
         return self.counterfactual_rows(values, *self._targets(do, values), generator)
 
+    @_in_full_precision
     def counterfactual_rows(
         self, values: Tensor, target: Tensor, mask: Tensor, generator: Generator | None = None
     ) -> Tensor:

@@ -196,6 +196,25 @@ def test_likelihood_and_counterfactuals_of_rows_never_wait_for_the_device():
     assert scm.counterfactual_rows(values, values + 1, mask).shape == (20, 5)
 
 
+def test_values_are_not_rounded_to_half_precision():
+    scm, values = build(PARENTS), draw(20)
+    do = {"age": values[:, 2] + 7}
+    noise = scm.abduct(values, torch.Generator().manual_seed(0))
+    expected = (
+        scm.log_prob(values),
+        scm.predict(noise, do),
+        scm.counterfactual(values, do, torch.Generator().manual_seed(0)),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(scm.abduct(values, torch.Generator().manual_seed(0))["heart"], noise["heart"])
+        found = (
+            scm.log_prob(values),
+            scm.predict(noise, do),
+            scm.counterfactual(values, do, torch.Generator().manual_seed(0)),
+        )
+    assert all(map(same, found, expected))
+
+
 def test_samples_follow_the_graph():
     scm = build(PARENTS)
     samples = scm.sample(500, torch.Generator().manual_seed(0))
