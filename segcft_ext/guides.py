@@ -139,7 +139,7 @@ def load_guide(
         variables: those that the DSCM has; a segmentor measures no others.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or neither, or was trained for other data.
+        CheckpointError: when the checkpoint is missing or neither, was trained for other data, or is a judge.
         ValueError: when no variable is left to guide.
     """
     if not checkpoint:
@@ -147,6 +147,10 @@ def load_guide(
     bundles = "lung_heart_segmentor, plaque_lumen_segmentor or seg_cft_finetuning (a regressor)"
     model = load_model(require_checkpoint(checkpoint, "guide", bundles), (Segmentor, Regressor))
     check_compatible(model, datalist)
+    if model.data.get("use") == "judge":
+        raise CheckpointError(
+            f"{model.origin}: data.use: found 'judge', expected 'guide': a judge that has guided can judge nothing"
+        )
     if isinstance(model, Regressor):
         return RegressorGuide(model).to(device)
     measurements = {n: m for n, m in datalist.measurements().items() if variables is None or n in variables}

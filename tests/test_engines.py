@@ -639,6 +639,11 @@ def test_fine_tuning_refuses_what_is_no_pretrained_model(tmp_path: Path) -> None
         pretrained(tmp_path / "missing.pt")
     with pytest.raises(CheckpointError, match=r"--guide: .*missing\.pt: no such checkpoint, expected the model.pt"):
         load_guide(tmp_path / "missing.pt", datalist, "cpu")
+    judge = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    judge.describe(datalist, use="judge")
+    save_model(judge, tmp_path / "judge.pt")
+    with pytest.raises(CheckpointError, match=r"judge\.pt: data\.use: found 'judge', expected 'guide'"):
+        load_guide(tmp_path / "judge.pt", datalist, "cpu")
     other = DSCM([{"name": AREAS[0], "kind": "continuous"}], hvae=HVAE)
     other.fit(small_chests(tmp_path / "larger", size=32))
     with pytest.raises(CheckpointError, match=r"data\.image_size: the checkpoint holds \[32, 32\].*\[16, 16\]"):

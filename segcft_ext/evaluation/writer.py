@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
@@ -144,7 +145,7 @@ class EvaluationWriter:
         batch |= {key: torch.as_tensor(item[key])[None] for key in ("variables", "spacing")}
         case, _ = engine.cases({**batch, "id": [item["id"]]})
         labels = {name: value for name, value in engine.datalist.labels.items() if value != 0}
-        for variable in engine.interventions:
+        for variable in tqdm(engine.interventions, desc=f"drawing test case {number + 1}", unit="variable"):
             unit = engine.datalist.variable(variable).unit
             factual = factual_panel(case, variable, unit)
             marginal = np.array([entry["variables"][variable] for entry in engine.datalist.entries["training"]])
