@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 
 from data_prep.cases import NOTES, REASONS
 from data_prep.label_faults import FAULTS, MAX_Z, Fault, find_faults
-from data_prep.pictures import correlation_figure, is_lying, sheet_figure, spread_cases, variables_figure
+from data_prep.pictures import correlation_figure, sheet_figure, spread_cases, variables_figure
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.datalist_format import SPLITS, Variable
-from segcft_ext.figures import to_png
+from segcft_ext.figures import picture, to_png
+from segcft_ext.figures.style import lies_down
 from segcft_ext.html import figure, folded, listing, table, write_page
-from segcft_ext.wording import words
+from segcft_ext.wording import words, written_unit
 
 __all__ = ["write_inspection"]
 
@@ -149,7 +150,7 @@ def _variables(datalist: Datalist, values: pd.DataFrame) -> str:
 def _variable(variable: Variable, values: pd.Series) -> Sequence[Any]:
     kind = variable.kind + (", measured" if variable.measurement is not None else "")
     known = values.dropna()
-    start = [variable.name, kind, variable.unit or "–", len(values) - len(known)]
+    start = [variable.name, kind, written_unit(variable.unit) or "–", len(values) - len(known)]
     if variable.categories:
         shares = (f"{name} {int((known == i).sum())}" for i, name in enumerate(variable.categories))
         return [*start, "", "", "", ", ".join(shares)]
@@ -175,7 +176,7 @@ def _sheet(datalist: Datalist) -> str:
     caption = f"{len(shown)} of {total} cases, spread evenly over the sources."
     if len(datalist.size) == 3:
         caption += " Volumes are shown by their middle slice."
-    if is_lying(datalist.size):
+    if lies_down(picture(np.empty(datalist.size, np.uint8)).shape):
         caption += " Pictures lie on their side, the top on the left."
     return _figure(sheet_figure(datalist, [entry for _, entry in shown], titles, COLUMNS), caption)
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from data_prep.cases import Rejected
 from data_prep.displacement import LUNGS, Displacement, find_displacement
-from data_prep.pictures import middle
 from data_prep.storage import read_array
 from data_prep.structures import check_label_map
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS
+from segcft_ext.figures import picture
 from segcft_ext.wording import words
 
 __all__ = ["FAULTS", "Fault", "find_faults", "robust_z"]
@@ -168,9 +168,9 @@ def _loose_share(mask: np.ndarray) -> float:
 
 def _small(label: np.ndarray) -> np.ndarray:
     """The label map, or a volume's middle slice, thinned out to at most :data:`GRID` pixels along each axis."""
-    picture = middle(label)
-    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(int) for n in picture.shape for m in [min(n, GRID)])
-    return picture[np.ix_(rows, columns)].astype(np.uint8)
+    shown = picture(label)
+    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(int) for n in shown.shape for m in [min(n, GRID)])
+    return shown[np.ix_(rows, columns)].astype(np.uint8)
 
 
 def _swapped_sides(label: np.ndarray, datalist: Datalist) -> str:

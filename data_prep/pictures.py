@@ -17,14 +17,14 @@ from skimage.measure import find_contours
 from data_prep.storage import read_array
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS, Variable
-from segcft_ext.wording import words
+from segcft_ext.figures import picture
+from segcft_ext.figures.style import lies_down
+from segcft_ext.wording import words, written_unit
 
 __all__ = [
     "correlation_figure",
     "draw_contact_sheet",
     "draw_variables",
-    "is_lying",
-    "middle",
     "sheet_figure",
     "spread_cases",
     "variables_figure",
@@ -55,8 +55,8 @@ def sheet_figure(
     datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
 ) -> Figure:
     """Cases side by side, each with one contour for each structure and a line of text above."""
-    height, width = datalist.size[:2]
-    lying = is_lying(datalist.size)
+    height, width = picture(np.empty(datalist.size, np.uint8)).shape
+    lying = lies_down((height, width))
     if lying:
         height, width = width, height
         columns = max(1, round(columns * (height / width) ** 0.5))
@@ -70,7 +70,7 @@ def sheet_figure(
     lines: dict[str, list[np.ndarray]] = {name: [] for name in datalist.structures}
     for i, (entry, text) in enumerate(zip(entries, titles)):
         x, y = (i % columns) * width, (i // columns) * (height + title) + title
-        image, label = (middle(read_array(datalist.path.parent / entry[key])) for key in ("image", "label"))
+        image, label = (picture(read_array(datalist.path.parent / entry[key])) for key in ("image", "label"))
         if lying:
             image, label = image.T, label.T
         low, high = datalist.intensity_range
@@ -84,17 +84,6 @@ def sheet_figure(
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
     figure.legend(loc="upper left", ncols=len(lines), fontsize=8, frameon=False)
     return figure
-
-
-def is_lying(size: Sequence[int]) -> bool:
-    """Whether pictures are so much higher than wide, as a straightened vessel is, that they are drawn lying on their
-    side, the top on the left."""
-    return size[0] > 2 * size[1]
-
-
-def middle(array: np.ndarray) -> np.ndarray:
-    """The picture, or the volume's middle along its last axis."""
-    return array if array.ndim == 2 else array[..., array.shape[2] // 2]
 
 
 @rc_context(AS_WRITTEN)
@@ -153,7 +142,7 @@ def _draw_distribution(axis: Any, variable: Variable, values: list[np.ndarray], 
         text = f"{group}: {present.size}" + (f" ({missing} missing)" if missing else "")
         share = np.histogram(present, edges)[0] / max(present.size, 1)
         axis.stairs(100 * share, edges, color=f"C{g}", label=text)
-    axis.set_xlabel(f"{variable.name} [{variable.unit}]" if variable.unit else variable.name, fontsize=8)
+    axis.set_xlabel(f"{variable.name} [{written_unit(variable.unit)}]" if variable.unit else variable.name, fontsize=8)
     axis.set_ylabel("% of cases", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=7, frameon=False)
