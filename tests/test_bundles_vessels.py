@@ -147,6 +147,41 @@ def test_what_is_left_alone_weighs_as_much_for_the_hvae_of_vessels(overlay: list
     assert objective.preservation == (1.0 if overlay or head else 0.25)
 
 
+@pytest.mark.parametrize(("dims", "rate"), [(2, 0.003), (3, 0.001)])
+def test_the_shipped_networks_take_pictures_and_volumes(dims: int, rate: float, tmp_path: Path) -> None:
+    datalist = small_vessels(tmp_path, training=12, size=(64, 16, 16)[:dims])
+    for bundle in ("dscm_pretraining", "seg_cft_finetuning"):
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in ("train.json", "coronary.json")])
+        parser["datalist"] = str(datalist.path)
+        if bundle == "dscm_pretraining":
+            dscm = parser.get_parsed_content("network_def")
+            dscm.fit(datalist)
+            save_model(dscm, tmp_path / "dscm.pt")
+    parser["dscm"], parser["deformation"] = str(tmp_path / "dscm.pt"), True
+    tuned = parser.get_parsed_content("network_def").eval()
+    assert parser.get_parsed_content("learning_rate") == rate
+    assert tuned.deformation is not None and tuned.deformation.slip == (0,)
+    values = datalist.training_values(tuned.variables.names)["values"][:2]
+    image = torch.rand(2, 1, *datalist.size) * 2 - 1
+    made = tuned.counterfactual(image, values, {tuned.variables.names[0]: 1.5 * values[:, 0]})
+    assert made.image.shape == image.shape and made.image.isfinite().all()
+
+
+def test_an_edit_of_a_whole_vessel_costs_as_much_as_three_of_a_third(tmp_path: Path) -> None:
+    whole = small_vessels(tmp_path / "whole", training=12)
+    thirds = derive_regions(whole.path, tmp_path / "datalist.json", region_definition())
+    prices = []
+    for datalist in (whole, thirds):
+        parser = ConfigParser()
+        configs = BUNDLES / "seg_cft_finetuning" / "configs"
+        parser.read_config([str(configs / name) for name in ("train.json", "coronary.json")])
+        parser["datalist"], parser["deformation"], parser["guide_network"] = str(datalist.path), True, None
+        objective = parser.get_parsed_content("objective")
+        prices.append((objective.minimality, objective.paint))
+    np.testing.assert_allclose(3 * np.array(prices[0]), prices[1])
+
+
 @pytest.mark.parametrize(("measurements", "paint"), [({}, 10.0), ({"lumen_area": 1}, 40.0)])
 def test_paint_that_corrects_a_tissue_costs_more(measurements: dict[str, int], paint: float) -> None:
     configs = BUNDLES / "seg_cft_finetuning" / "configs"
