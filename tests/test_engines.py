@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -534,10 +536,20 @@ def test_distributed_training_of_one_process_is_the_plain_one(tmp_path: Path, fi
         return tensors(dscm)
 
     plain = train(tmp_path / "plain", distributed=False)
-    idist.initialize("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    with process_group(tmp_path, 0, 1):
         assert_equal(train(tmp_path / "distributed", distributed=True), plain)
+
+
+@contextmanager
+def process_group(folder: Path, rank: int, processes: int) -> Iterator[None]:
+    store, patience = f"file://{folder}/store", timedelta(seconds=120)
+    idist.initialize("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
+    try:
+        yield
     finally:
+        # Collected after the group, DistributedDataParallel would wait for gloo's threads while it holds Python's lock,
+        # for which they may wait.
+        gc.collect()
         idist.finalize()
 
 
@@ -551,10 +563,7 @@ def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> No
     dscm = untrained()
     at_the_posterior_mean(dscm)
     head = DeformationHead(2, painted=[0], classes=3, **HEAD).train()
-    if processes > 1:
-        store, patience = f"file://{folder}/store", timedelta(seconds=120)
-        idist.initialize("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
-    try:
+    with process_group(folder, rank, processes) if processes > 1 else nullcontext():
         share = cases()[rank::processes]
         DSCMTrainer(
             device="cpu",
@@ -566,9 +575,6 @@ def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> No
             clip_gradient_norm=1e9,
         ).run()
         head.features(torch.stack([case["image"] for case in share]))
-    finally:
-        if processes > 1:
-            idist.finalize()
     tissues = {"intensities": head.intensities, "pixels": head.pixels}
     torch.save(tensors(dscm) | tissues, folder / f"{rank}_of_{processes}.pt")
 
