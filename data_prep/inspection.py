@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from data_prep.cases import NOTES, REASONS
 from data_prep.label_faults import FAULTS, MAX_Z, Fault, find_faults
-from data_prep.pictures import correlation_figure, sheet_figure, spread_cases, variables_figure
+from data_prep.pictures import correlation_figure, sheet_figure, shown_size, spread_cases, variables_figure
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.datalist_format import SPLITS, Variable
-from segcft_ext.figures import picture, to_png
+from segcft_ext.figures import to_png
 from segcft_ext.figures.style import lies_down
 from segcft_ext.html import figure, folded, listing, table, write_page
 from segcft_ext.wording import words, written_unit
@@ -176,7 +176,7 @@ def _sheet(datalist: Datalist) -> str:
     caption = f"{len(shown)} of {total} cases, spread evenly over the sources."
     if len(datalist.size) == 3:
         caption += " Volumes are shown by their middle slice."
-    if lies_down(picture(np.empty(datalist.size, np.uint8)).shape):
+    if lies_down(shown_size(datalist)):
         caption += " Pictures lie on their side, the top on the left."
     return _figure(sheet_figure(datalist, [entry for _, entry in shown], titles, COLUMNS), caption)
 

@@ -26,6 +26,7 @@ __all__ = [
     "draw_contact_sheet",
     "draw_variables",
     "sheet_figure",
+    "shown_size",
     "spread_cases",
     "variables_figure",
 ]
@@ -55,7 +56,7 @@ def sheet_figure(
     datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
 ) -> Figure:
     """Cases side by side, each with one contour for each structure and a line of text above."""
-    height, width = picture(np.empty(datalist.size, np.uint8)).shape
+    height, width = shown_size(datalist)
     lying = lies_down((height, width))
     if lying:
         height, width = width, height
@@ -84,6 +85,12 @@ def sheet_figure(
         axis.add_collection(LineCollection(found, colors=f"C{i}", linewidths=0.9, label=name), autolim=False)
     figure.legend(loc="upper left", ncols=len(lines), fontsize=8, frameon=False)
     return figure
+
+
+def shown_size(datalist: Datalist) -> tuple[int, int]:
+    """Height and width in which a case is shown, upright."""
+    height, width = picture(np.empty(datalist.size, np.uint8)).shape
+    return height, width
 
 
 @rc_context(AS_WRITTEN)

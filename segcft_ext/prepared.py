@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader, NibabelReader, PILReader
-from monai.utils import ensure_tuple
+from monai.data import NibabelReader, PILReader
 
 from segcft_ext.datalist_format import DatalistError
+from segcft_ext.path_reader import PathReader
 
 __all__ = ["PreparedReader"]
 
 
-class PreparedReader(ImageReader):
+class PreparedReader(PathReader):
     """Reads PNG files in 2-D and NIfTI files in 3-D, and names the file that is damaged or not as the datalist says.
 
     Args:
@@ -37,14 +37,6 @@ class PreparedReader(ImageReader):
         self.label_maps = frozenset(label_maps)
         self.values = sorted(values)
         self.reader = PILReader(reverse_indexing=False) if len(self.size) == 2 else NibabelReader()
-
-    def verify_suffix(self, filename: Any) -> bool:
-        return True
-
-    def read(self, data: Any, **kwargs: Any) -> Path:
-        """The path alone: what LoadImage does with an error here is to try other readers, which read differently."""
-        (path,) = map(Path, ensure_tuple(data))
-        return path
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict[str, Any]]:
         """Pixels and metadata.

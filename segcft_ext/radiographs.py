@@ -13,11 +13,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from monai.data import ImageReader, PydicomReader
-from monai.utils import ensure_tuple
+from monai.data import PydicomReader
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from segcft_ext.path_reader import PathReader
 from segcft_ext.presentation import as_displayed, dicom_spacing, is_dicom, raster_pixels, upright
 
 __all__ = ["PIXEL_SPACING", "RadiographReader"]
@@ -29,20 +29,12 @@ _FORMATS = "a picture (PNG, JPEG, TIFF), DICOM or NIfTI"
 _NIFTI = (".nii", ".nii.gz")
 
 
-class RadiographReader(ImageReader):
+class RadiographReader(PathReader):
     """Reads a radiograph of any format as ``data_prep`` reads it, the columns first as MONAI's readers have them.
 
     DICOM is shown as a viewer shows it; a slice in a NIfTI file is turned upright, and the affine matrix with it. Where
     the header tells the pixel spacing, the metadata have :data:`PIXEL_SPACING`. Colours are left as they are.
     """
-
-    def verify_suffix(self, filename: Any) -> bool:
-        return True
-
-    def read(self, data: Any, **kwargs: Any) -> Path:
-        """The path alone: what LoadImage does with an error here is to try other readers, which read differently."""
-        (path,) = map(Path, ensure_tuple(data))
-        return path
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict[str, Any]]:
         """Pixels (W, H) or (W, H, C), and metadata.

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import mlflow
-import monai.bundle
 import numpy as np
 import pydicom
 import pytest
@@ -14,6 +13,7 @@ import torch
 from bundle_docs import kept_logging, run_documented_commands, run_in_process
 from drawn_chest import draw
 from monai.bundle import ConfigWorkflow
+from monai_label import train_as_monai_label
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from small_chests import small_chests
@@ -179,32 +179,6 @@ def test_trains_as_monai_label_trains_it(ran, tmp_path, monkeypatch):
     bundle = tmp_path / "bundle"
     shutil.copytree(folder, bundle, ignore=shutil.ignore_patterns("eval", "mlflow.db", "mlruns"))
     datalist = small_chests(bundle)
-    cases = [{key: item[key] for key in ("image", "label")} for item in datalist.items("training")]
-    handlers = json.loads((bundle / "configs" / "train.json").read_text())["train"]["handlers"]
-    loader = {
-        "_target_": "CheckpointLoader",
-        "load_path": str(bundle / "models" / "model.pt"),
-        "load_dict": {"model": "$@network"},
-        "strict": False,
-    }
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     before = (bundle / "models" / "model.pt").read_bytes()
-    with kept_logging():
-        monai.bundle.run(
-            run_id="run",
-            init_id=None,
-            final_id=None,
-            meta_file=str(bundle / "configs" / "metadata.json"),
-            config_file=str(bundle / "configs" / "train.json"),
-            bundle_root=str(bundle),
-            device="cpu",
-            **{
-                "train#trainer#max_epochs": 1,
-                "train#dataset#data": cases[:6],
-                "validate#dataset#data": cases[6:],
-                "train#handlers": [loader, *handlers],
-                "network_def#features": [4] * 6,
-            },
-        )
+    train_as_monai_label(bundle, datalist, tmp_path, monkeypatch)
     assert (bundle / "models" / "model.pt").read_bytes() != before

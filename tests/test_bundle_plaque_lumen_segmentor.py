@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import monai.bundle
 import nibabel
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ import torch
 from bundle_docs import kept_logging, run_documented_commands
 from drawn_chest import write_png
 from monai.bundle import ConfigWorkflow
+from monai_label import train_as_monai_label
 from PIL import Image
 from small_vessels import draw_vessel, small_vessels, stored, write_nifti
 
@@ -196,32 +196,6 @@ def test_trains_as_monai_label_trains_it(
     last.describe(datalist, use="guide")
     save_model(last, model)
     before = model.read_bytes()
-    cases = [{key: item[key] for key in ("image", "label")} for item in datalist.items("training")]
-    handlers = json.loads((bundle / "configs" / "train.json").read_text())["train"]["handlers"]
-    loader = {
-        "_target_": "CheckpointLoader",
-        "load_path": str(model),
-        "load_dict": {"model": "$@network"},
-        "strict": False,
-    }
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with kept_logging():
-        monai.bundle.run(
-            run_id="run",
-            init_id=None,
-            final_id=None,
-            meta_file=str(bundle / "configs" / "metadata.json"),
-            config_file=str(bundle / "configs" / "train.json"),
-            bundle_root=str(bundle),
-            device="cpu",
-            **{
-                "train#trainer#max_epochs": 1,
-                "train#dataset#data": cases[:6],
-                "validate#dataset#data": cases[6:],
-                "train#handlers": [loader, *handlers],
-                "network_def#features": [4] * 6,
-            },
-        )
+    train_as_monai_label(bundle, datalist, tmp_path, monkeypatch)
     assert model.read_bytes() != before
     assert load_model(model, Segmentor).definition["spatial_dims"] == len(size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from monai.networks.blocks import DVF2DDF, Warp
@@ -22,8 +24,7 @@ class LocalWarp(Warp):
     """
 
     def __init__(self, mode: str) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
+        with _silence():
             super().__init__(mode, padding_mode="border")
 
     def get_reference_grid(self, ddf: Tensor, jitter: bool = False, seed: int = 0) -> Tensor:
@@ -34,8 +35,15 @@ class LocalWarp(Warp):
 
 def exponential(steps: int) -> DVF2DDF:
     """The layer exp(v) - id of stationary velocity fields in pixels (B, D, \\*spatial), by scaling and squaring."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
+    with _silence():
         layer = DVF2DDF(steps, padding_mode="border")
     layer.warp_layer = LocalWarp("bilinear")
     return layer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without MONAI's notice that it samples with PyTorch, as is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample")
+        yield
