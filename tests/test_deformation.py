@@ -255,7 +255,7 @@ def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(size: tuple[int, 
     torch.testing.assert_close(change(other), asked, rtol=0.01, atol=0)
     # It is held back, leaves alone what is not known, and has no part in the training.
     far = change(Sizes(factual, factual + 9 * plain, torch.tensor([[100.0, 100.0]])))
-    assert 1.05 < far / plain < 1.2
+    assert 1.15 < far / plain < 1.4
     assert torch.equal(change(Sizes(factual * torch.nan, factual, torch.tensor([[100.0, 100.0]]))), plain)
     head.train()
     assert torch.equal(change(in_percent), plain)

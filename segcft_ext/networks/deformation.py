@@ -30,7 +30,7 @@ __all__ = ["DeformationHead", "Edit", "Features", "Sizes"]
 INTEGRATION_STEPS = 6
 SATURATION = 0.1
 MOMENTUM = 0.02
-LARGEST_SCALE = 1.1
+LARGEST_SCALE = 1.25
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class DeformationHead(nn.Module):
 
     * What is moved: in evaluation mode the head moves its own label map by exp(v), and where the area of a structure
       has not become what was asked for, it scales the field of that variable by the ratio of the wanted to the achieved
-      change, by a tenth at the most. In training the fields have to be right by themselves: scaled there, they would
+      change, by a quarter at the most. In training the fields have to be right by themselves: scaled there, they would
       have no amplitude of their own to learn.
     * What is painted: a structure grows around itself and shrinks from its rim, so s_k is the change of its mask
       (:func:`~segcft_ext.networks.growing.growth`) from the one area to the other, and what it gains becomes as
