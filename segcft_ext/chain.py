@@ -318,6 +318,7 @@ class Chain:
             config="evaluate.json",
             inputs={"judge": _model(judge), "methods": compared},
             products=("evaluation.json", "evaluation.md", "evaluation.csv", "pairs.csv", "figures/figures.json"),
+            progress="judged",
         )
         # What takes longest comes first.
         stages = [segmentor, dscm, *tuned["Seg-CFT"]]
@@ -338,6 +339,7 @@ class Chain:
         inputs: Mapping[str, Path | Mapping[str, Path]] | None = None,
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
+        progress: str = "training.pt",
     ) -> Stage:
         """One command of a bundle.
 
@@ -369,7 +371,7 @@ class Chain:
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
             version=segcft_ext.__version__,
             code=_code(),
-            resumable=products == ("model.pt",),
+            progress=progress,
         )
 
     def _strides(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,6 @@ from typing import Any
 __all__ = ["Digests", "Stage", "code_digest"]
 
 RECORD = "stage.json"
-TRAINING = "training.pt"
 Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
 LISTS = ("datalist", "figures")
@@ -49,7 +49,8 @@ class Stage:
         places: options that are paths whose content does not count.
         version: of the software; another one makes the stage run again.
         code: :func:`code_digest` of the software; another one does not, see :meth:`by_other_code`.
-        resumable: whether the option ``resume`` continues from ``training.pt`` in the folder.
+        progress: the file or folder that an interrupted run has left in the folder, from which the option ``resume``
+            continues; "" if it starts anew.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Stage:
     folder_option: str | None = "output_dir"
     version: str = ""
     code: str = ""
-    resumable: bool = False
+    progress: str = ""
 
     def arguments(self, resume: bool = False) -> list[str]:
         """The command after the interpreter."""
@@ -103,7 +104,7 @@ class Stage:
         if changed:
             return f"due: changed {', '.join(changed)}"
         if not record.get("products"):
-            resumable = self.resumable and (self.folder / TRAINING).is_file()
+            resumable = self.progress and (self.folder / self.progress).exists()
             return "interrupted" if resumable else "due: it was interrupted"
         for name in {**dict.fromkeys(self.products), **record["products"]}:
             path = self.folder / name
@@ -121,8 +122,10 @@ class Stage:
         """Record that the stage runs; unless it is resumed, remove what an earlier run has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for name in (RECORD, TRAINING, *self.products, *self._record().get("products", ())):
+            for name in (RECORD, *self.products, *self._record().get("products", ())):
                 (self.folder / name).unlink(missing_ok=True)
+            if self.progress:
+                _remove(self.folder / self.progress)
         self._write(self._made_from(digests))
 
     def finish(self, digests: Digests, seconds: float) -> list[str]:
@@ -194,6 +197,14 @@ def code_digest(*packages: ModuleType) -> str:
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.relative_to(folder.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _listed(path: Path) -> list[Path]:

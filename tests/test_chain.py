@@ -52,7 +52,7 @@ def make(tmp_path):
             products=("model.pt",),
             inputs={} if upstream is None else {"upstream": upstream},
             settings=settings,
-            resumable=True,
+            progress="training.pt",
         )
 
     return make

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
 
@@ -24,6 +25,7 @@ from segcft_ext.evaluation.draws import draw_targets, intervened_variables, refe
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
+from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import load_methods
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
 from segcft_ext.evaluation.writer import EvaluationWriter
@@ -234,6 +236,79 @@ def test_every_table_has_zero_floor_and_best(judged: tuple[JudgeEvaluator, Path]
         assert not any(cell.best for cell in (*table.rows[0][1], *table.rows[-1][1]))
     drift = dict(tables["drift"].rows)
     assert all(cell.best for cell in drift["oracle"]) and not any(cell.best for cell in drift["clumsy"])
+
+
+class Stopped(Exception):
+    """What interrupts an evaluation."""
+
+
+class Speckled(Oracle):
+    """Makes the true counterfactual, with noise."""
+
+    def counterfactual(self, *args: Any, **kwargs: Any) -> Counterfactual:
+        result = super().counterfactual(*args, **kwargs)
+        return replace(result, image=result.image + 0.01 * torch.rand_like(result.image))
+
+
+def resumable(
+    datalist: Datalist, judge: DiscJudge, folder: Path, resume: bool, seed: int = 0, stop_after: int | None = None
+) -> JudgeEvaluator:
+    """An evaluation in two batches, one method of which samples."""
+    engine = JudgeEvaluator(
+        device="cpu",
+        val_data_loader=loader(datalist),
+        network=judge,
+        datalist=datalist,
+        methods={"speckled": Speckled(), "clumsy": Oracle(wrong=7)},
+        interventions_per_case=2,
+        seed=seed,
+        val_handlers=[EvaluationWriter(folder, figure_cases=0)],
+        batches=JudgedBatches(folder / "judged", resume),
+    )
+
+    def stop() -> None:
+        raise Stopped
+
+    if stop_after:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=stop_after), stop)
+    return engine
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_figures(
+    datalist: Datalist, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, whole, halved = DiscJudge(), tmp_path / "whole", tmp_path / "halved"
+    resumable(datalist, judge, whole, resume=False).run()
+    assert not (whole / "judged").exists()
+    with pytest.raises(Stopped):
+        resumable(datalist, judge, halved, resume=False, stop_after=1).run()
+    assert sorted(path.name for path in (halved / "judged").iterdir()) == ["00001.pt", "made_from.json"]
+    with pytest.raises(CheckpointError, match=r"made_from.json: seed: .* with 0, asked for: 1"):
+        resumable(datalist, judge, halved, resume=True, seed=1).run()
+    batches: list[list[str]] = []
+    judge_batch = JudgeEvaluator._judge_batch
+
+    def counted(engine: JudgeEvaluator, batch: dict[str, Any]) -> Any:
+        batches.append(list(batch["id"]))
+        return judge_batch(engine, batch)
+
+    monkeypatch.setattr(JudgeEvaluator, "_judge_batch", counted)
+    second = [entry["id"] for entry in datalist.entries["test"]][4:]
+    engine = resumable(datalist, judge, halved, resume=True, stop_after=2)
+    with pytest.raises(Stopped):
+        engine.run()
+    assert batches == [second]
+    (halved / "judged" / "00002.pt").write_bytes(b"cut")
+    engine = resumable(datalist, judge, halved, resume=True)
+    engine.run()
+    assert batches == [second, second] and "the batch is judged again" in caplog.text
+    assert not (halved / "judged").exists()
+    for name in ("evaluation.json", "evaluation.csv", "evaluation.md", "pairs.csv"):
+        assert (halved / name).read_bytes() == (whole / name).read_bytes(), name
+    maps, expected = engine.change_maps(), resumable(datalist, judge, whole, resume=False)
+    expected.run()
+    for do, total in expected.change_maps()["speckled"].items():
+        np.testing.assert_array_equal(maps["speckled"][do], total)
 
 
 def test_missing_figures_are_null_in_json(judged: tuple[JudgeEvaluator, Path], tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``sp
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segcft_ext.checkpoints import freeze
+from segcft_ext.checkpoints import SelfDescribing, freeze
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
+from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
 from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.evaluation.realism import BottleneckFeatures
 from segcft_ext.evaluation.summary import flat_metrics, summarise
+from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.truth import Truth, image_quality
 from segcft_ext.figures import picture
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.provenance import check_unseen, summary, upstream
+from segcft_ext.provenance import check_unseen, fingerprint, summary, upstream
 
 __all__ = ["JudgeEvaluator"]
 
@@ -64,9 +67,11 @@ class JudgeEvaluator(Evaluator):
         growth: where the measured variables (J) grow in the population, shape (J, *spatial), see
             :func:`~segcft_ext.population.growth_maps`; without it nothing is said of the place of a change.
         val_handlers: MONAI's handlers; at the end of the epoch they find the result.
+        batches: keeps what was found batch by batch, so that the evaluation can be resumed.
 
     Raises:
-        CheckpointError: when the judge is not independent of a method's guide, or was trained on test cases.
+        CheckpointError: when the judge is not independent of a method's guide, or was trained on test cases; at the
+            start, when what is to be resumed is another evaluation.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class JudgeEvaluator(Evaluator):
         reference_loader: Iterable | None = None,
         growth: Tensor | None = None,
         val_handlers: Sequence | None = None,
+        batches: JudgedBatches | None = None,
     ) -> None:
         check_independent(network, methods)
         check_unseen(network, datalist)
@@ -113,31 +119,54 @@ class JudgeEvaluator(Evaluator):
         self.add_event_handler(Events.STARTED, JudgeEvaluator._start)
         self.add_event_handler(Events.EPOCH_COMPLETED, JudgeEvaluator._finish)
         self._register_handlers(val_handlers or [])
+        self.batches = batches
+        if batches is not None:
+            self.add_event_handler(Events.STARTED, lambda: batches.start(self._made_from()))
+            self.add_event_handler(Events.COMPLETED, batches.remove)
 
     def _start(self) -> None:
-        self._pairs: list[pd.DataFrame] = []
-        self._cases: list[pd.DataFrame] = []
-        self._structures: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._features: dict[str, list[tuple[Sequence[str], Tensor]]] = defaultdict(list)
-        self._changes: dict[str, dict[str, Tensor]] = defaultdict(dict)  # sums over all counterfactuals
-        self._gains: dict[str, dict[str, GainMap]] = defaultdict(lambda: defaultdict(GainMap))
-        self._true_gains: dict[str, GainMap] = defaultdict(GainMap)
+        self._found = Tally()
         steps = len(self.loader) * len(self.methods) * (len(self.interventions) + 1)
         self._progress = tqdm(total=steps, desc="judging", unit="batch")
 
+    def _made_from(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        models = {"judge": self.judge.segmentor, **{f"method {name}": model for name, model in self.methods.items()}}
+        return {
+            "datalist": hashlib.sha256(Path(self.datalist.path).read_bytes()).hexdigest(),
+            "batch_size": self.loader.batch_size,
+            "interventions": self.interventions,
+            "interventions_per_case": self.draws,
+            "seed": self.seed,
+            **{key: fingerprint(m) if isinstance(m, SelfDescribing) else type(m).__name__ for key, m in models.items()},
+        }
+
     @torch.no_grad()
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict[str, Any]:
+        number = engine.state.iteration
+        found = self.batches.read(number) if self.batches else None
+        if found is None:
+            found = self._judge_batch(batchdata)
+            if self.batches:
+                self.batches.write(number, found)
+        else:
+            self._progress.update(len(self.methods) * (len(self.interventions) + 1))
+        self._found.add(found)
+        return {"found": found}
+
+    def _judge_batch(self, batchdata: Mapping[str, Any]) -> Tally:
         cases, judged = self.cases(batchdata)
+        found = Tally()
         for name, (dice, percent) in structure_scores(judged, cases.label, self.datalist.labels).items():
-            self._structures[name] += list(zip(dice.tolist(), percent.tolist()))
-        self._features["real"].append((cases.ids, self.features(cases.image).cpu()))
-        self._cases.append(cases.frame({"before": cases.before, "factual": cases.factual}, method="judge"))
+            found.structures[name] += list(zip(dice.tolist(), percent.tolist()))
+        found.features["real"].append((list(cases.ids), self.features(cases.image).cpu()))
+        found.cases.append(cases.frame({"before": cases.before, "factual": cases.factual}, method="judge"))
         for name, method in self.methods.items():
-            self._cases.append(cases.frame(self._compose(method, cases), method=name))
+            found.cases.append(cases.frame(self._compose(method, cases), method=name))
             self._progress.update()
         for variable in self.interventions:
-            self._intervene(variable, cases, judged)
-        return {"image": cases.image, "label": cases.label, "pred": judged}
+            self._intervene(variable, cases, judged, found)
+        return found
 
     def cases(self, batchdata: Mapping[str, Any]) -> tuple[Cases, Tensor]:
         """A batch on the device with the judge's measurements, and the judge's label maps (B, 1, *spatial)."""
@@ -157,7 +186,7 @@ class JudgeEvaluator(Evaluator):
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
 
-    def _intervene(self, variable: str, cases: Cases, factual: Tensor) -> None:
+    def _intervene(self, variable: str, cases: Cases, factual: Tensor, found: Tally) -> None:
         """Judge every method's counterfactuals of cases, whose factual label maps are those that the judge sees."""
         targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
         draw = np.tile(np.arange(self.draws), len(targets))
@@ -169,18 +198,17 @@ class JudgeEvaluator(Evaluator):
         if truth is not None:
             possible = truth[0].flatten(1).isfinite().all(1)
             gained = self._mask(truth[1], variable, cases) - self._mask(cases.label, variable, cases)
-            self._true_gains[variable].add(gained, torch.where(possible, wanted, 0))
+            found.true_gains[variable].add(gained, torch.where(possible, wanted, 0))
         for name, method in self.methods.items():
             figures, image, judged = self._judge(method, variable, target, cases)
             if truth is not None:
                 true_image, true_label, seen = truth
                 figures |= self._compare(image, judged, true_image, true_label, variable, cases)
                 figures |= {"truth.seen": seen, "truth.changed": gained.flatten(1).any(1)}
-            changes = (image - cases.image).abs().double().sum(0)
-            self._changes[name][variable] = self._changes[name].get(variable, 0) + changes
-            self._gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)
-            self._pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
-            self._features[name].append((cases.ids, self.features(image).cpu()))
+            found.changes[name][variable] = (image - cases.image).abs().double().sum(0).cpu()
+            found.gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)
+            found.pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
+            found.features[name].append((list(cases.ids), self.features(image).cpu()))
             self._progress.update()
 
     def _mask(self, label: Tensor, variable: str, cases: Cases) -> Tensor:
@@ -239,7 +267,8 @@ class JudgeEvaluator(Evaluator):
 
     def _finish(self) -> None:
         self._progress.close()
-        self.pairs = pd.concat(self._pairs, ignore_index=True)
+        found = self._found
+        self.pairs = pd.concat(found.pairs, ignore_index=True)
         with torch.no_grad():
             reference = [
                 (list(batch["id"]), self.features(self._tensor(batch["image"])).cpu())
@@ -247,15 +276,15 @@ class JudgeEvaluator(Evaluator):
             ]
         self.evaluation = summarise(
             pairs=self.pairs,
-            cases=pd.concat(self._cases, ignore_index=True),
-            structures=self._structures,
-            features={name: _joined(parts) for name, parts in self._features.items()},
+            cases=pd.concat(found.cases, ignore_index=True),
+            structures=found.structures,
+            features={name: _joined(parts) for name, parts in found.features.items()},
             reference=_joined(reference) if reference else None,
             measured=self.judge.names,
             may_be_zero=self.may_be_zero,
             regions=self.regions,
-            places={name: self._place(gains) for name, gains in self._gains.items()},
-            true_place=self._place(self._true_gains),
+            places={name: self._place(gains) for name, gains in found.gains.items()},
+            true_place=self._place(found.true_gains),
             seed=self.seed,
         )
         judge = self.judge.segmentor
@@ -282,7 +311,7 @@ class JudgeEvaluator(Evaluator):
         count = len(self.pairs) / len(self.methods) / len(self.interventions)
         return {
             name: {do: picture(total / count) for do, total in by_do.items()}
-            for name, by_do in self._changes.items()
+            for name, by_do in self._found.changes.items()
             if name != IDENTITY
         }
 
@@ -292,10 +321,10 @@ class JudgeEvaluator(Evaluator):
         By intervened variable, in shares of the largest gain in the population. Empty without growth maps.
         """
         population = self._growth_of_interventions()
-        gains = {name: found for name, found in self._gains.items() if name != IDENTITY}
-        if self._true_gains:
-            gains = {"truth": self._true_gains, **gains}
-        maps = {name: {do: found[do].result().cpu() for do in population} for name, found in gains.items()}
+        gains = {name: found for name, found in self._found.gains.items() if name != IDENTITY}
+        if self._found.true_gains:
+            gains = {"truth": self._found.true_gains, **gains}
+        maps = {name: {do: found[do].result() for do in population} for name, found in gains.items()}
         return {
             name: {do: picture(each[do] / growth.abs().max()) for do, growth in population.items()}
             for name, each in {"population": population, **maps}.items()
@@ -310,7 +339,7 @@ class JudgeEvaluator(Evaluator):
 
     def _place(self, gains: Mapping[str, GainMap]) -> dict[str, float]:
         return {
-            do: misplaced(gains[do].result().cpu(), expected)
+            do: misplaced(gains[do].result(), expected)
             for do, expected in self._growth_of_interventions().items()
             if do in gains
         }

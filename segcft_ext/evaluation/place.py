@@ -21,14 +21,19 @@ __all__ = ["GainMap", "misplaced"]
 class GainMap:
     """Least squares of the change of masks over the wanted change of their variable, through the origin."""
 
-    def __init__(self) -> None:
-        self.products: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
+    def __init__(self, products: Tensor | float = 0.0, squares: Tensor | float = 0.0) -> None:
+        self.products = products
+        self.squares = squares
 
     def add(self, change: Tensor, wanted: Tensor) -> None:
         """Count changes of masks (B, *spatial) under wanted changes of the variable (B,)."""
-        self.products = self.products + (change * wanted.view(-1, *[1] * (change.ndim - 1))).double().sum(0)
-        self.squares = self.squares + wanted.double().square().sum()
+        products = (change * wanted.view(-1, *[1] * (change.ndim - 1))).double().sum(0)
+        self.merge(GainMap(products.cpu(), wanted.double().square().sum().cpu()))
+
+    def merge(self, other: GainMap) -> None:
+        """Count all that another map has counted."""
+        self.products = self.products + other.products
+        self.squares = self.squares + other.squares
 
     def result(self) -> Tensor:
         """Gained share of each pixel for one unit, shape (*spatial); NaN where no change was wanted."""

@@ -1,0 +1,78 @@
+"""Resuming an evaluation: what the judge has found in each batch of test cases, in a file of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segcft_ext.checkpoints import CheckpointError, load_checkpoint, plain, save_atomically
+from segcft_ext.evaluation.tally import Tally
+
+__all__ = ["JudgedBatches"]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class JudgedBatches:
+    """Keeps what was found batch by batch, until the evaluation is written.
+
+    The noise of a batch depends on its cases only, so an evaluation that was killed at any moment and resumed has the
+    figures of one that was not. One that starts anew removes what an earlier one has left.
+
+    Args:
+        folder: for the files; removed when the evaluation is over.
+        resume: take the batches that are there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.resume = resume
+
+    def start(self, made_from: Mapping[str, Any]) -> None:
+        """Look at what there is.
+
+        Args:
+            made_from: all that the figures depend on, as plain values.
+
+        Raises:
+            CheckpointError: when the batches that are there were made from something else; names what.
+        """
+        record, made_from = self.folder / "made_from.json", plain(made_from)
+        if self.resume and record.is_file():
+            held = json.loads(record.read_text(encoding="utf-8"))
+            for key in sorted({*held, *made_from}):
+                if held.get(key) != made_from.get(key):
+                    raise CheckpointError(
+                        f"{record}: {key}: an evaluation was begun with {held.get(key)!r:.300}, asked for: "
+                        f"{made_from.get(key)!r:.300}; without --resume it starts anew"
+                    )
+            LOGGER.info("resumed: %s batches are judged in %s", len(list(self.folder.glob("*.pt"))), self.folder)
+            return
+        self.remove()
+        self.folder.mkdir(parents=True)
+        record.write_text(json.dumps(made_from, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def read(self, number: int) -> Tally | None:
+        """What was found in a batch, or None where that has yet to be found out."""
+        if not (path := self._path(number)).is_file():
+            return None
+        try:
+            return Tally.of_state(load_checkpoint(path))
+        except CheckpointError as error:
+            LOGGER.warning("%s; the batch is judged again", error)
+            return None
+
+    def write(self, number: int, found: Tally) -> None:
+        save_atomically(found.state_dict(), self._path(number))
+
+    def remove(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.pt"
