@@ -11,11 +11,9 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 
 import data_prep
 import segcft_ext
+from segcft_ext.bundle_settings import check_names
 from segcft_ext.command_line import read_names, read_sizes, read_whole, run_command
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.draws import intervened_variables
@@ -353,7 +352,7 @@ class Chain:
         if bundle == "dscm_pretraining" and self.size == PUBLISHED_SIZE:
             configs.append(root / "configs" / "image_size_224.json")
         for given in dict.fromkeys((family, name)):
-            _check_keys(given, self.settings.get(given, {}), configs)
+            check_names(self.settings.get(given, {}), configs, said=f"set: {given}.")
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device
@@ -481,19 +480,6 @@ def _settings(given: Any) -> dict[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings.setdefault(stage, {})[key] = value
     return settings
-
-
-def _check_keys(stage: str, settings: Mapping[str, Any], configs: Sequence[Path]) -> None:
-    """Refuse settings whose first part is in none of the configs."""
-    read = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
-    known = sorted({re.split("#|::", key)[0] for config in read for key in config})
-    for key in settings:
-        first = re.split("#|::", key)[0]
-        if first not in known:
-            near = difflib.get_close_matches(first, known, n=1)
-            expected = f"perhaps {near[0]!r}" if near else f"one of {known}"
-            files = " or ".join("/".join(path.parts[-3:]) for path in configs)
-            raise ValueError(f"set: {stage}.{key}: found no {first!r} in {files}, expected {expected}")
 
 
 def _parts(text: str) -> list[str]:

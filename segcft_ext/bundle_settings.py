@@ -1,0 +1,88 @@
+"""The settings of a bundle: names that no config has are refused, which MONAI would take and never read."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.scripts import run
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+__all__ = ["check_names", "check_settings"]
+
+PROGRAM = ("monai", "bundle", "__main__.py")
+OPTION = re.compile("--|-[A-Za-z]")
+
+
+def check_settings() -> None:
+    """Refuse what was typed after ``python -m monai.bundle run`` if it begins with a name that no config has.
+
+    The configs call it themselves. In any other program it does nothing.
+
+    Raises:
+        SystemExit: names the setting, the configs, and the name that may have been meant.
+    """
+    if Path(sys.argv[0]).parts[-3:] == PROGRAM:
+        options = _options(sys.argv[1:])
+        if "args_file" in options:
+            options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+        configs = options.get("config_file", [])
+        known = {"_meta_", *signature(run).parameters, *(_tracking() if "tracking" in options else ())}
+        given = " ".join(map(str, options.values()))
+        known |= {name for name in map(_first, options) if f"@{name}" in given}
+        try:
+            check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
+        except ValueError as error:
+            sys.exit(f"monai.bundle: {error}")
+
+
+def check_names(settings: Iterable[str], configs: Sequence[Any], known: Iterable[str] = (), said: str = "--") -> None:
+    """Refuse settings whose first part is neither known nor at the top of any config.
+
+    Args:
+        settings: as they are typed, such as ``objective#paint``.
+        configs: paths of the configs.
+        known: further names.
+        said: what stands before a setting in the message.
+
+    Raises:
+        ValueError: names the setting, the configs, and the name that may have been meant.
+    """
+    top = sorted({_first(key) for path in configs for key in ConfigParser.load_config_file(str(path).strip())})
+    for key in settings:
+        if (first := _first(key)) not in {*top, *known}:
+            near = difflib.get_close_matches(first, top, n=1)
+            expected = f"perhaps {near[0]!r}" if near else f"one of {top}"
+            files = " or ".join("/".join(Path(str(path)).parts[-3:]) for path in configs)
+            raise ValueError(f"{said}{key}: found no {first!r} in {files}, expected {expected}")
+
+
+def _first(key: str) -> str:
+    return re.split("#|::", key)[0]
+
+
+def _tracking() -> set[str]:
+    """What MONAI's own tracking reads."""
+    programs: Mapping[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
+    return {name for settings in programs.values() for name in settings["configs"]}
+
+
+def _options(given: Sequence[str]) -> Mapping[str, Any]:
+    """Options and their values, read as Fire does, by which MONAI reads them."""
+    from fire.parser import DefaultParseValue
+
+    options: dict[str, Any] = {}
+    rest = list(given)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if OPTION.match(option):
+            if not equals and rest and not OPTION.match(rest[0]):
+                value = rest.pop(0)
+            options[option.lstrip("-").replace("-", "_")] = DefaultParseValue(value)
+    return options
