@@ -10,49 +10,41 @@ network, and to refuse it where it does not fit, rides along as the network's ex
     network.describe(datalist, use="guide")
     save_model(network, "models/model.pt")
     ...
-    segmentor = freeze(load_model("models/model.pt", Segmentor))
-    check_compatible(segmentor, datalist)
+    segmentor = load_model("models/model.pt", Segmentor)
+
+Whether it fits what it is to be used for is asked in :mod:`segcft_ext.compatibility`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from monai.transforms import Compose
 from torch import Tensor, nn
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE, pack, unpack
-from segcft_ext.transforms import VesselIntensityd
 
 __all__ = [
     "CheckpointError",
     "SelfDescribing",
-    "check_compatible",
-    "check_image_size",
-    "check_preprocessing",
-    "freeze",
+    "check_equal",
     "load_checkpoint",
     "load_model",
     "plain",
     "read_description",
-    "require_checkpoint",
     "save_atomically",
     "save_model",
-    "trained_image_size",
-    "trained_window",
+    "variable_description",
 ]
 
 FORMAT_VERSION = 1
 DATA = {"name", "image_size", "window", "intensity_unit", "labels", "use", "cases", "variables"}  # of a trained network
-CHEST = {"left_lung", "right_lung", "heart"}
 MODELS = {  # the only classes that a checkpoint can name, and their modules
     "DSCM": "segcft_ext.dscm",
     "Regressor": "segcft_ext.networks.regressor",
@@ -103,7 +95,7 @@ class SelfDescribing(nn.Module):
                 "labels": datalist.labels,
                 "use": use,
                 "cases": sorted(datalist.fingerprints("training", use)),
-                "variables": [_variable(datalist, name) for name in (own.names if own is not None else [])],
+                "variables": [variable_description(datalist, name) for name in (own.names if own is not None else [])],
             }
         )
 
@@ -124,7 +116,7 @@ class SelfDescribing(nn.Module):
             CheckpointError: when the checkpoint belongs to another class or another definition.
         """
         state = _description(state, self.origin)
-        _check_equal(self.origin, "class", state["class"], type(self).__name__)
+        check_equal(self.origin, "class", state["class"], type(self).__name__)
         for key in sorted({*state["definition"], *self.definition}):
             held, asked = (definition.get(key, "nothing") for definition in (state["definition"], self.definition))
             if held != asked:
@@ -190,20 +182,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors and plain values: {cause}") from error
 
 
-def require_checkpoint(path: str | os.PathLike[str], option: str, bundle: str) -> str:
-    """The path of a checkpoint that has to be there before anything is run.
-
-    Raises:
-        CheckpointError: when it is not; names the option that says where it is, and the bundle whose training makes it.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(
-            f"--{option}: {path}: no such checkpoint, expected the model.pt that the training of the bundle {bundle} "
-            "writes"
-        )
-    return str(path)
-
-
 @overload
 def load_model(path: str | os.PathLike[str], expected: type[Model]) -> Model: ...
 @overload
@@ -251,96 +229,6 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _describing(load_checkpoint(path), path)
 
 
-def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
-    """The image size that a network was trained on, or None where there is no checkpoint yet."""
-    return read_description(path)["data"]["image_size"] if Path(path).exists() else None
-
-
-def trained_window(path: str | os.PathLike[str]) -> list[float] | None:
-    """The window of intensities that a network was trained on, or None where there was none or there is no file yet."""
-    return read_description(path)["data"]["window"] if Path(path).exists() else None
-
-
-def check_image_size(path: str | os.PathLike[str], image_size: Any) -> None:
-    """Refuse images of another size than those that a network was trained on.
-
-    Raises:
-        CheckpointError: when the sizes differ; names the option and the checkpoint.
-    """
-    trained = trained_image_size(path)
-    if not isinstance(image_size, (list, tuple)) or list(image_size) != trained:
-        raise CheckpointError(f"--image_size: found {image_size!r}, expected {trained}, on which {path} was trained")
-
-
-def check_preprocessing(path: str | os.PathLike[str], preprocessing: Compose) -> None:
-    """Refuse to read radiographs for a network of straightened vessels, or vessels for one of chests.
-
-    A network with a window was trained on vessels; without one, its labels decide. A network that has neither a window
-    nor any of the known labels passes.
-
-    Raises:
-        CheckpointError: when the preprocessing is the other one; names the checkpoint and the config.
-    """
-    data = read_description(path)["data"]
-    vessels = data["window"] is not None or "lumen" in data["labels"]
-    chests = not vessels and not CHEST.isdisjoint(data["labels"])
-    found = any(isinstance(transform, VesselIntensityd) for transform in preprocessing.transforms)
-    if vessels and not found:
-        raise CheckpointError(
-            f"{path}: trained on straightened vessels (window {data['window']}, labels {list(data['labels'])}), found "
-            "the preprocessing of radiographs, expected that of vessels: add configs/coronary_inference.json "
-            "(--config_file \"['configs/inference.json','configs/coronary_inference.json']\")"
-        )
-    if chests and found:
-        raise CheckpointError(
-            f"{path}: trained on radiographs (no window, labels {list(data['labels'])}), found the preprocessing of "
-            "straightened vessels, expected that of radiographs: configs/inference.json without coronary_inference.json"
-        )
-
-
-def check_compatible(model: nn.Module, datalist: Datalist) -> None:
-    """Refuse a network that was trained for other data.
-
-    Raises:
-        CheckpointError: when the image size, the labels, or the window or unit of the intensities differ, or a variable
-            of the network is unknown to the datalist or has another kind, unit, categories or measurement there. Names
-            checkpoint and datalist.
-    """
-    if not isinstance(model, SelfDescribing):
-        raise TypeError(f"{type(model).__name__} does not describe itself, expected a SelfDescribing network")
-    if not model.data:
-        raise CheckpointError(f"{model.origin}: data: the checkpoint does not say what it was trained on")
-    _check_equal(model.origin, "data.image_size", model.data["image_size"], list(datalist.size), datalist)
-    _check_equal(model.origin, "data.labels", model.data["labels"], dict(datalist.labels), datalist)
-    for key, asked in (("window", plain(datalist.window)), ("intensity_unit", datalist.intensity_unit)):
-        _check_equal(model.origin, f"data.{key}", model.data[key], asked, datalist)
-    for variable in model.data["variables"]:
-        name = variable["name"]
-        if name not in datalist.variable_names:
-            raise CheckpointError(
-                f"{model.origin}: data.variables: the checkpoint has {name!r}, "
-                f"{datalist.path} has {datalist.variable_names}"
-            )
-        for key, asked in _variable(datalist, name).items():
-            _check_equal(model.origin, f"data.variables.{name}.{key}", variable.get(key), asked, datalist)
-
-
-def freeze(module: Model) -> Model:
-    """Fix a network for good: eval mode, no gradient for its parameters, and deaf to ``train()`` of its parents.
-
-    Gradients still flow *through* the network to its input.
-    """
-    module.eval()
-    module.requires_grad_(False)
-    # a bound method, not a closure: it follows the module through copy.deepcopy
-    vars(module)["train"] = types.MethodType(_stay_in_eval, module)
-    return module
-
-
-def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
-    return self
-
-
 def plain(value: Any) -> Any:
     """The same content as dicts, lists, strings, numbers, booleans and None, which ``weights_only`` loading accepts.
 
@@ -360,7 +248,8 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot stand in a checkpoint: {value!r}")
 
 
-def _variable(datalist: Datalist, name: str) -> dict[str, Any]:
+def variable_description(datalist: Datalist, name: str) -> dict[str, Any]:
+    """What a checkpoint notes of a variable that its network was trained on."""
     variable = datalist.variable(name)
     return plain(
         {
@@ -389,7 +278,7 @@ def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds no JSON: {error}") from error
     if not isinstance(state, Mapping) or not {"format_version", "class", "definition", "data"} <= set(state):
         raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds {state!r:.80}")
-    _check_equal(origin, "format_version", state["format_version"], FORMAT_VERSION)
+    check_equal(origin, "format_version", state["format_version"], FORMAT_VERSION)
     if state["class"] not in MODELS:
         raise CheckpointError(f"{origin}: class: the checkpoint holds {state['class']!r}, known are {sorted(MODELS)}")
     if state["data"] and (missing := sorted(DATA - set(state["data"]))):
@@ -397,9 +286,14 @@ def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(state)
 
 
-def _check_equal(
+def check_equal(
     origin: str | os.PathLike[str], key: str, held: Any, asked: Any, datalist: Datalist | None = None
 ) -> None:
+    """Refuse a checkpoint that holds something else than what is asked for, by a datalist if one is given.
+
+    Raises:
+        CheckpointError: names the checkpoint, the key, what it holds and what was asked for.
+    """
     if held != asked:
         by = f" by {datalist.path}" if datalist else ""
         raise CheckpointError(f"{origin}: {key}: the checkpoint holds {held!r}, asked for{by}: {asked!r}")

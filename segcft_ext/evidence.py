@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcft_ext.checkpoints import CheckpointError, freeze
+from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.judge import Judge
+from segcft_ext.freezing import freeze
 from segcft_ext.interventions import area_limits, expand_sweep, parse_intervention, resolve
 from segcft_ext.measurements import instantiate_measurement
 from segcft_ext.networks.segmentor import Segmentor

@@ -13,16 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from segcft_ext.checkpoints import (
-    CheckpointError,
-    SelfDescribing,
-    check_compatible,
-    freeze,
-    load_model,
-    require_checkpoint,
-)
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_model
+from segcft_ext.compatibility import check_compatible, require_checkpoint
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
+from segcft_ext.freezing import freeze
 from segcft_ext.measurements import Area, Measurement, measure
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor

@@ -15,20 +15,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from segcft_ext.checkpoints import (
     CheckpointError,
-    check_compatible,
-    freeze,
     load_checkpoint,
     load_model,
     plain,
     read_description,
     save_atomically,
     save_model,
-    trained_image_size,
-    trained_window,
 )
+from segcft_ext.compatibility import check_compatible, trained_image_size, trained_window
 from segcft_ext.datalist import read_datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.extra_state import pack, unpack
+from segcft_ext.freezing import freeze
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import fingerprint

@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from segcft_ext.augmentation import BatchAugmentation
 from segcft_ext.batches import PrepareVariables
-from segcft_ext.checkpoints import CheckpointError, check_compatible, load_model, save_model
+from segcft_ext.checkpoints import CheckpointError, load_model, save_model
+from segcft_ext.compatibility import check_compatible
 from segcft_ext.dscm import DSCM, pretrained
 from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
 from segcft_ext.engines.case_evaluator import CaseEvaluator

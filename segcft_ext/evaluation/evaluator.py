@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from segcft_ext.checkpoints import SelfDescribing, freeze
+from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
@@ -40,6 +40,7 @@ from segcft_ext.evaluation.summary import flat_metrics, summarise
 from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.truth import Truth, image_quality
 from segcft_ext.figures import picture
+from segcft_ext.freezing import freeze
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import check_unseen, fingerprint, summary, upstream
 

@@ -8,16 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from segcft_ext.checkpoints import (
-    CheckpointError,
-    SelfDescribing,
-    check_compatible,
-    freeze,
-    load_model,
-    require_checkpoint,
-)
+from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_model
+from segcft_ext.compatibility import check_compatible, require_checkpoint
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Counterfactual
+from segcft_ext.freezing import freeze
 from segcft_ext.provenance import check_unseen, summary, upstream
 from segcft_ext.scm import SCM
 
