@@ -11,26 +11,25 @@ It types the bundles' own commands; what it adds is their order, two at a time, 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import data_prep
 import segcft_ext
-from segcft_ext.bundle_settings import check_names
+from segcft_ext.chain_stages import Chain, project_code
 from segcft_ext.command_line import read_names, read_sizes, read_whole, run_command
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.draws import intervened_variables
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.evaluation.truth import Truth
+from segcft_ext.kinds import KINDS, Kind, kind_of
 from segcft_ext.scheduler import StageError, run_stages
-from segcft_ext.stages import Stage, code_digest
+from segcft_ext.stage_settings import merged_settings, read_settings
+from segcft_ext.stages import Stage
 from segcft_ext.tracking import sqlite_uri
 
 __all__ = ["demo", "run"]
@@ -38,83 +37,7 @@ __all__ = ["demo", "run"]
 METHODS = ("No-CFT", "Reg-CFT", "Seg-CFT")
 MECHANISMS = ("deformation", "hvae")
 HEADLINE = ("effectiveness", "leakage")
-EXPERIMENT = "segcft"
-JUDGE_SEED_OFFSET = 1000
-PUBLISHED_SIZE = (224, 224)  # dscm_pretraining has an overlay with the published network
-
-Settings = Mapping[str, Mapping[str, Any]]
-
-POSITIONAL = "Pos-"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of data: what it needs of the bundles, and what its demo does.
-
-    Attributes:
-        segmentor: bundle of the guiding segmentor.
-        overlay: name of the config that every other bundle lays over its ``train.json``, or "" for none.
-        hvae_size: the largest images that the HVAE of these configs reduces to one pixel.
-        demo_folder: where the demo writes by default.
-        demo_size: size of the demo's phantoms, in pixels.
-        smallest: smallest size in which its phantoms can be drawn, in pixels.
-        square: whether its images are square.
-        demo_settings: settings of the demo by stage, in place of the bundles'.
-        positional: whether the phantoms' variables are measured in regions.
-    """
-
-    segmentor: str
-    overlay: str
-    hvae_size: tuple[int, ...]
-    demo_folder: str
-    demo_size: tuple[int, int]
-    smallest: tuple[int, int]
-    square: bool
-    demo_settings: Settings
-    positional: bool
-
-
 DEMO_CASES = 320
-KINDS = {
-    "chest": Kind(
-        segmentor="lung_heart_segmentor",
-        overlay="",
-        hvae_size=(64, 64),
-        demo_folder="runs/demo",
-        demo_size=(64, 64),
-        smallest=(32, 32),
-        square=True,
-        demo_settings={
-            "lung_heart_segmentor": {"max_epochs": 80},
-            "regressor": {"max_epochs": 80},
-            "dscm_pretraining": {"max_epochs": 30},
-            "reg_cft": {"max_epochs": 40},
-            "seg_cft": {"max_epochs": 40},
-            "judge": {"max_epochs": 80},
-            "evaluation": {"interventions_per_case": 2},
-        },
-        positional=False,
-    ),
-    "coronary": Kind(
-        segmentor="plaque_lumen_segmentor",
-        overlay="coronary",
-        hvae_size=(256, 64, 64),
-        demo_folder="runs/demo_coronary",
-        demo_size=(128, 32),
-        smallest=(64, 24),
-        square=False,
-        demo_settings={
-            "plaque_lumen_segmentor": {"max_epochs": 80},
-            "regressor": {"max_epochs": 80},
-            "dscm_pretraining": {"max_epochs": 20},
-            "reg_cft": {"max_epochs": 45},
-            "seg_cft": {"max_epochs": 45},
-            "judge": {"max_epochs": 80},
-            "evaluation": {"interventions_per_case": 1, "figure_cases": 1},
-        },
-        positional=True,
-    ),
-}
 
 
 def run(
@@ -157,14 +80,14 @@ def run(
     output = Path(output_dir).absolute()
     seed = read_whole("seed", seed, 0)
     data, folder = read_datalist(datalist), _bundles(bundles)
-    kind = _kind_of(data, folder)
+    kind = kind_of(data, folder)
     _check_cases(data)
     chain = Chain(
         data.path,
         output,
         seed,
         device,
-        _settings(set),
+        read_settings(set),
         folder,
         kind=kind,
         positional=data.regions is not None,
@@ -223,14 +146,14 @@ def demo(
             "name": f"{kind} phantoms",
         },
         version=segcft_ext.__version__,
-        code=_code(),
+        code=project_code(),
     )
     chain = Chain(
         phantoms.folder / "datalist.json",
         output,
         seed,
         device,
-        _merged(shown.demo_settings, _settings(set)),
+        merged_settings(shown.demo_settings, read_settings(set)),
         _bundles(bundles),
         kind=shown,
         positional=shown.positional,
@@ -258,155 +181,6 @@ def _execute(chain: Chain, stages: Sequence[Stage], jobs: Any) -> None:
     print(f"\n{_headline(output / 'evaluation' / 'evaluation.json')}\n\nreport: {output / 'report.html'}")
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The stages for one datalist.
-
-    Attributes:
-        datalist: the file.
-        output: folder in which every stage has one of its own.
-        seed: of all stages.
-        device: for all stages, or None.
-        settings: for each stage, or family of stages (seg_cft), what replaces its bundle's settings.
-        bundles: folder of the bundles.
-        kind: of the data.
-        positional: whether variables are measured in regions, so that Seg-CFT is Pos-Seg-CFT.
-        size: of the images.
-    """
-
-    datalist: Path
-    output: Path
-    seed: int
-    device: str | None
-    settings: Settings
-    bundles: Path
-    kind: Kind
-    positional: bool
-    size: tuple[int, ...]
-
-    def stages(self, methods: Sequence[str], mechanisms: Sequence[str]) -> list[Stage]:
-        """All stages, each after those that it needs.
-
-        Raises:
-            ValueError: when there are settings for a stage that there is not, or that a stage does not have.
-        """
-        segmentor = self.stage(self.kind.segmentor, self.kind.segmentor)
-        dscm = self.stage("dscm_pretraining", "dscm_pretraining", own=self._strides())
-        regressor = self.stage("regressor", "seg_cft_finetuning", config="train_regressor.json")
-        judge = self.stage("judge", "segmentor_evaluation", own={"seed": self.seed + JUDGE_SEED_OFFSET})
-        compared: dict[str, Path] = {"No-CFT": _model(dscm)} if "No-CFT" in methods else {}
-        guides = {"Reg-CFT": regressor, "Seg-CFT": segmentor}
-        tuned: dict[str, list[Stage]] = {method: [] for method in guides}
-        for mechanism in mechanisms:
-            for method, guide in guides.items():
-                if method in methods:
-                    family = method.lower().replace("-", "_")
-                    made = self.stage(
-                        f"{family}_{mechanism}",
-                        "seg_cft_finetuning",
-                        family=family,
-                        inputs={"dscm": _model(dscm), "guide": _model(guide)},
-                        own={"deformation": mechanism == "deformation"},
-                    )
-                    tuned[method].append(made)
-                    shown = POSITIONAL + method if self.positional and guide is segmentor else method
-                    compared[shown if len(mechanisms) == 1 else f"{shown}, {mechanism}"] = _model(made)
-        evaluation = self.stage(
-            "evaluation",
-            "segmentor_evaluation",
-            config="evaluate.json",
-            inputs={"judge": _model(judge), "methods": compared},
-            products=("evaluation.json", "evaluation.md", "evaluation.csv", "pairs.csv", "figures/figures.json"),
-            progress="judged",
-        )
-        # What takes longest comes first.
-        stages = [segmentor, dscm, *tuned["Seg-CFT"]]
-        stages += [regressor, *tuned["Reg-CFT"]] if tuned["Reg-CFT"] else []
-        stages += [judge, evaluation]
-        known = {stage.name for stage in stages} | {"regressor", "reg_cft", "seg_cft"}
-        if unknown := sorted(set(self.settings) - known):
-            raise ValueError(f"settings for the stages {unknown}, expected some of {sorted(known)}")
-        return [*stages, self.report(evaluation)]
-
-    def stage(
-        self,
-        name: str,
-        bundle: str,
-        *,
-        config: str = "train.json",
-        family: str = "",
-        inputs: Mapping[str, Path | Mapping[str, Path]] | None = None,
-        own: Mapping[str, Any] | None = None,
-        products: tuple[str, ...] = ("model.pt",),
-        progress: str = "training.pt",
-    ) -> Stage:
-        """One command of a bundle.
-
-        Raises:
-            ValueError: when there is a setting that the bundle's configs do not have, which MONAI would ignore.
-        """
-        root = self.bundles / bundle
-        configs = [root / "configs" / config]
-        if self.kind.overlay and config.startswith("train") and bundle != self.kind.segmentor:
-            configs.append(root / "configs" / config.replace("train", self.kind.overlay))
-        if bundle == "dscm_pretraining" and self.size == PUBLISHED_SIZE:
-            configs.append(root / "configs" / "image_size_224.json")
-        for given in dict.fromkeys((family, name)):
-            check_names(self.settings.get(given, {}), configs, said=f"set: {given}.")
-        settings = {"run_name": name, "seed": self.seed, **(own or {})}
-        if self.device:
-            settings["device"] = self.device
-        return Stage(
-            name=name,
-            program=("-m", "monai.bundle", "run"),
-            folder=self.output / name,
-            products=products,
-            places={"bundle_root": root},
-            inputs={
-                "config_file": configs if len(configs) > 1 else configs[0],
-                "datalist": self.datalist,
-                **(inputs or {}),
-            },
-            settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
-            version=segcft_ext.__version__,
-            code=_code(),
-            progress=progress,
-        )
-
-    def _strides(self) -> dict[str, Any]:
-        """The HVAE's strides that reduce images to one pixel, where those of the bundle's configs leave more."""
-        if self.size == PUBLISHED_SIZE or all(n <= most for n, most in zip(self.size, self.kind.hvae_size)):
-            return {}
-        return {"network_def#hvae#strides": [2, 2, 2, 2, 2, [-(-n // 32) for n in self.size]]}
-
-    def report(self, evaluation: Stage) -> Stage:
-        return Stage(
-            name="report",
-            program=("-m", "segcft_ext.report"),
-            folder=self.output,
-            folder_option=None,
-            products=("report.html",),
-            places={
-                "output": self.output / "report.html",
-                "evaluation_dir": evaluation.folder,
-                "data_dir": self.datalist.parent,
-                "runs_dir": self.output,
-            },
-            reads={
-                "evaluation": evaluation.folder / "evaluation.json",
-                "figures": evaluation.folder / "figures" / "figures.json",
-                "datalist": self.datalist,
-            },
-            settings={"experiment": EXPERIMENT},
-            version=segcft_ext.__version__,
-            code=_code(),
-        )
-
-
-def _model(stage: Stage) -> Path:
-    return stage.folder / "model.pt"
-
-
 def _bundles(given: str | None) -> Path:
     folder = Path(given).absolute() if given else Path(segcft_ext.__file__).parent.parent / "bundles"
     if not (folder / "lung_heart_segmentor").is_dir():
@@ -414,23 +188,6 @@ def _bundles(given: str | None) -> Path:
             f"{folder}: the bundles are not there; they lie in the folder bundles of the repository: give --bundles"
         )
     return folder
-
-
-def _kind_of(datalist: Datalist, bundles: Path) -> Kind:
-    """The kind of data whose segmentor has the labels of the datalist."""
-    known = {}
-    for kind in KINDS.values():
-        config = json.loads((bundles / kind.segmentor / "configs" / "train.json").read_text(encoding="utf-8"))
-        known[kind.segmentor] = config["network_def"]["labels"]
-        if known[kind.segmentor] == dict(datalist.labels):
-            return kind
-    raise ValueError(f"{datalist.path}: labels: found {dict(datalist.labels)}, expected those of a segmentor: {known}")
-
-
-@functools.cache
-def _code() -> str:
-    """The digest of this code, whose sources are read once."""
-    return code_digest(segcft_ext, data_prep)
 
 
 def _check_cases(datalist: Datalist) -> None:
@@ -465,43 +222,6 @@ def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:
 
 def _mechanisms(given: Any) -> list[str]:
     return _chosen("mechanisms", given, MECHANISMS)
-
-
-def _settings(given: Any) -> dict[str, dict[str, Any]]:
-    """From ``STAGE.KEY=VALUE`` to settings for each stage."""
-    settings: dict[str, dict[str, Any]] = {}
-    for text in _parts(given) if isinstance(given, str) else given:
-        name, equals, value = str(text).partition("=")
-        stage, dot, key = name.strip().partition(".")
-        if not (equals and dot and key):
-            raise ValueError(f"set: found {text!r}, expected STAGE.KEY=VALUE")
-        try:
-            settings.setdefault(stage, {})[key] = json.loads(value)
-        except json.JSONDecodeError:
-            settings.setdefault(stage, {})[key] = value
-    return settings
-
-
-def _parts(text: str) -> list[str]:
-    """The text between commas, but for those inside brackets and quotes."""
-    parts, depth, quoted = [""], 0, False
-    for character in text:
-        quoted ^= character == '"'
-        depth += 0 if quoted else (character in "[{") - (character in "]}")
-        if character == "," and not quoted and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def _merged(*layers: Settings) -> dict[str, dict[str, Any]]:
-    """Settings for each stage; those of a later layer win."""
-    merged: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for stage, settings in layer.items():
-            merged.setdefault(stage, {}).update(settings)
-    return merged
 
 
 def _headline(path: Path) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from segcft_ext import chain
-from segcft_ext.chain import KINDS
+from segcft_ext.chain_stages import Chain
+from segcft_ext.kinds import KINDS, kind_of
 from segcft_ext.scheduler import StageError, run_stages
+from segcft_ext.stage_settings import read_settings
 from segcft_ext.stages import Digests, Stage, code_digest
 
 # A stage for tests: appends its options to calls.txt, then writes the text of its inputs and its setting as model.pt.
@@ -327,14 +329,14 @@ def test_a_killed_driver_takes_its_stages_along_and_one_works_at_a_time(make, ru
 class TestChain:
     @pytest.fixture
     def chain(self, tmp_path):
-        return chain.Chain(
+        return Chain(
             tmp_path / "datalist.json",
             tmp_path / "out",
             3,
             None,
             {},
             Path("bundles"),
-            kind=chain.KINDS["chest"],
+            kind=KINDS["chest"],
             positional=False,
             size=(64, 64),
         )
@@ -380,9 +382,9 @@ class TestChain:
             "plaque_lumen_segmentor": ["lumen", "calcified_plaque", "noncalcified_plaque"],
         }.items():
             labels = {name: value for value, name in enumerate(["background", *structures])}
-            assert chain._kind_of(replace(discs, labels=labels), bundles).segmentor == bundle
+            assert kind_of(replace(discs, labels=labels), bundles).segmentor == bundle
         with pytest.raises(ValueError, match=r"labels: found .*liver.*, expected those of a segmentor: .*left_lung"):
-            chain._kind_of(replace(discs, labels={"background": 0, "liver": 1}), bundles)
+            kind_of(replace(discs, labels={"background": 0, "liver": 1}), bundles)
 
     def test_settings_reach_a_stage_or_its_family(self, chain):
         chain = replace(chain, settings={"seg_cft": {"max_epochs": 2}, "seg_cft_hvae": {"batch_size": 4}})
@@ -415,7 +417,7 @@ class TestChain:
     def test_a_setting_may_hold_commas(self):
         values = {"a": [2, [3, 4]], "b": {"heart_area": ["age", "sex"], "text": "x], y"}, "c": "plain"}
         typed = ",".join(f"dscm.net#{key}={json.dumps(value)}" for key, value in values.items())
-        assert chain._settings(f"judge.max_epochs=2,{typed}") == {
+        assert read_settings(f"judge.max_epochs=2,{typed}") == {
             "judge": {"max_epochs": 2},
             "dscm": {f"net#{key}": value for key, value in values.items()},
         }
@@ -486,7 +488,7 @@ def test_a_split_without_cases_is_refused_at_the_start(monkeypatch, tmp_path, sp
     content = json.loads(path.read_text())
     content[split] = [case for case in content[split] if use and case["use"] != use]
     path.write_text(json.dumps(content))
-    monkeypatch.setattr(chain, "_kind_of", lambda *_: KINDS["chest"])  # which discs are none of
+    monkeypatch.setattr(chain, "kind_of", lambda *_: KINDS["chest"])  # which discs are none of
     with pytest.raises(SystemExit, match=rf"datalist\.json: {message}"):
         chain.main(["run", "--datalist", str(path), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
