@@ -10,13 +10,15 @@ from segcft_ext.networks.pooling import max_near
 
 __all__ = ["growth"]
 
-RINGS = 24 / 128
-MARGIN = 5 / 128
-BESIDE = 3 / 128
-PER_RING = 0.5
-SOFTNESS = 0.5
-CERTAIN = 15.0
-BISECTIONS = 24
+# Lengths are shares of the image's longest side, so that a structure grows alike at all sizes.
+RINGS = 24 / 128  # within this distance of a structure pixels are in an order by their distance
+MARGIN = 5 / 128  # what is absent does not begin nearer to the end of its room
+BESIDE = 3 / 128  # it begins within this distance of the lumen
+# Log-odds.
+PER_RING = 0.5  # what a ring costs in an image of 128
+SOFTNESS = 0.5  # width of a mask's border
+CERTAIN = 15.0  # the largest that count
+BISECTIONS = 24  # to the area: from tens of log-odds to millionths
 
 
 @torch.no_grad()
