@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["quantity", "words", "written_unit"]
 
-SUPERSCRIPTS = {"mm2": "mm²", "mm3": "mm³"}
+WRITTEN = {"percent": "%", "mm2": "mm²", "mm3": "mm³"}
 
 
 def words(name: str) -> str:
@@ -13,10 +13,10 @@ def words(name: str) -> str:
 
 
 def written_unit(unit: str) -> str:
-    """A unit of the datalist: ``mm2`` becomes ``mm²``."""
-    return SUPERSCRIPTS.get(unit, unit)
+    """A unit of the datalist: ``mm2`` becomes ``mm²``, and ``percent`` ``%``."""
+    return WRITTEN.get(unit, unit)
 
 
 def quantity(value: float, unit: str) -> str:
     """A number of three digits with its unit, if it has one."""
-    return f"{value:.3g} {'%' if unit == 'percent' else written_unit(unit)}".rstrip()
+    return f"{value:.3g} {written_unit(unit)}".rstrip()

@@ -23,4 +23,4 @@ def test_a_quantity_has_its_unit_as_people_write_it(value: float, unit: str, exp
 
 def test_names_are_words_and_other_units_stay() -> None:
     assert words("left_lung_area") == "left lung area"
-    assert [written_unit(unit) for unit in ("mm2", "percent", "")] == ["mm²", "percent", ""]
+    assert [written_unit(unit) for unit in ("mm2", "percent", "years")] == ["mm²", "%", "years"]
