@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import segcft_ext
 from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
@@ -139,7 +140,8 @@ class JudgeEvaluator(Evaluator):
             "interventions": self.interventions,
             "interventions_per_case": self.draws,
             "seed": self.seed,
-            **{key: fingerprint(m) if isinstance(m, SelfDescribing) else type(m).__name__ for key, m in models.items()},
+            "version": segcft_ext.__version__,
+            **{key: _made(model) for key, model in models.items()},
         }
 
     @torch.no_grad()
@@ -348,6 +350,13 @@ class JudgeEvaluator(Evaluator):
     def _tensor(self, value: Any) -> Tensor:
         value = value.as_tensor() if isinstance(value, MetaTensor) else torch.as_tensor(value)
         return value.to(self.state.device)
+
+
+def _made(model: Any) -> Any:
+    """What the figures of a model depend on."""
+    if isinstance(model, SelfDescribing):
+        return {"fingerprint": fingerprint(model), "definition": model.definition}
+    return type(model).__name__
 
 
 def _rows(mask: Tensor, figure: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class JudgedBatches:
             return
         self.remove()
         self.folder.mkdir(parents=True)
-        record.write_text(json.dumps(made_from, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch = record.with_suffix(".tmp")
+        scratch.write_text(json.dumps(made_from, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(scratch, record)
 
     def read(self, number: int) -> Tally | None:
         """What was found in a batch, or None where that has yet to be found out."""
