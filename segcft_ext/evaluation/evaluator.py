@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ from tqdm import tqdm
 import segcft_ext
 from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
-from segcft_ext.dscm import DSCM
+from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
-from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, describe_methods
+from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, abducted, describe_methods
 from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.evaluation.realism import BottleneckFeatures
 from segcft_ext.evaluation.summary import flat_metrics, summarise
@@ -48,6 +49,29 @@ from segcft_ext.provenance import check_unseen, fingerprint, summary, upstream
 __all__ = ["JudgeEvaluator"]
 
 TEMPERATURES = {"composition": 0.0, "composition_sampled": 1.0}
+
+Answer = Callable[[Mapping[str, Tensor]], Counterfactual]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Interventions on one variable of a batch of cases.
+
+    Attributes:
+        variable: its name.
+        target: what it is set to, shape (B,).
+        wanted: by how much that changes it, shape (B,).
+        before: where it lives in the factual label maps that the judge sees, shape (B, *spatial).
+        truth: true images and label maps, and the judge's measurements of these images; None where they are not known.
+        gained: what its mask truly gains, shape (B, *spatial), or None.
+    """
+
+    variable: str
+    target: Tensor
+    wanted: Tensor
+    before: Tensor
+    truth: tuple[Tensor, Tensor, Tensor] | None
+    gained: Tensor | None
 
 
 class JudgeEvaluator(Evaluator):
@@ -167,8 +191,13 @@ class JudgeEvaluator(Evaluator):
         for name, method in self.methods.items():
             found.cases.append(cases.frame(self._compose(method, cases), method=name))
             self._progress.update()
-        for variable in self.interventions:
-            self._intervene(variable, cases, judged, found)
+        cases, judged = cases.repeat(self.draws), judged.repeat_interleave(self.draws, 0)
+        asked = [self._ask(variable, cases, judged, found) for variable in self.interventions]
+        for name, method in self.methods.items():
+            answer = abducted(method, cases.image, cases.of_method(method))
+            for question in asked:
+                self._intervene(name, method, answer, question, cases, found)
+                self._progress.update()
         return found
 
     def cases(self, batchdata: Mapping[str, Any]) -> tuple[Cases, Tensor]:
@@ -189,30 +218,34 @@ class JudgeEvaluator(Evaluator):
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
 
-    def _intervene(self, variable: str, cases: Cases, factual: Tensor, found: Tally) -> None:
-        """Judge every method's counterfactuals of cases, whose factual label maps are those that the judge sees."""
-        targets = self.targets[variable][[self.rows[key] for key in cases.ids]]
-        draw = np.tile(np.arange(self.draws), len(targets))
-        cases, factual = cases.repeat(self.draws), factual.repeat_interleave(self.draws, 0)
+    def _ask(self, variable: str, cases: Cases, factual: Tensor, found: Tally) -> _Question:
+        """The interventions on a variable of cases, whose factual label maps are those that the judge sees."""
+        ids = cases.ids[:: self.draws]
+        targets = self.targets[variable][[self.rows[key] for key in ids]]
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
         wanted = target - cases.of([variable])[:, 0]
-        before = self._mask(factual, variable, cases)
-        truth = self._true(variable, target, cases)
+        truth, gained = self._true(variable, target, cases), None
         if truth is not None:
             possible = truth[0].flatten(1).isfinite().all(1)
             gained = self._mask(truth[1], variable, cases) - self._mask(cases.label, variable, cases)
             found.true_gains[variable].add(gained, torch.where(possible, wanted, 0))
-        for name, method in self.methods.items():
-            figures, image, judged = self._judge(method, variable, target, cases)
-            if truth is not None:
-                true_image, true_label, seen = truth
-                figures |= self._compare(image, judged, true_image, true_label, variable, cases)
-                figures |= {"truth.seen": seen, "truth.changed": gained.flatten(1).any(1)}
-            found.changes[name][variable] = (image - cases.image).abs().double().sum(0).cpu()
-            found.gains[name][variable].add(self._mask(judged, variable, cases) - before, wanted)
-            found.pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
-            found.features[name].append((list(cases.ids), self.features(image).cpu()))
-            self._progress.update()
+        return _Question(variable, target, wanted, self._mask(factual, variable, cases), truth, gained)
+
+    def _intervene(
+        self, name: str, method: Method, answer: Answer, question: _Question, cases: Cases, found: Tally
+    ) -> None:
+        """Judge a method's counterfactuals."""
+        variable = question.variable
+        figures, image, judged = self._judge(method, answer, question, cases)
+        if question.truth is not None and question.gained is not None:
+            true_image, true_label, seen = question.truth
+            figures |= self._compare(image, judged, true_image, true_label, variable, cases)
+            figures |= {"truth.seen": seen, "truth.changed": question.gained.flatten(1).any(1)}
+        draw = np.tile(np.arange(self.draws), len(cases.ids) // self.draws)
+        found.changes[name][variable] = (image - cases.image).abs().double().sum(0).cpu()
+        found.gains[name][variable].add(self._mask(judged, variable, cases) - question.before, question.wanted)
+        found.pairs.append(cases.frame({"draw": draw, **figures}, method=name, do=variable))
+        found.features[name].append((list(cases.ids), self.features(image).cpu()))
 
     def _mask(self, label: Tensor, variable: str, cases: Cases) -> Tensor:
         """Where a variable lives in label maps (B, 1, *spatial): 0 or 1, shape (B, *spatial)."""
@@ -227,12 +260,11 @@ class JudgeEvaluator(Evaluator):
         return image, label, seen.masked_fill(_rows(image.isnan().flatten(1).any(1), seen), nan)
 
     def _judge(
-        self, method: Method, variable: str, target: Tensor, cases: Cases
+        self, method: Method, answer: Answer, question: _Question, cases: Cases
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
-        values = cases.of_method(method)
-        back = {variable: cases.of([variable])[:, 0]}
+        back = {question.variable: cases.of([question.variable])[:, 0]}
         with same_draws(self.seed, self.rows[cases.ids[0]]):
-            result = method.counterfactual(cases.image, values, {variable: target})
+            result = answer({question.variable: question.target})
             reversed_error = reversibility(method, cases.image, result.image, result.values, back)
         judged = self.judge.segment(result.image)
         asked = cases.factual.clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from segcft_ext.freezing import freeze
 from segcft_ext.provenance import check_unseen, summary, upstream
 from segcft_ext.scm import SCM
 
-__all__ = ["IDENTITY", "Identity", "Method", "describe_methods", "load_methods"]
+__all__ = ["IDENTITY", "Identity", "Method", "abducted", "describe_methods", "load_methods"]
 
 IDENTITY = "identity"
 
@@ -67,6 +67,22 @@ class Identity:
         for name, target in do.items():
             values[:, self.variables.names.index(name)] = target
         return Counterfactual(image, values)
+
+
+def abducted(method: Method, image: Tensor, values: Tensor) -> Callable[[Mapping[str, Tensor]], Counterfactual]:
+    """A method's counterfactuals of some images, as a function of the intervention.
+
+    The exogenous noise of the images is inferred once for all interventions.
+
+    Args:
+        method: what makes the counterfactuals.
+        image: factual images, shape (B, 1, *spatial).
+        values: factual variables in the method's order, shape (B, K).
+    """
+    if not isinstance(method, DSCM):
+        return lambda do: method.counterfactual(image, values, do)
+    abduction = method.abduct(image, values)
+    return lambda do: method.predict(abduction, method.scm.counterfactual(values, do))
 
 
 def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, interventions: Sequence[str]) -> dict[str, DSCM]:

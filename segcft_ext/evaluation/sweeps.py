@@ -10,7 +10,7 @@ from torch import Tensor
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.judge import Judge
-from segcft_ext.evaluation.methods import Method
+from segcft_ext.evaluation.methods import Method, abducted
 from segcft_ext.figures import Panel, picture
 from segcft_ext.wording import quantity
 
@@ -34,11 +34,10 @@ def factual_panel(case: Cases, variable: str, unit: str) -> Panel:
 @torch.no_grad()
 def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
     """Counterfactuals of one case for several targets of a variable, all on the same exogenous noise."""
-    made = []
+    answer, made = abducted(method, case.image, case.of_method(method)), []
     for target in targets:
         with same_draws():
-            do = {variable: case.image.new_full((1,), target)}
-            made.append(method.counterfactual(case.image, case.of_method(method), do).image)
+            made.append(answer({variable: case.image.new_full((1,), target)}).image)
     images, cases = torch.cat(made), case.repeat(len(targets))
     masks = judge.segment(images)
     measured = judge.measure(masks, images, cases.spacing, cases.label)[:, judge.names.index(variable)]
