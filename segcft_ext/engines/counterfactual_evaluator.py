@@ -44,7 +44,7 @@ class CounterfactualEvaluator(Evaluator):
     ``reconstruction``  what the model makes of the factual image without its exogenous residual (B, 1, *spatial)
     ``values``          factual variables in physical units (B, K)
     ``targets``         variables after the action (B, S, K)
-    ``folding``         share of pixels at which the deformation folds (B, S); zero without a head
+    ``folding``         share of cells between pixels in which the deformation folds (B, S); zero without a head
     ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
     ``measured``        what is measured in these label maps (B, 1 + S, J); with a segmentor only
     ==================  ======================================================================================

@@ -21,9 +21,9 @@ class LesionCounts:
 
     Attributes:
         true: lesions of the label map.
-        found: those of them of which at least the required share of pixels is predicted.
+        found: true lesions of which at least the required share of pixels is predicted.
         seen: lesions of the prediction.
-        false: those of them of which less than that share is true.
+        false: predicted lesions of which less than that share is true.
     """
 
     true: int
