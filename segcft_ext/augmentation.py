@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the device: one small affine and elastic map for image and label map together.
 
-Drawing the random parameters is apart from applying them. By default nothing is mirrored: the heart has a side. A
-straightened vessel may be mirrored across its axis, and is not to be rotated, which would tilt it out of its column.
-The variables are to be measured again on the augmented label map.
+Drawing the random parameters is separate from applying them. By default nothing is mirrored, since the heart lies on
+one side. A straightened vessel may be mirrored across its axis, but must not be rotated: that would tilt it out of its
+column. Measured variables must be measured again on the augmented label map.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["AugmentationParameters", "BatchAugmentation"]
 
 @dataclass(frozen=True)
 class AugmentationParameters:
-    """What was drawn for a batch.
+    """The random parameters drawn for a batch.
 
     Attributes:
         affine: map from output to input coordinates in [-1, 1], shape (B, D, D + 1).
@@ -50,8 +50,9 @@ class BatchAugmentation:
         gamma: largest absolute log2 of the intensity's exponent.
         contrast: largest relative change of contrast.
         brightness: largest offset of the intensity, on the [-1, 1] scale.
-        flip: spatial axes along which every second case is mirrored, counted from 0.
-        probability: share of the cases that are changed in shape; the rest are mirrored at most.
+        flip: spatial axes, counted from 0, along each of which a case is mirrored with probability 1/2.
+        probability: share of the cases that get an affine and elastic map; the others are mirrored at most. Intensities
+            change in all cases.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class BatchAugmentation:
             return 2 * torch.rand(*shape, device=image.device) - 1
 
         # exp(skew + diagonal) is a rotation with a change of size in any number of dimensions. The sampling grid runs
-        # from -1 to 1 along each axis: where the image is not square, a rotation of pixels is none of the grid.
+        # from -1 to 1 along each axis, so for an image that is not square, the rotation is rescaled to grid units.
         upper = torch.triu(uniform(batch, dims, dims), diagonal=1) * math.radians(self.rotation)
         stretch = torch.diag_embed(uniform(batch, dims) * math.log1p(self.scaling))
         extent = image.new_tensor(image.shape[:1:-1])

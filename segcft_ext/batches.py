@@ -1,4 +1,4 @@
-"""From a collated batch to what a trainer's iteration takes: on the device, augmented, measured.
+"""Turning a collated batch into the input of a trainer's iteration: moved to the device, augmented and measured.
 
 These are the ``prepare_batch`` of MONAI's trainers and evaluators. The dictionary has ``image`` (B, 1, \\*spatial) in
 [-1, 1], ``label`` (B, 1, \\*spatial) and, where the variables are wanted, ``variables`` (B, K) and ``spacing`` (B, D).
@@ -39,11 +39,11 @@ Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def find_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """An image, or the images of a folder, as the items of a MONAI dataset.
 
-    Images are known by their suffix, DICOM files by their content too: many archives export them without a suffix.
+    Images are recognised by their suffix, DICOM files also by their content: many archives export them without one.
 
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: when this is no path, or what is made of two images would have the same name.
+        ValueError: when ``path`` is not a path, or the outputs of two images would have the same name.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(
@@ -75,16 +75,19 @@ def image_stem(path: str | os.PathLike[str]) -> str:
 
 
 def output_name(meta: dict[str, Any], saver: Any) -> dict[str, Any]:
-    """What MONAI's ``SaveImage`` names a file after: :func:`image_stem`. Of the subject it cuts one suffix."""
+    """Name formatter for MONAI's ``SaveImage``: a file is named after its :func:`image_stem`.
+
+    The dot is appended because ``SaveImage`` cuts one suffix off the subject.
+    """
     found = default_name_formatter(meta, saver)
     return {**found, "subject": f"{image_stem(found['subject'])}."}
 
 
 def label_extension(extension: str) -> str:
-    """The extension of files that hold label maps, with or without its dot, as it was given.
+    """Check the extension for files of label maps; it is returned as given, with or without its dot.
 
     Raises:
-        ValueError: when it is another one: JPEG, for one, changes the labels.
+        ValueError: when it is neither PNG nor NIfTI; JPEG, for example, would change the labels.
     """
     if extension.removeprefix(".") not in ("png", "nii", "nii.gz"):
         raise ValueError(f"output_ext: found {extension!r}, expected '.png' or '.nii.gz'")
@@ -125,8 +128,8 @@ class PrepareVariables:
     """Image, the variables of that image, its pixel spacing and its label map.
 
     Measured variables are measured on the label map *after* the augmentation, which moves and scales the anatomy; the
-    others (age, sex) are taken as they are in the datalist. They are the values of this image, not draws from the
-    population; what is fitted to the population takes the datalist's own values, which the batch holds too.
+    others (age, sex) are taken from the datalist. These are the values of the augmented image, not draws from the
+    population: the mechanisms are fitted to the datalist's own values, which are in the batch as well.
 
     Args:
         datalist: the data, for its measurements.
@@ -157,7 +160,7 @@ class PrepareVariables:
         """
         image, label = self.prepare_segmentation(batchdata, device, non_blocking, **kwargs)
         values = batchdata["variables"].to(device, non_blocking=non_blocking)
-        known = batchdata["spacing"]  # looked at where the loader left it: on the device, one would wait for it
+        known = batchdata["spacing"]  # checked before the transfer: on the device, the check would synchronise
         spacing = None if known.isnan().any() else known.to(device, non_blocking=non_blocking)
         reference = one_hot(label.float(), num_classes=self.num_classes)
         if self.measurements:

@@ -1,4 +1,4 @@
-"""The settings of a bundle: names that no config has are refused, which MONAI would take and never read."""
+"""Refusing settings of a bundle whose names are in no config; MONAI would accept and silently ignore them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OPTION = re.compile("--|-[A-Za-z]")
 
 
 def check_settings() -> None:
-    """Refuse what was typed after ``python -m monai.bundle run`` if it begins with a name that no config has.
+    """Refuse options of ``python -m monai.bundle run`` whose first part is a name that no config has.
 
-    The configs call it themselves. In any other program it does nothing.
+    The configs themselves call this function. In any other program it does nothing.
 
     Raises:
         SystemExit: names the setting, the configs, and the name that may have been meant.
@@ -48,8 +48,8 @@ def check_names(settings: Iterable[str], configs: Sequence[Any], known: Iterable
     Args:
         settings: as they are typed, such as ``objective#paint``.
         configs: paths of the configs.
-        known: further names.
-        said: what stands before a setting in the message.
+        known: further names that are accepted.
+        said: prefix of a setting in the message.
 
     Raises:
         ValueError: names the setting, the configs, and the name that may have been meant.
@@ -68,13 +68,13 @@ def _first(key: str) -> str:
 
 
 def _tracking() -> set[str]:
-    """What MONAI's own tracking reads."""
+    """The settings that MONAI's own experiment tracking reads."""
     programs: Mapping[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
     return {name for settings in programs.values() for name in settings["configs"]}
 
 
 def _options(given: Sequence[str]) -> Mapping[str, Any]:
-    """Options and their values, read as Fire does, by which MONAI reads them."""
+    """Options and their values, parsed as Fire, which MONAI uses, parses them."""
     from fire.parser import DefaultParseValue
 
     options: dict[str, Any] = {}

@@ -6,7 +6,8 @@
     python -m segcft_ext.chain demo
     python -m segcft_ext.chain demo --kind coronary
 
-It types the bundles' own commands; what it adds is their order, two at a time, and skipping what need not run again.
+It runs the bundles' own commands. What it adds is their order, running two at a time, and skipping stages that need not
+run again.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def run(
 ) -> None:
     """Train segmentor, DSCM, counterfactual fine-tuning and judge on a datalist, evaluate, and write a report.
 
-    A stage whose outputs are complete and whose inputs are unchanged is skipped; one that was interrupted goes on where
-    it was. OUTPUT_DIR/commands.sh holds the commands, OUTPUT_DIR/logs what they print, OUTPUT_DIR/report.html the
-    result. Runs are recorded in OUTPUT_DIR/mlflow.db, or where MLFLOW_TRACKING_URI says.
+    A stage whose outputs are complete and whose inputs are unchanged is skipped; an interrupted one resumes where it
+    stopped. OUTPUT_DIR/commands.sh holds the commands, OUTPUT_DIR/logs what they print, OUTPUT_DIR/report.html the
+    result. Runs are recorded in OUTPUT_DIR/mlflow.db, or in the store that MLFLOW_TRACKING_URI names.
 
     Example:
 
@@ -64,17 +65,17 @@ def run(
         --mechanisms deformation,hvae --set dscm_pretraining.max_epochs=200,seg_cft_hvae.max_epochs=50
 
     Args:
-        datalist: what data_prep wrote.
+        datalist: the datalist.json that data_prep wrote.
         output_dir: folder to write to.
-        methods: what to compare, some of No-CFT,Reg-CFT,Seg-CFT.
+        methods: methods to compare, some of No-CFT,Reg-CFT,Seg-CFT.
         mechanisms: image mechanisms to fine-tune, some of deformation,hvae. The first trains a warp on top of the HVAE,
             the second the HVAE alone, with this project's objective.
-        seed: of everything; the judge has another one, made from it.
+        seed: random seed of all stages; that of the judge is derived from it.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
         jobs: number of stages that run at a time, each in one thread.
-        set: settings in place of those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
-            may be JSON. A stage is named as on the screen; reg_cft and seg_cft mean those of all mechanisms. A
-            KEY begins with one that stands at the top of the stage's configs.
+        set: settings that override those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
+            may be JSON. STAGE is the name shown while the stage runs; reg_cft and seg_cft stand for those of all
+            mechanisms. KEY begins with a top-level key of the stage's configs.
         bundles: folder of the bundles, by default the one beside the package.
     """
     output = Path(output_dir).absolute()
@@ -109,18 +110,18 @@ def demo(
     set: Any = (),
     bundles: str | None = None,
 ) -> None:
-    """The whole chain on rendered phantoms: ten minutes on two cores for chests, a quarter of an hour for arteries.
+    """The whole chain on rendered phantoms, in nine to fifteen minutes on two CPU cores.
 
-    A phantom's true counterfactual is known, so the report compares with it too.
+    A phantom's true counterfactual is known, so the report also compares with that.
 
     Args:
         output_dir: folder to write to; by default runs/demo, or runs/demo_coronary.
         kind: "chest", radiographs with lungs and heart; or "coronary", straightened arteries with plaques, edited
             region by region.
         count: number of phantoms.
-        size: in pixels; 64 of a square chest, 128x32 along and across a vessel.
+        size: image size in pixels, by default 64 for a (square) chest and 128x32 (along x across) for a vessel.
         mechanisms: see the command run.
-        seed: of the phantoms and of everything after them.
+        seed: random seed of the phantoms and of all stages after them.
         device: see the command run.
         jobs: number of stages that run at a time, each in one thread.
         set: further settings of stages, see the command run.
@@ -168,13 +169,13 @@ def _execute(chain: Chain, stages: Sequence[Stage], jobs: Any) -> None:
         if "#" in str(path):
             raise ValueError(f"{option}: found {path}, expected a path without #: MONAI reads it as ::")
     # Small convolutions gain little from threads, and the numbers must not depend on how many there are.
-    # And glibc is to keep the memory of feature maps: to ask the kernel for it anew costs up to a tenth of the time.
+    # glibc is told to keep the memory of feature maps: asking the kernel for it again costs up to a tenth of the time.
     environment = {
         "OMP_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     }
-    if not os.environ.get("MLFLOW_TRACKING_URI"):  # one that is given, perhaps with a password, is written nowhere
+    if not os.environ.get("MLFLOW_TRACKING_URI"):  # the user's own may hold a password, so it is written to no file
         environment["MLFLOW_TRACKING_URI"] = sqlite_uri(output / "mlflow.db")
     output.mkdir(parents=True, exist_ok=True)
     run_stages(stages, output / "logs", jobs, environment, output / "commands.sh")
@@ -191,7 +192,7 @@ def _bundles(given: str | None) -> Path:
 
 
 def _check_cases(datalist: Datalist) -> None:
-    """Refuse at the start data that only the last stages would refuse."""
+    """Refuse at the start what only the last stages would refuse."""
     for split, use in (("training", "guide"), ("training", "judge"), ("validation", None), ("test", None)):
         if not datalist.fingerprints(split, use):
             cases = f"cases of use {use!r}" if use else "cases"
@@ -238,7 +239,7 @@ def _headline(path: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; what is not the software's fault ends with one line, not with a traceback."""
+    """Run one command; errors in input, files or stages end with one line instead of a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running stages are ended
     commands: dict[str, Callable[..., None]] = {"run": run, "demo": demo}
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -28,15 +28,15 @@ class Chain:
     """The stages for one datalist.
 
     Attributes:
-        datalist: the file.
-        output: folder in which every stage has one of its own.
-        seed: of all stages.
-        device: for all stages, or None.
-        settings: for each stage, or family of stages (seg_cft), what replaces its bundle's settings.
+        datalist: path of the datalist.
+        output: folder with a subfolder for each stage.
+        seed: random seed of all stages; the judge's has an offset.
+        device: device of all stages; None leaves the bundles' default.
+        settings: settings that override the bundle's, by stage or family of stages (``seg_cft``).
         bundles: folder of the bundles.
-        kind: of the data.
+        kind: kind of data.
         positional: whether variables are measured in regions, so that Seg-CFT is Pos-Seg-CFT.
-        size: of the images.
+        size: image size in pixels.
     """
 
     datalist: Path
@@ -53,7 +53,7 @@ class Chain:
         """All stages, each after those that it needs.
 
         Raises:
-            ValueError: when there are settings for a stage that there is not, or that a stage does not have.
+            ValueError: when there are settings for an unknown stage, or settings that a stage does not have.
         """
         segmentor = self.stage(self.kind.segmentor, self.kind.segmentor)
         dscm = self.stage("dscm_pretraining", "dscm_pretraining", own=self._strides())
@@ -139,7 +139,7 @@ class Chain:
         )
 
     def _strides(self) -> dict[str, Any]:
-        """The HVAE's strides that reduce images to one pixel, where those of the bundle's configs leave more."""
+        """Strides with which the HVAE reduces images to one pixel; empty where those of the bundle's configs do so."""
         if self.size == PUBLISHED_SIZE or all(n <= most for n, most in zip(self.size, self.kind.hvae_size)):
             return {}
         return {"network_def#hvae#strides": [2, 2, 2, 2, 2, [-(-n // 32) for n in self.size]]}
@@ -174,5 +174,5 @@ def _model(stage: Stage) -> Path:
 
 @functools.cache
 def project_code() -> str:
-    """The digest of this code, whose sources are read once."""
+    """The digest of this project's code; its sources are read only once."""
     return code_digest(segcft_ext, data_prep)

@@ -1,8 +1,8 @@
 """Checkpoints that describe themselves.
 
 A model's checkpoint is the bare ``state_dict`` of the network, as MONAI's tools load it. What is needed to rebuild the
-network, and to refuse it where it does not fit, rides along as the network's extra state: JSON in a tensor
-(:mod:`segcft_ext.extra_state`), so that ``torch.load(weights_only=True)`` and every tool for state dicts reads it.
+network, and to refuse it where it does not fit, is stored as the network's extra state: JSON in a tensor
+(:mod:`segcft_ext.extra_state`), which ``torch.load(weights_only=True)`` and every tool for state dicts can read.
 
 .. code-block:: python
 
@@ -12,7 +12,7 @@ network, and to refuse it where it does not fit, rides along as the network's ex
     ...
     segmentor = load_model("models/model.pt", Segmentor)
 
-Whether it fits what it is to be used for is asked in :mod:`segcft_ext.compatibility`.
+:mod:`segcft_ext.compatibility` checks whether a checkpoint fits its intended use.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class SelfDescribing(nn.Module):
         self.origin: str = type(self).__name__
 
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
-        """Note the data that the network is trained on: images, labels, variables with units and measurements, cases.
+        """Record the data that the network is trained on: images, labels, variables with units and measurements, cases.
 
-        The cases are noted by their :meth:`~segcft_ext.datalist.Datalist.fingerprints`.
+        The cases are recorded by their :meth:`~segcft_ext.datalist.Datalist.fingerprints`.
 
         Args:
             datalist: the data.
@@ -127,7 +127,7 @@ class SelfDescribing(nn.Module):
         self.data = plain(state["data"])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # MONAI's tools load loosely: from a file without the network's keys they take nothing and go on untrained.
+        # MONAI's tools load non-strictly: from a file without the network's keys they would load nothing, silently.
         if prefix + EXTRA_STATE not in state_dict:
             raise CheckpointError(
                 f"{self.origin}: not a model of this project: key {prefix + EXTRA_STATE!r} is missing, "
@@ -139,7 +139,8 @@ class SelfDescribing(nn.Module):
 def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to a file that is either the old one or the new one, whatever happens in between.
 
-    Only one process may write a file: what one that was killed has left, the next one overwrites.
+    Only one process may write the file at a time: the scratch file that a killed process leaves behind is overwritten
+    by the next one.
 
     Raises:
         OSError: when it cannot be written, as on a full disk; names the file.
@@ -154,7 +155,7 @@ def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # which torch hides behind one of its own
+        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it in an error of its own
         if not isinstance(cause, OSError):
             raise
         raise OSError(f"{path}: cannot be written ({cause.strerror})") from error
@@ -196,7 +197,7 @@ def load_model(path: str | os.PathLike[str], expected: Any = (SelfDescribing,)) 
         expected: the class, or the classes, that the caller can use.
 
     Raises:
-        CheckpointError: when the file is missing, is no checkpoint of this project, holds another class than asked for,
+        CheckpointError: when the file is missing, is no checkpoint of this project, holds a class other than expected,
             or its weights do not fit its own definition.
     """
     state = load_checkpoint(path)
@@ -221,7 +222,7 @@ def load_model(path: str | os.PathLike[str], expected: Any = (SelfDescribing,)) 
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint says of its network: ``format_version``, ``class``, ``definition`` and ``data``.
+    """What a checkpoint says about its network: ``format_version``, ``class``, ``definition`` and ``data``.
 
     Raises:
         CheckpointError: when the file is missing or no model of this project.
@@ -230,7 +231,7 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same content as dicts, lists, strings, numbers, booleans and None, which ``weights_only`` loading accepts.
+    """Convert content to dicts, lists, strings, numbers, booleans and None, which ``weights_only`` loading accepts.
 
     Raises:
         TypeError: when the content holds anything else.
@@ -249,7 +250,7 @@ def plain(value: Any) -> Any:
 
 
 def variable_description(datalist: Datalist, name: str) -> dict[str, Any]:
-    """What a checkpoint notes of a variable that its network was trained on."""
+    """What a checkpoint records about a variable that its network was trained on."""
     variable = datalist.variable(name)
     return plain(
         {
@@ -289,7 +290,7 @@ def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
 def check_equal(
     origin: str | os.PathLike[str], key: str, held: Any, asked: Any, datalist: Datalist | None = None
 ) -> None:
-    """Refuse a checkpoint that holds something else than what is asked for, by a datalist if one is given.
+    """Refuse a checkpoint whose value of a key is not the one asked for (by the datalist, if one is given).
 
     Raises:
         CheckpointError: names the checkpoint, the key, what it holds and what was asked for.

@@ -19,7 +19,7 @@ SIZES = re.compile(r"\[?(\d+(?:[x,]\d+)*)\]?", re.ASCII | re.IGNORECASE)
 
 
 def run_command(program: str, commands: Command | Mapping[str, Command], given: Sequence[str]) -> None:
-    """Call the command that was typed; it gets every value as text, even a folder named 1.10, which is no number.
+    """Call the command that was typed; every value is passed as text, so that a folder named 1.10 stays a name.
 
     Args:
         program: what is typed before the arguments, ``python -m data_prep``.
@@ -40,7 +40,7 @@ def run_command(program: str, commands: Command | Mapping[str, Command], given: 
 
 
 def _quoted(argument: str) -> str:
-    """The argument with its value in quotes, which Fire takes for text."""
+    """The argument with its value in quotes, so that Fire passes it on as text."""
     if not argument.startswith("-"):
         return repr(argument)
     flag, equals, value = argument.partition("=")
@@ -48,10 +48,10 @@ def _quoted(argument: str) -> str:
 
 
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
-    """Refuse at once what Fire would refuse when all the work is done: a misspelt option, a word too many.
+    """Refuse at once what Fire would refuse only after all the work is done: a misspelt option, a word too many.
 
-    As for Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two. An option
-    without a value is refused too, unless it is True or False.
+    As in Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two. An option
+    without a value is also refused, unless it is boolean.
 
     Args:
         program: what is typed before the options, for the message.
@@ -91,7 +91,7 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
 
 
 def check_booleans(**options: Any) -> None:
-    """Refuse options of a bundle that are to be True or False and are not: MONAI takes "false" for a text, hence true.
+    """Refuse boolean options of a bundle that are neither True nor False: to MONAI, "false" is text and hence true.
 
     Raises:
         ValueError: names the option.
@@ -102,7 +102,7 @@ def check_booleans(**options: Any) -> None:
 
 
 def read_names(option: str, given: Any) -> list[str]:
-    """Names from "a,b", a list of them in JSON, or a sequence.
+    """Read names from "a,b", a JSON list or a sequence.
 
     Raises:
         ValueError: names the option and quotes what is none of these.
@@ -119,7 +119,7 @@ def read_names(option: str, given: Any) -> list[str]:
 
 
 def read_sizes(given: Any) -> list[int]:
-    """Whole numbers from 64, "96x64", "96,64" or a sequence of them.
+    """Read whole numbers from 64, "96x64", "96,64" or a sequence of them.
 
     Raises:
         ValueError: quotes what is none of these.
@@ -132,10 +132,10 @@ def read_sizes(given: Any) -> list[int]:
 
 
 def read_whole(option: str, given: Any, lowest: int | None = None) -> int:
-    """A whole number, also as text.
+    """Read a whole number, also from text.
 
     Raises:
-        ValueError: names the option and quotes what is no whole number, or less than the lowest.
+        ValueError: when it is not a whole number, or less than ``lowest``; names the option and quotes what was found.
     """
     number = int(str(given)) if WHOLE.fullmatch(str(given)) else None
     if number is None or (lowest is not None and number < lowest):

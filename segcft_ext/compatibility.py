@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits what it is to be used for: it is there, and was trained on such data."""
+"""Checking that a checkpoint exists, and was trained on the kind of data that it is to be used for."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CHEST = {"left_lung", "right_lung", "heart"}
 
 
 def require_checkpoint(path: str | os.PathLike[str], option: str, bundle: str) -> str:
-    """The path of a checkpoint that has to be there before anything is run.
+    """The path of a checkpoint, which must exist before anything is run.
 
     Raises:
-        CheckpointError: when it is not; names the option that says where it is, and the bundle whose training makes it.
+        CheckpointError: when there is no such file; names the option with its path and the bundle that trains it.
     """
     if not Path(path).is_file():
         raise CheckpointError(
@@ -52,7 +52,7 @@ def trained_image_size(path: str | os.PathLike[str]) -> list[int] | None:
 
 
 def trained_window(path: str | os.PathLike[str]) -> list[float] | None:
-    """The window of intensities that a network was trained on, or None where there was none or there is no file yet."""
+    """The intensity window that a network was trained with; None where it had none or there is no checkpoint yet."""
     return read_description(path)["data"]["window"] if Path(path).exists() else None
 
 
@@ -74,7 +74,7 @@ def check_preprocessing(path: str | os.PathLike[str], preprocessing: Compose) ->
     nor any of the known labels passes.
 
     Raises:
-        CheckpointError: when the preprocessing is the other one; names the checkpoint and the config.
+        CheckpointError: when the preprocessing is that of the other kind; names the checkpoint and the config.
     """
     data = read_description(path)["data"]
     vessels = data["window"] is not None or "lumen" in data["labels"]
@@ -100,6 +100,7 @@ def check_compatible(model: nn.Module, datalist: Datalist) -> None:
         CheckpointError: when the image size, the labels, or the window or unit of the intensities differ, or a variable
             of the network is unknown to the datalist or has another kind, unit, categories or measurement there. Names
             checkpoint and datalist.
+        TypeError: when the network is not a :class:`~segcft_ext.checkpoints.SelfDescribing` one.
     """
     if not isinstance(model, SelfDescribing):
         raise TypeError(f"{type(model).__name__} does not describe itself, expected a SelfDescribing network")

@@ -1,4 +1,4 @@
-"""The datalist: what every stage reads of the data; :mod:`segcft_ext.datalist_format` describes the file."""
+"""The datalist, through which every stage reads the data; :mod:`segcft_ext.datalist_format` describes the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Datalist:
 
     Attributes:
         path: the file it was read from.
-        name: what the data are called in reports.
+        name: name of the data in reports.
         size: image size in pixels, (H, W) or (D, H, W).
         intensity_range: lowest and highest stored intensity, mapped to [-1, 1] for the networks.
         labels: value in the label map for each structure; ``background`` is 0.
@@ -70,7 +70,7 @@ class Datalist:
         return len(self.size)
 
     def reader(self) -> ImageReader:
-        """What MONAI's ``LoadImaged`` reads images and label maps with."""
+        """The reader of images and label maps for MONAI's ``LoadImaged``."""
         entries = (entry for split in self.entries.values() for entry in split)
         label_maps = [self.path.parent / entry["label"] for entry in entries]
         return PreparedReader(self.size, label_maps, self.labels.values())
@@ -102,7 +102,7 @@ class Datalist:
 
     @property
     def bands(self) -> dict[str, tuple[int, float, float]]:
-        """``{variable: (axis, low, high)}`` where regions are those of the image itself; empty otherwise."""
+        """``{variable: (axis, low, high)}`` where regions are bands of the image itself; empty otherwise."""
         if self.regions is None or self.regions.of != "image":
             return {}
         limits = dict(zip(self.regions.names, itertools.pairwise(self.regions.boundaries), strict=True))
@@ -110,16 +110,16 @@ class Datalist:
 
     @property
     def area_labels(self) -> dict[str, int]:
-        """``{variable: label}`` of the areas that need no factual image; empty with regions of a structure."""
+        """``{variable: label}`` of the areas that need no factual label map; empty where regions are a structure's."""
         if self.regions is not None and self.regions.of != "image":
             return {}
         return {name: found.label for name, found in self.measurements().items() if isinstance(found, Area)}
 
     def definitions(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """What :class:`segcft_ext.variables.Variables` takes, of the variables named or of all.
+        """Definitions of the named variables (by default all), as :class:`segcft_ext.variables.Variables` takes them.
 
-        A continuous variable is zero-inflated where it is never negative and exactly zero in at least
-        :data:`POINT_MASS` of the training cases that know it.
+        A continuous variable is zero-inflated if, over the training cases in which it is known, it is never negative
+        and exactly zero in at least a share of :data:`POINT_MASS`.
 
         Raises:
             DatalistError: when a variable is unknown or there is no training case.
@@ -137,7 +137,7 @@ class Datalist:
         return found
 
     def training_values(self, names: Sequence[str]) -> dict[str, Any]:
-        """What :meth:`segcft_ext.variables.Variables.fit` takes: the training split's values, units and categories.
+        """The training split's values, units and categories, as :meth:`segcft_ext.variables.Variables.fit` takes them.
 
         Args:
             names: the variables, in the order of the columns of ``values`` (N, K).
@@ -155,14 +155,14 @@ class Datalist:
     def fingerprints(self, split: str, use: str | None = None) -> dict[str, str]:
         """The id of each case by its fingerprint, the first 12 hexadecimal digits of a SHA-256.
 
-        A checkpoint tells by fingerprints which cases it was trained on, without naming them. A fingerprint is that
-        of the id and, for a phantom, of its noise too: phantoms of another seed have the same names.
+        With fingerprints, a checkpoint tells which cases it was trained on without naming them. The hash is that of the
+        id and, for a phantom, of its noise as well, since phantoms of different seeds have the same ids.
         """
         chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
         return {hashlib.sha256(_identity(entry).encode()).hexdigest()[:12]: entry["id"] for entry in chosen}
 
     def items(self, split: str, use: str | None = None, variables: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Entries as MONAI's dictionary datasets want them.
+        """Entries in the form that MONAI's dictionary datasets expect.
 
         Args:
             split: "training", "validation" or "test".
@@ -225,9 +225,9 @@ def read_datalist(path: str | os.PathLike[str], check_files: bool = True) -> Dat
 
 
 def known_datalist(path: str | os.PathLike[str]) -> Datalist | None:
-    """The datalist, or None where there is none yet: what a config's networks are built for by default.
+    """The datalist that a config builds its networks for by default, or None where there is no file yet.
 
-    Images and label maps are not looked for; what reads them does that.
+    Whether images and label maps exist is not checked here, but where they are read.
 
     Raises:
         DatalistError: when there is a file that contradicts the format.

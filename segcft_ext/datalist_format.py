@@ -1,4 +1,4 @@
-"""The format of a datalist: MONAI's datalist JSON with a header that every stage reads instead of being told again.
+"""The format of a datalist: MONAI's datalist JSON with a header that describes the data to every stage.
 
 .. code-block:: json
 
@@ -23,12 +23,12 @@
 
 Paths are relative to the file. A missing value is ``null``; categories are given by their index. ``use`` divides the
 training split: ``guide`` cases train the guiding segmentor and the regressor, ``judge`` cases the independent judge.
-``spacing`` (mm, one number for each axis) may stand in an entry, and has to where a variable is measured in ``mm2`` or
-``mm3``. A measured variable has the unit of its measurement. ``truth`` names a renderer of true counterfactuals
+An entry may have ``spacing`` (mm, one number for each axis), and must have it where a variable is measured in ``mm2``
+or ``mm3``. A measured variable has the unit of its measurement. ``truth`` names a renderer of true counterfactuals
 (phantoms only) and ``exogenous`` in an entry is what that renderer needs to draw the same case again. ``image`` may say
 what the stored range stands for: ``"window": [-150, 750], "intensity_unit": "HU"``.
 
-Variables of a part of a structure name it, and the header says what the parts are:
+A variable of one region of a structure names both, and the header defines the regions:
 
 .. code-block:: json
 
@@ -72,9 +72,16 @@ class DatalistError(ValueError):
 
 @dataclass(frozen=True)
 class Variable:
-    """One scalar variable: name, kind, unit, names of its categories, and how it is measured if it is measured.
+    """One scalar variable.
 
-    A variable of one region of a structure says of which.
+    Attributes:
+        name: its name.
+        kind: "continuous", "binary" or "categorical".
+        unit: its physical unit; "" for none.
+        categories: names of its categories; empty for a continuous variable.
+        measurement: how it is measured, as ``{"_target_": …}``; None where it is not.
+        structure: the structure that a variable of a region belongs to, or "".
+        region: the region that it is measured in, or "".
     """
 
     name: str
@@ -92,7 +99,7 @@ class Regions:
 
     Attributes:
         axis: spatial axis that the bands lie across.
-        of: whose extent the boundaries are fractions of, ``"image"`` or the factual ``"structure"``.
+        of: what the boundaries are fractions of: the extent of the ``"image"`` or of the factual ``"structure"``.
         names: the R regions along the axis.
         boundaries: R + 1 fractions, rising from 0 to 1.
     """
@@ -104,10 +111,10 @@ class Regions:
 
 
 def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
-    """The fields of a :class:`~segcft_ext.datalist.Datalist`, apart from its path, from the content of the file.
+    """Validate the content of a file; returns the fields of a :class:`~segcft_ext.datalist.Datalist` except its path.
 
     Args:
-        content: the JSON.
+        content: the parsed JSON.
         path: the file, for messages and because paths in it are relative to it.
         check_files: also check that every image and label file exists.
 
@@ -188,7 +195,7 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
 
 
 def validate_regions(regions: Any, dims: int, fail: Callable[[str, Any, str], ValueError]) -> Regions:
-    """The header's ``regions``, or the error that ``fail`` makes of a key, what was found and what was expected."""
+    """The header's ``regions``, validated; raises the error that ``fail(key, found, expected)`` makes."""
     if not isinstance(regions, Mapping):
         raise fail("regions", regions, "an object with axis, of, names and boundaries")
     of, names, boundaries = (regions.get(key) for key in ("of", "names", "boundaries"))

@@ -48,19 +48,19 @@ class Abduction:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """What would have been.
+    """The outcome of a prediction: image and variables after an action.
 
     Attributes:
         image: shape (B, 1, *spatial), in [-1, 1].
         values: all variables after the action, in physical units, shape (B, K).
         displacement: phi - id in pixels, shape (B, D, *spatial), or None without a deformation head.
-        velocity: its generator in pixels of the head's grid, or None.
+        velocity: the velocity field v with phi = exp(v), in pixels of the head's grid, shape (B, D, *grid), or None.
         anatomy: logits of the label map that the head sees in the factual image, see
             :class:`~segcft_ext.networks.deformation.Features`, or None.
-        paint: what the head painted before the deformation beyond the mean intensity of a tissue, shape of the image,
-            or None.
-        gained: which pixels of each variable's structure were to appear by painting (above zero) or to vanish, in
-            [-1, 1], shape (B, K, *spatial), or None.
+        paint: intensity that the head painted before the deformation, beyond the mean intensity of a tissue, shape of
+            the image, or None.
+        gained: which pixels of each variable's structure were to appear by painting (above zero) or to vanish (below),
+            in [-1, 1], shape (B, K, *spatial), or None.
     """
 
     image: Tensor
@@ -73,7 +73,10 @@ class Counterfactual:
 
     @property
     def jacobian_determinant(self) -> Tensor | None:
-        """det of the deformation's Jacobian at each pixel; zero or less is a fold. None without a deformation head."""
+        """Smallest determinant of the deformation's Jacobian in each cell between pixels, (B, \\*(spatial - 1)).
+
+        Zero or less is a fold. None without a deformation head.
+        """
         return None if self.displacement is None else jacobian_determinant(self.displacement)
 
 
@@ -84,8 +87,8 @@ class DSCM(SelfDescribing):
         variables: definitions of the scalar variables, see :class:`~segcft_ext.variables.Variables`.
         parents: the graph over them, ``{variable: [its parents]}``; no edges by default.
         hvae: arguments of :class:`~segcft_ext.networks.hvae.HVAE`.
-        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, ``painted``, ``bands`` and
-            ``areas`` by names of variables; None for no head.
+        deformation: arguments of :class:`~segcft_ext.networks.deformation.DeformationHead`, with names of variables in
+            place of channels in ``painted``, ``bands`` and ``areas``; None for no head.
 
     Example:
         >>> dscm = DSCM([{"name": "heart_area", "kind": "continuous"}])
@@ -144,7 +147,8 @@ class DSCM(SelfDescribing):
         Args:
             image: shape (B, 1, *spatial), in [-1, 1].
             values: physical units, shape (B, K), NaN where missing.
-            temperature: of the latents' posterior; 1 gives a sample, 0 the mean, for which no KL is computed.
+            temperature: factor on the posterior's standard deviation; 1 gives a sample, 0 the mean, for which no KL is
+                computed.
         """
         posterior = self.hvae.posterior(image, self.variables.encode(values), temperature, with_kl=temperature > 0)
         residual = (image - posterior.mean) * torch.exp(-posterior.log_scale)
@@ -244,7 +248,7 @@ class DSCM(SelfDescribing):
         return self
 
     def parameter_groups(self, head: float, hvae: float) -> list[dict[str, Any]]:
-        """The weights that ask for gradients as an optimiser's groups.
+        """The trainable weights (``requires_grad``) as an optimiser's parameter groups.
 
         Args:
             head: learning rate of the deformation head.
@@ -271,9 +275,9 @@ def pretrained(
     """The DSCM of a checkpoint; with a fresh deformation head if asked for one that it does not have.
 
     Args:
-        checkpoint: a ``model.pt``; None builds an untrained network, so that a bundle can be looked at without one.
+        checkpoint: a ``model.pt``; None builds an untrained network, so that a bundle can be inspected without one.
         deformation: arguments of the head, or None to leave the model as it is. Variables in ``painted``, ``bands``
-            and ``areas`` that the model does not have are passed over: it may have been pretrained on some of them.
+            and ``areas`` that the model does not have are ignored: it may have been pretrained on a subset.
         default: arguments of :class:`DSCM`, used without a checkpoint only.
 
     Raises:
@@ -287,7 +291,7 @@ def pretrained(
 
 
 def _renamed(deformation: Mapping[str, Any], keys: Callable[[str], Iterable[Any]]) -> dict[str, Any]:
-    """Arguments of a deformation head in which each variable's name has been replaced by all of its keys, or none."""
+    """Arguments of a deformation head with each variable's name replaced by all of ``keys(name)``, or dropped."""
     by_key = {
         argument: {key: found for name, found in deformation.get(argument, {}).items() for key in keys(name)}
         for argument in ("bands", "areas")
@@ -296,10 +300,10 @@ def _renamed(deformation: Mapping[str, Any], keys: Callable[[str], Iterable[Any]
 
 
 def unwrap(network: nn.Module) -> DSCM:
-    """The DSCM in an average of it, in ``DistributedDataParallel``, or itself.
+    """The DSCM inside a weight average or ``DistributedDataParallel``, or the DSCM itself.
 
     Raises:
-        TypeError: when there is none.
+        TypeError: when the network is none of these.
     """
     found = network if isinstance(network, DSCM) else getattr(network, "module", network)
     if not isinstance(found, DSCM):

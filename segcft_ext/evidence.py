@@ -1,4 +1,4 @@
-"""What is known of an image before an action: its variables, given by the user or measured by a segmentor.
+"""The factual variables of an image, given by the user or measured by a segmentor.
 
 .. code-block:: python
 
@@ -29,7 +29,7 @@ __all__ = ["factual_values", "segmentor_ruler"]
 def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
     """A segmentor that measures the variables of a DSCM as they were measured in the data that both were trained on.
 
-    That is on label maps, as a judge does: what it does not see anywhere is exactly zero.
+    It measures label maps, as a judge does: the area of a structure that it sees nowhere is exactly zero.
 
     Raises:
         CheckpointError: when they were trained on images of another size or window, or on other labels, or the DSCM has
@@ -63,22 +63,21 @@ def factual_values(
     spacing: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Tensor:
-    """The variables of images in physical units, shape (B, K), NaN where they may be missing.
+    """The variables of images in physical units, shape (B, K), NaN where unknown.
 
     Args:
         dscm: the model.
         image: shape (B, 1, *spatial), in [-1, 1].
         intervention: what will be done; the variables in it must be known.
-        given: values in physical units, or names of categories; they win over what is measured.
+        given: values in physical units, or names of categories; they take precedence over measured ones.
         ruler: measures what is not given, see :func:`segmentor_ruler`.
         spacing: pixel spacing in mm, shape (B, D), where a unit needs it.
-        label: the label maps that the ruler sees in the images, shape (B, 1, *spatial), where they are known already.
+        label: the ruler's label maps of the images, shape (B, 1, *spatial), if they are already known.
 
     Raises:
-        ValueError: when a variable that is given or intervened on is none of the model's. Names each variable that is
-            neither given nor measured but has to be known: those which were measured in the training data, and those
-            of the intervention. Or when a given area is one that no area can be, or what is measured has a unit that
-            needs the spacing.
+        ValueError: when a variable that is given or intervened on is not in the model; when a variable that has to be
+            known (measured in the training data, or intervened on) is neither given nor measured, in which case all of
+            these are named; when a given area is impossible; or when a measured unit needs a spacing that is not given.
     """
     variables, intervened = dscm.variables, list(expand_sweep(intervention)[0])
     continuous = [name for name, kind in zip(variables.names, variables.kinds) if kind == "continuous"]
@@ -118,7 +117,7 @@ def factual_values(
 
 
 def _absolute(given: str | Mapping[str, Any] | None, continuous: Collection[str]) -> dict[str, Any]:
-    """The given values: of continuous variables numbers, with any sign and also as text; categories as they are."""
+    """The given values: numbers for continuous variables, with any sign and also as text; categories as given."""
     values: dict[str, Any] = {}
     for name, change in parse_intervention(given or {}, "variables").items():
         if name in continuous and change.form not in ("absolute", "additive"):

@@ -1,7 +1,8 @@
-"""What a module knows besides its weights, as a tensor: a ``state_dict`` then holds nothing but tensors.
+"""Packing what a module knows besides its weights into a tensor, so that a ``state_dict`` holds only tensors.
 
-MONAI's tools ask every value of a state dict for its shape and copy only those whose shape is that of the network. The
-JSON is therefore padded with spaces: descriptions of different length are equally long, and travel with the weights.
+MONAI's tools ask every value of a state dict for its shape, and copy only values whose shape is that of the network's.
+The JSON is therefore padded with spaces, so that descriptions of different lengths have the same shape and are copied
+with the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["EXTRA_STATE", "pack", "unpack"]
 EXTRA_STATE = "_extra_state"
 """The key under which a state_dict holds the extra state of a module, after the module's own prefix."""
 BLOCK = 16384
-"""A packed state has a multiple of so many bytes; the description of a model of 24 regional variables has 7000."""
+"""The length of a packed state is a multiple of this, in bytes; describing 24 regional variables takes 7000."""
 
 
 def pack(state: Mapping[str, Any]) -> Tensor:
@@ -28,10 +29,10 @@ def pack(state: Mapping[str, Any]) -> Tensor:
 
 
 def unpack(state: Any) -> Any:
-    """What :func:`pack` packed, for ``Module.set_extra_state``.
+    """The inverse of :func:`pack`, for ``Module.set_extra_state``.
 
     Args:
-        state: the tensor; or the values themselves, as the first checkpoints held them, which are returned as they are.
+        state: the tensor; or the plain values that the earliest checkpoints held, which are returned unchanged.
 
     Raises:
         ValueError: when the tensor holds no JSON.

@@ -10,7 +10,7 @@ __all__ = ["writable_folder"]
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder, if it is not there; to be called before what it is to hold is computed.
+    """Create a folder if needed and check that it can be written to, before its content is computed.
 
     Raises:
         OSError: when files cannot be written there; names the folder.

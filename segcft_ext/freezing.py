@@ -1,4 +1,4 @@
-"""Networks that are fixed for good: guides, judges, and what fine-tuning leaves as it was."""
+"""Freezing networks for good: guides, judges, and the models that are evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def freeze(module: Module) -> Module:
-    """Fix a network for good: eval mode, no gradient for its parameters, and deaf to ``train()`` of its parents.
+    """Freeze a network for good: eval mode, no gradient for its parameters, and unaffected by ``train()``.
 
     Gradients still flow *through* the network to its input.
     """

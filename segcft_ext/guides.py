@@ -1,6 +1,6 @@
-"""Guides: what fine-tuning asks for the variables of a counterfactual image.
+"""Guides: frozen networks that predict the variables of a counterfactual image during fine-tuning.
 
-The trainer sees a guide and cannot tell Reg- from Seg- from Pos-Seg-CFT.
+The trainer sees only a guide: Reg-CFT, Seg-CFT and Pos-Seg-CFT are the same to it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class GuidePrediction:
     Attributes:
         values: its variables in physical units, shape (B, J).
         support: soft mask of where each variable lives, shape (B, J, *spatial), in [0, 1].
-        log_odds: that a pixel counts for the variable, shape (B, J, *spatial), minus infinity where none can; None from
-            a guide that does not count pixels.
-        pixel: what a pixel that counts adds to the value, shape (B, J), zero for a variable that is no count of
-            pixels; or None.
+        log_odds: log-odds that a pixel counts for the variable, shape (B, J, *spatial), minus infinity where no pixel
+            can; None from a guide that does not count pixels.
+        pixel: what a pixel that counts adds to the value, shape (B, J), zero for a variable that is not a count of
+            pixels; None from a guide that does not count pixels.
     """
 
     values: Tensor
@@ -51,7 +51,7 @@ class Guide(nn.Module, ABC):
     Attributes:
         names: the variables it predicts, in the order of its columns.
         network: the frozen network.
-        measurements: of its variables on label maps; empty for a guide that sees none.
+        measurements: the measurements of its variables on label maps; empty for a guide that predicts no label maps.
     """
 
     names: list[str]
@@ -59,7 +59,7 @@ class Guide(nn.Module, ABC):
     measurements: dict[str, Measurement]
 
     def see(self, image: Tensor) -> Tensor:
-        """The network's output in full precision, whatever the trainer's: a guide is a ruler."""
+        """The network's output in full precision even if the trainer's is mixed, since a guide measures."""
         with torch.autocast(image.device.type, enabled=False):
             return self.network(image.float())
 
@@ -129,13 +129,14 @@ def load_guide(
 
     Args:
         checkpoint: a segmentor's or a regressor's ``model.pt``, or None.
-        datalist: names the measurements; the checkpoint must have been trained for the same kind of data.
-        device: where the guide is wanted.
-        variables: those that the DSCM has; a segmentor measures no others.
+        datalist: defines the measurements; the checkpoint must have been trained for the same kind of data.
+        device: device of the guide.
+        variables: the DSCM's variables; a segmentor measures no others. None for all measured ones.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or neither, was trained for other data, or is a judge.
-        ValueError: when no variable is left to guide.
+        CheckpointError: when the checkpoint is missing, is neither of the two, was trained for other data, or is a
+            judge.
+        ValueError: when a segmentor is left with no variable to measure.
     """
     if not checkpoint:
         return None
@@ -155,10 +156,10 @@ def load_guide(
 
 
 def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> None:
-    """Refuse what cannot be fine-tuned, and note the guide in the DSCM's ``data``, so that no judge can be the guide.
+    """Refuse what cannot be fine-tuned, and record the guide in the DSCM's ``data``, so that it cannot be its judge.
 
-    The cases of the fine-tuning are noted beside those of the pretraining. With a guide that measures no label maps,
-    the deformation head measures none either: that would be a segmentor's part in Reg-CFT.
+    The training cases are recorded beside those of the pretraining. With a guide that measures no label maps, the
+    deformation head measures none either: in Reg-CFT it would play the part of a segmentor.
 
     Raises:
         CheckpointError: when the DSCM is untrained, was trained for other data, or has had a guide already.

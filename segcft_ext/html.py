@@ -27,7 +27,7 @@ def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str
         output: the HTML file.
         title: the heading.
         lead: one line below it.
-        sections: for each its anchor, its heading and its parts as HTML; one without parts is left out.
+        sections: anchor, heading and HTML parts of each section; a section without parts is left out.
     """
     shown = [section for section in sections if section[2]]
     links = " · ".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in shown)
@@ -54,7 +54,7 @@ def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str
 
 
 def figure(png: bytes, caption: str) -> str:
-    """A picture at its own resolution, with a caption below; as WebP, which takes a fifth of the PNG's room."""
+    """A picture at its own resolution with a caption below, as WebP, which takes a fifth of the PNG's bytes."""
     with Image.open(io.BytesIO(png)) as image:
         dpi = image.info.get("dpi", (FIGURE_DPI, FIGURE_DPI))[0]
         size = round(image.width * FIGURE_DPI / dpi)
@@ -70,12 +70,12 @@ def figure(png: bytes, caption: str) -> str:
 
 
 def listing(items: Mapping[str, Any]) -> str:
-    """Names and values."""
+    """Names and values as a description list."""
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in items.items()) + "</dl>"
 
 
 def folded(summary: str, parts: Sequence[str]) -> str:
-    """Parts that are shown when asked for."""
+    """Parts that are hidden until the reader unfolds them; "" without parts."""
     return f"<details><summary>{escape(summary)}</summary>" + "\n".join(parts) + "</details>" if parts else ""
 
 

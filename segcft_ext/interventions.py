@@ -12,8 +12,8 @@ An intervention is a mapping from variables to changes, or JSON text of one:
 ====================  ==================================================================================
 
 A measured variable, an area or a volume, cannot become negative, nor more than 100 where it is in percent: such a
-target is refused. A zero-inflated variable stops at zero: ``"-3"`` of a plaque of 2 mm² makes it vanish. And ``"+20%"``
-of nothing is nothing, which is logged; to make it appear takes ``"+3"`` or ``3``.
+target is refused. A zero-inflated variable stops at zero: ``"-3"`` of a plaque of 2 mm² makes it vanish. ``"+20%"`` of
+zero is zero, which is logged; to make an absent structure appear, give ``"+3"`` or ``3``.
 
 Example:
     >>> for intervention in expand_sweep('{"left_lung_area": ["-20%", "+20%"], "sex": "F"}'):
@@ -47,7 +47,7 @@ PATTERNS = {
     "percentile": re.compile(rf"q({NUMBER})"),
     "quantile": re.compile(rf"quantile:\s*({NUMBER})"),
 }
-FORMS = {  # by where they are given
+FORMS = {  # by option
     "intervention": '12.5, "+20%", "+1.5", "q90", "quantile:0.9" or the name of a category',
     "variables": "a number or the name of a category",
 }
@@ -56,14 +56,14 @@ EXAMPLES = {"intervention": '{"heart_area": "+20%"}', "variables": '{"heart_area
 
 @dataclass(frozen=True)
 class Change:
-    """What is to happen to one variable.
+    """How an intervention changes one variable.
 
     Attributes:
         form: "absolute" (``amount`` in the unit), "relative" (0.2 for +20 %), "additive" (in the unit), "quantile"
             (0 … 1) or "name" (of a category, in ``text``; ``amount`` is NaN).
         amount: the number.
         text: what was typed.
-        number: whether that was a number and no text, which may be the name of a category.
+        number: whether a JSON number was typed; text is first looked up as the name of a category.
     """
 
     form: str
@@ -73,11 +73,11 @@ class Change:
 
 
 def parse_intervention(intervention: str | Mapping[str, Any], option: str = "intervention") -> dict[str, Change]:
-    """Read one intervention, which is no sweep.
+    """Read one intervention (not a sweep).
 
     Arguments:
         intervention: a mapping, or JSON text of one.
-        option: where it was given, for messages: "intervention", or "variables" of values that are known.
+        option: the option that it was given by, for messages: "intervention", or "variables" for factual values.
 
     Raises:
         ValueError: when it cannot be read; names the option, the variable, what was found and what was expected.
@@ -114,16 +114,16 @@ def resolve(
     Targets are not clipped to the training range; :func:`beyond_training` tells those outside of it.
 
     Arguments:
-        intervention: one intervention, which is no sweep.
+        intervention: one intervention (not a sweep).
         variables: fitted variables, for quantiles and names of categories.
         values: factual values (B, K).
         measured: the variables that are areas or volumes.
-        option: where it was given, see :func:`parse_intervention`.
+        option: the option that it was given by, see :func:`parse_intervention`.
 
     Raises:
         ValueError: when the intervention cannot be read, a variable or category is unknown, the change does not suit
-            the kind of the variable, the factual value is missing where the change needs it, or no area can be what is
-            asked for.
+            the kind of the variable, the factual value is missing where the change needs it, or the target is
+            impossible for an area.
     """
     targets = {}
     for name, change in parse_intervention(intervention, option).items():
@@ -135,7 +135,10 @@ def resolve(
 
 
 def beyond_training(targets: Mapping[str, Tensor], variables: Variables, called: str = "target") -> dict[str, str]:
-    """What to say of each continuous variable that has a target, or what else it is, outside of the training range."""
+    """A message for each continuous variable with a target outside of the training range.
+
+    ``called`` is what the message calls the targets.
+    """
     found = {}
     for name, target in targets.items():
         k = variables.index(name)
@@ -149,7 +152,7 @@ def beyond_training(targets: Mapping[str, Tensor], variables: Variables, called:
 
 
 def _where(option: str, name: str) -> str:
-    """What a message about the value of a variable begins with."""
+    """The beginning of a message about the value of a variable."""
     return f"intervention on {name!r}" if option == "intervention" else f"{option}: {name}"
 
 
@@ -226,12 +229,12 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
 
 
 def area_limits(unit: str) -> tuple[float, str]:
-    """The most that an area or a volume in this unit can be, and what to say is expected of it."""
+    """The largest possible area or volume in this unit, and the expected range as text for messages."""
     return (100, "0 … 100 percent") if unit == "percent" else (math.inf, f"zero or more {unit}")
 
 
 def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
-    """Refuse what no area can be, such as -20 where "-20%" was meant."""
+    """Refuse targets that no area can have, such as -20 where "-20%" was meant."""
     most, limits = area_limits(unit)
     impossible = targets[(targets < 0) | (targets > most)]
     if not len(impossible):
@@ -251,7 +254,7 @@ def _category(change: Change, variables: Variables, k: int, where: str) -> int:
 
 
 def _quantile(quantiles: list[float], level: float) -> float:
-    """Between the stored percentiles, by linear interpolation."""
+    """The quantile at a level (0 … 1), by linear interpolation between the stored percentiles."""
     position = level * (len(quantiles) - 1)
     below = min(int(position), len(quantiles) - 2)
     return quantiles[below] + (position - below) * (quantiles[below + 1] - quantiles[below])

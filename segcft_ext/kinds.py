@@ -15,17 +15,17 @@ __all__ = ["KINDS", "Kind", "kind_of"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of data: what it needs of the bundles, and what its demo does.
+    """A kind of data: which bundles and configs it uses, and the settings of its demo.
 
     Attributes:
         segmentor: bundle of the guiding segmentor.
         overlay: name of the config that every other bundle lays over its ``train.json``, or "" for none.
-        hvae_size: the largest images that the HVAE of these configs reduces to one pixel.
+        hvae_size: largest image size, in pixels, that the HVAE of these configs reduces to one pixel.
         demo_folder: where the demo writes by default.
         demo_size: size of the demo's phantoms, in pixels.
         smallest: smallest size in which its phantoms can be drawn, in pixels.
         square: whether its images are square.
-        demo_settings: settings of the demo by stage, in place of the bundles'.
+        demo_settings: settings of the demo by stage, which override the bundles'.
         positional: whether the phantoms' variables are measured in regions.
     """
 

@@ -108,7 +108,8 @@ class Area(Measurement):
     def log_odds(self, logits: Tensor, reference: Tensor | None = None) -> Tensor:
         """Log-odds that a pixel is counted, given a segmentor's logits (B, C, *spatial): shape (B, 1, *spatial).
 
-        Minus infinity where it would not be counted whatever it is. Without a reference the logits are their own.
+        Minus infinity where no pixel is counted, whatever its class. The reference may be logits too, and by default is
+        ``logits``.
         """
         others = torch.cat([logits[:, : self.label], logits[:, self.label + 1 :]], dim=1)
         log_odds = logits[:, self.label : self.label + 1] - others.logsumexp(1, keepdim=True)
@@ -141,11 +142,11 @@ class RegionArea(Area):
         high: upper boundary.
         of: whose extent: ``"image"`` (straightened vessels: the fraction is one of arc length), or ``"structure"``, the
             factual one (lung zones). The extent of a structure is that of its most probable pixels in the reference,
-            without half a percent of them at either end; one that is absent there has the image's.
+            without half a percent of them at either end; a structure that is absent there has the image's extent.
         unit: ``"percent"`` of the image, ``"mm2"`` or ``"mm3"``.
 
     Raises:
-        ValueError: as :class:`Area`, and when the band is none or the image has no such axis.
+        ValueError: as :class:`Area`, and when the band is invalid or the image has no such axis.
     """
 
     def __init__(
@@ -195,7 +196,16 @@ class RegionArea(Area):
 
 
 def band_share(pixel: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Share of each pixel, (size,) numbers from 0, that lies between two edges in pixels, one or (B, 1) each."""
+    """Share of each pixel that lies between two edges along an axis.
+
+    Args:
+        pixel: numbers of the pixels from 0, shape (size,).
+        low: the lower edge in pixels, a number or shape (B, 1).
+        high: the upper edge, likewise.
+
+    Returns:
+        Shape (size,) or (B, size).
+    """
     return ((pixel + 1).clamp(max=high) - pixel.clamp(min=low)).clamp(0, 1)
 
 
@@ -239,7 +249,7 @@ def measure_label_map(
 ) -> Tensor:
     """The variables of hard label maps of shape (B, 1, *spatial): shape (B, K).
 
-    ``reference`` holds the label maps of the factual images, by default these are they.
+    ``reference`` holds the label maps of the factual images; by default it is ``label`` itself.
     """
     probabilities = one_hot(label.float(), num_classes=num_classes)
     factual = None if reference is None else one_hot(reference.float(), num_classes=num_classes)

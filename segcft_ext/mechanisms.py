@@ -73,7 +73,7 @@ class FlowMechanism(Mechanism):
     # Bounds the spline's slopes: its inverse divides by them.
     min_slope = 1e-2
     initial_scale = 0.4
-    # |log b - log initial_scale| stays below this, so that no far-away parent makes the scale overflow.
+    # |log b - log initial_scale| stays below this, so that no outlying parent makes the scale overflow.
     max_log_scale = 4.0
 
     def __init__(self, parent_channels: int) -> None:
@@ -217,7 +217,7 @@ class ZeroInflatedMechanism(Mechanism):
 
     zero = -1.0
     bend = 0.1
-    # Smaller positive shares are taken for this one: they must not be rounded to zero on the scale from -1 to 1.
+    # Smaller positive shares are raised to this one, so that none is rounded to zero on the scale from -1 to 1.
     smallest = 1e-6
 
     def __init__(self, parent_channels: int) -> None:
@@ -250,7 +250,7 @@ class ZeroInflatedMechanism(Mechanism):
         return torch.stack(drawn, dim=1)
 
     def _share(self, value: Tensor, present: Tensor) -> Tensor:
-        """Share of the training maximum; an absent one is filled before anything is computed from it."""
+        """Share of the training maximum; where absent, a dummy value, so that its gradient is not NaN."""
         return ((value.masked_fill(~present, 0) + 1) / 2).clamp_min(self.smallest)
 
     def _level(self, share: Tensor) -> Tensor:

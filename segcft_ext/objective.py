@@ -1,4 +1,4 @@
-"""The objective of counterfactual fine-tuning (method §4): hit the target, subject to the ELBO of real images."""
+"""The objective of counterfactual fine-tuning (docs/method.md): hit the target, subject to the ELBO of real images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SMALLEST_SIZE = 0.1
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
     """One intervention for each case of a batch: a variable at random, its target from the training marginal.
 
-    Of a zero-inflated variable, a case without the structure gets a target above zero: from nothing to nothing would be
-    no intervention. What is missing in a case is not intervened on there, unless all of it is.
+    A case in which a zero-inflated variable is zero gets a target above zero, since zero would be no intervention. A
+    variable that is missing in a case is not intervened on there, unless all of them are missing.
 
     Args:
         values: factual variables in physical units, shape (B, K).
@@ -76,18 +76,19 @@ class CFTTerms:
     Attributes:
         effectiveness: distance between the guide's variables that the action changes and their targets, in scaled
             units.
-        relabelling: cross-entropy of the pixels that have to change sides for the guide's masks to have the sizes
-            wanted, or of those that the counterfactual was to let appear, in scaled units; zero for a guide that does
-            not count pixels.
-        others: distance of the variables that the action leaves as they are.
+        relabelling: cross-entropy of the pixels that have to enter or leave the guide's masks for these to have the
+            sizes wanted, or of those that the counterfactual was to let appear, in scaled units; zero for a guide that
+            does not count pixels.
+        others: distance of the variables that the action leaves unchanged from their targets, in scaled units.
         locality: change of the image where no changed variable lives, over the size of the structures that do change.
         paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
             head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
-        anatomy: Dice loss and cross-entropy of what the deformation head sees in the factual image; zero without.
-        preservation: size of what the guide's masks gain and lose where the action leaves a variable as it is, in
+        anatomy: Dice loss and cross-entropy of the label map that the deformation head predicts for the factual image;
+            zero where it predicts none.
+        preservation: size of what the guide's masks of variables that the action leaves unchanged gain and lose, in
             scaled units; zero for a regressor, which has no masks.
         growth: squared difference, blurred, between what the masks of changed variables gain and what such masks gain
             in the population, in scaled units; zero without growth maps.
@@ -107,34 +108,38 @@ class CFTTerms:
 
 
 class CFTObjective(nn.Module):
-    """L_cf of method §4 over all variables of the guide, so that an edit that moves another variable is punished.
+    """L_cf (docs/method.md) over all variables of the guide, so that an edit that moves another variable is punished.
 
-    Four things go beyond the paper. The guide errs on real images too, and that error is not the edit's to mend: with
-    ``anchored``, the target of each variable is shifted by the guide's error on the factual image, so no action asks
-    for no change. And ``locality`` punishes change where none of the changed variables lives, as the guide sees it on
-    the factual and on the counterfactual image; a regressor cannot say where, so for it this term is zero. And where a
-    segmentor is sure, its area has no gradient: nothing could appear, and little vanish. ``relabelling`` takes the
-    nearest mask that has the area wanted, the pixels with the highest log-odds, and asks for it by cross-entropy. An
-    area says how much, not where: ``growth`` asks for the change where real cases differ that differ in that area.
+    Four parts go beyond the paper:
+
+    * ``anchored``: the guide errs on real images too, and an edit should not correct that error. The target of each
+      variable is shifted by the guide's error on the factual image, so that no action asks for no change.
+    * ``locality`` punishes change where none of the changed variables lives, as the guide sees it on the factual and on
+      the counterfactual image. A regressor cannot say where, so for it the term is zero.
+    * ``relabelling``: where a segmentor is certain, its area has no gradient, so nothing could appear and little
+      vanish. The term takes the nearest mask of the wanted area (the pixels with the highest log-odds) and asks for it
+      by cross-entropy.
+    * ``growth``: an area says how much, not where. The term asks for the change where real cases differ that differ in
+      that area.
 
     Args:
         huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
-        relabelling: weight of the pixels that have to change sides.
-        others: weight of the variables that the action leaves as they are, against 1 for those that it changes: more of
-            it trades effectiveness for less drift.
-        locality: weight of the change outside the changed structures. It is taken relative to their size (at least a
-            tenth of the image: much more of it taught the head of a vessel to do nothing).
+        relabelling: weight of the pixels that have to enter or leave a mask.
+        others: weight of the variables that the action leaves unchanged, against 1 for those that it changes: a higher
+            one trades effectiveness for less drift.
+        locality: weight of the change outside the changed structures. The change is divided by their size, but at least
+            by a tenth of the image: with larger values of this term, the head of a vessel learned to do nothing.
         preservation: weight of what the masks of the other variables gain and lose: a structure that is pushed aside
             keeps its area, but not its place.
         growth: weight of the place at which the changed structures grow or shrink.
-        paint: weight of what is painted. What can be had by a movement is to be had by it: paint is for the small
-            things that appear or vanish, not for a haze over a whole vessel.
-        minimality: weight of the squared change. An HVAE that is fine-tuned paints what a segmentor is to take for an
-            edge, and without it paints more than an edge needs; a movement changes every pixel that it passes.
+        paint: weight of what is painted. Movement is preferred where it suffices: paint is for small structures that
+            appear or vanish, not for a haze over a whole vessel.
+        minimality: weight of the squared change. A fine-tuned HVAE paints what a segmentor takes for an edge, and
+            without this term more than an edge needs. A movement, however, changes every pixel that it passes.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
-        anatomy: weight of what the deformation head is to see.
+        anatomy: weight of the deformation head's prediction of the label map.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
         warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``
@@ -196,12 +201,13 @@ class CFTObjective(nn.Module):
             image: factual images, shape (B, 1, *spatial).
             values: factual variables, shape (B, K).
             counterfactual: image and variables after the action.
-            factual_prediction: of the guide, on the factual images.
-            prediction: of the guide, on the counterfactual images.
-            variables: their scaling.
+            factual_prediction: the guide's prediction for the factual images.
+            prediction: the guide's prediction for the counterfactual images.
+            variables: the variables, for their scaling.
             columns: column in ``values`` of each of the guide's J variables.
             reference: one-hot label maps of the factual images, shape (B, C, *spatial).
-            growth: of the guide's variables, shape (J, *spatial), see :func:`~segcft_ext.population.growth_maps`.
+            growth: growth maps of the guide's variables, shape (J, *spatial), see
+                :func:`~segcft_ext.population.growth_maps`.
         """
         asked = _Asked.of(values[:, columns], counterfactual.values[:, columns], variables, columns)
         distance = self._distance(asked, factual_prediction, prediction)
@@ -222,9 +228,9 @@ class CFTObjective(nn.Module):
         )
 
     def _distance(self, asked: _Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
-        """Of the guide's variables from their targets, (B, J), in scaled units; zero where they are not known."""
+        """Distance of the guide's variables from their targets, (B, J), in scaled units; zero where unknown."""
         anchor = before.values - asked.factual if self.anchored else torch.zeros_like(asked.factual)
-        # What is to vanish is to vanish for the guide, too, however much of it the guide saw.
+        # No anchor for a structure that is to vanish: it must vanish for the guide too, however much the guide saw.
         target = torch.where(asked.vanishes, 0, asked.wanted + anchor)
         error = torch.where(asked.changed | asked.kept, (after.values - target) * asked.scale, 0)
         return F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
@@ -288,15 +294,15 @@ class CFTObjective(nn.Module):
 
 @dataclass(frozen=True)
 class _Asked:
-    """What an action asks of the guide's variables.
+    """What an action asks of the guide's J variables.
 
     Attributes:
         factual: values before the action, shape (B, J).
-        wanted: after it.
-        changed: whether the action changes a variable, boolean; False where one of the two is not known.
-        kept: whether it leaves it as it is.
-        vanishes: whether it is changed to nothing.
-        scale: scaled units in a physical one, shape (J,).
+        wanted: values after the action, same shape.
+        changed: whether the action changes a variable, boolean, same shape; False where one of the values is unknown.
+        kept: whether the action leaves a variable unchanged, likewise.
+        vanishes: whether the action changes a variable to zero, likewise.
+        scale: scaled units per physical unit, shape (J,).
     """
 
     factual: Tensor
@@ -315,7 +321,7 @@ class _Asked:
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
-    """Mean over the cases of the mean over the variables of the mask, both (B, J); zero where there are none."""
+    """Mean over cases of the mean of values (B, J) over the variables in the mask (B, J), zero if there are none."""
     return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
@@ -340,7 +346,7 @@ def _misplaced(asked: _Asked, before: GuidePrediction, after: GuidePrediction, g
 def _relabelled(
     asked: _Asked, before: GuidePrediction, after: GuidePrediction, gained: Tensor | None, columns: Sequence[int]
 ) -> Tensor:
-    """Cross-entropy of the pixels that have to change sides, or of those that were to appear (B, K, \\*spatial)."""
+    """The term ``relabelling`` of :class:`CFTTerms`; ``gained`` has the shape (B, K, \\*spatial)."""
     if before.log_odds is None or after.log_odds is None or after.pixel is None:
         return after.values.new_zeros(())
     change = torch.where(asked.changed & (after.pixel > 0), (asked.wanted - asked.factual) / after.pixel, 0)
@@ -407,7 +413,7 @@ class Lagrangian(nn.Module):
         return bool(self.bound.isfinite())
 
     def set_bound(self, pretrained: Tensor | float) -> None:
-        """c = negative ELBO of the pretrained model, on the data as trained, plus the slack."""
+        """Set c to the pretrained model's negative ELBO, measured on (augmented) training data, plus the slack."""
         self.bound.fill_(float(pretrained) + self.slack)
 
     def penalty(self, negative_elbo: Tensor) -> Tensor:

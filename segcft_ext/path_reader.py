@@ -1,4 +1,4 @@
-"""What the readers of images share: a file is named where it cannot be read, and no other reader is tried on it."""
+"""Base of the image readers: it keeps MONAI from trying other readers on a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class PathReader(ImageReader):
         return True
 
     def read(self, data: Any, **kwargs: Any) -> Path:
-        """The path alone: what LoadImage does with an error here is to try other readers, which read differently."""
+        """Only the path: on an error here, LoadImage would try other readers, which read differently."""
         (path,) = map(Path, ensure_tuple(data))
         return path

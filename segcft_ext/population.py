@@ -36,10 +36,10 @@ def growth_maps(
     by a linear regression of each pixel of the label maps on all measured variables.
 
     Args:
-        measurements: of the variables (J).
+        measurements: the measurement of each of J variables.
         dataset: cases with ``label`` (1, \\*spatial) and ``variables`` (K,) in physical units.
-        variables: names of these K.
-        num_classes: of the label maps.
+        variables: names of these K variables.
+        num_classes: number of classes of the label maps.
 
     Returns:
         Share of each pixel, shape (J, \\*spatial), in the order of the measurements; None without any, and (with a
@@ -74,7 +74,7 @@ def growth_maps(
 def blurred(masks: Tensor) -> Tensor:
     """Changes of masks (B, C, \\*spatial), averaged twice over 16 pixels each way at an image of 256.
 
-    No two cases have their borders at the same place, so a change can be compared with the population's only so.
+    No two cases have their borders at the same place: only after a blur can a change be compared with the population's.
     """
     radius = max(1, round(BLUR * max(masks.shape[2:])))
     for _ in range(2):

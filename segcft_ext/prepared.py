@@ -21,12 +21,12 @@ __all__ = ["PreparedReader"]
 
 
 class PreparedReader(PathReader):
-    """Reads PNG files in 2-D and NIfTI files in 3-D, and names the file that is damaged or not as the datalist says.
+    """Reads PNG files in 2-D and NIfTI files in 3-D; refuses files that are damaged or not as the datalist says.
 
     Args:
-        size: in pixels, of images and label maps.
+        size: size of images and label maps in pixels.
         label_maps: the files that are label maps.
-        values: that these may hold.
+        values: the values that label maps may hold.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class PreparedReader(PathReader):
         """Pixels and metadata.
 
         Raises:
-            DatalistError: names the file that cannot be read, has another size or, of a label map, other values.
+            DatalistError: when the file cannot be read, has another size or, as a label map, holds other values; names
+                the file.
         """
         try:
             array, meta = self.reader.get_data(self.reader.read(img))

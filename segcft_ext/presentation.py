@@ -34,17 +34,17 @@ def is_dicom(head: bytes) -> bool:
 
 
 def as_displayed(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Stored values of a grey DICOM image rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 turned over.
+    """Apply rescale (or modality LUT) and window (or VOI LUT) to a grey DICOM image, and invert MONOCHROME1.
 
     Raises:
-        ValueError: when rescale, window or look-up table make no sense.
+        ValueError: when rescale, window or look-up table are invalid.
     """
     pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
     return _turned_over(pixels) if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
 
 
 def dicom_spacing(dataset: Dataset) -> tuple[Sequence[float] | None, bool]:
-    """Spacing of rows and columns in mm, None where unknown, and whether it is that at the detector.
+    """Spacing of rows and columns in mm, None where unknown, and whether it is the spacing at the detector.
 
     Pixel Spacing that equals Imager Pixel Spacing is not calibrated (PS3.3, 10.7.1.3).
     """
@@ -56,8 +56,8 @@ def dicom_spacing(dataset: Dataset) -> tuple[Sequence[float] | None, bool]:
 def upright(volume: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """One slice of a NIfTI image: columns run to the patient's left, rows to posterior or inferior.
 
-    The header's orientation is believed; where it states none (both form codes 0) it is the format's default, as
-    nibabel has it. The slice may lie along any two of the array's axes: those of length one are dropped.
+    The header's orientation is trusted; where it states none (both form codes 0), nibabel's default for the format
+    applies. The slice may lie along any two of the array's axes: those of length one are dropped.
 
     Returns:
         Pixels (H, W), the affine matrix of their transpose (W, H), and the spacing of rows and columns in mm.
@@ -79,15 +79,15 @@ def upright(volume: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
 
 
 def raster_pixels(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF: a palette's colours, turned over where TIFF has zero white."""
+    """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF; palettes become RGB, a TIFF with white as zero is inverted."""
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L")
     pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
-    return _turned_over(pixels) if white_is_zero else pixels  # Pillow heeds it up to 8 bits
+    return _turned_over(pixels) if white_is_zero else pixels  # Pillow itself inverts up to 8 bits
 
 
 def _turned_over(pixels: np.ndarray) -> np.ndarray:
-    """The distance of each pixel from the brightest; of signed integers it need not fit into their type."""
+    """Inverted intensities: each pixel's distance from the brightest, which may not fit into a signed integer type."""
     wide = pixels.astype(np.int64) if np.issubdtype(pixels.dtype, np.signedinteger) else pixels
     return wide.max() - wide

@@ -1,14 +1,14 @@
-"""What a checkpoint remembers of the networks that it was made with.
+"""What a checkpoint records about the networks and cases that it was made with.
 
-A fine-tuned DSCM notes its guide, so that the evaluation can refuse a judge that is the guide in disguise:
+A fine-tuned DSCM records its guide, so that the evaluation can refuse a judge that is the guide in disguise:
 
 .. code-block:: python
 
     dscm.describe(datalist)
     dscm.data["guide"] = upstream(segmentor)   # None for No-CFT
 
-Checkpoints say by fingerprints which cases they were trained on, so that cases which one was trained on are not taken
-for unseen ones when the data have been divided again.
+Checkpoints also record the fingerprints of their training cases, so that none of these is taken for an unseen case when
+the data have been divided again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["check_unseen", "fingerprint", "summary", "upstream"]
 
 
 def fingerprint(model: SelfDescribing) -> str:
-    """SHA-256 of all weights and buffers, by name; the same wherever the file lies and whatever it says of itself."""
+    """SHA-256 of all weights and buffers with their names, independent of the file's path and its description."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not name.endswith(EXTRA_STATE):
@@ -58,7 +58,7 @@ def check_unseen(model: SelfDescribing, datalist: Datalist) -> None:
     """Refuse a network that was trained on test cases, or whose guide was.
 
     Raises:
-        CheckpointError: names checkpoint and datalist, and how many cases.
+        CheckpointError: when there are such cases; names checkpoint and datalist, and how many cases there are.
     """
     test = datalist.fingerprints("test")
     trained = {"data.cases": model.data}

@@ -30,10 +30,10 @@ _NIFTI = (".nii", ".nii.gz")
 
 
 class RadiographReader(PathReader):
-    """Reads a radiograph of any format as ``data_prep`` reads it, the columns first as MONAI's readers have them.
+    """Reads a radiograph of any format as ``data_prep`` reads it, with the columns first, as from MONAI's readers.
 
-    DICOM is shown as a viewer shows it; a slice in a NIfTI file is turned upright, and the affine matrix with it. Where
-    the header tells the pixel spacing, the metadata have :data:`PIXEL_SPACING`. Colours are left as they are.
+    DICOM files are read as a viewer shows them; a slice in a NIfTI file is turned upright, and the affine matrix with
+    it. Where the header tells the pixel spacing, the metadata have :data:`PIXEL_SPACING`. Colours are kept.
     """
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -67,7 +67,7 @@ class RadiographReader(PathReader):
 
 
 class _DisplayedReader(PydicomReader):
-    """MONAI's reader of DICOM, which knows where an image lies, of pixels as a viewer shows them."""
+    """MONAI's DICOM reader, which provides the affine matrix, with the pixels as a viewer shows them."""
 
     def _get_array_data(self, img: Dataset, *args: Any) -> np.ndarray:
         if int(img.get("NumberOfFrames") or 1) > 1:

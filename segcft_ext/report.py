@@ -49,14 +49,14 @@ def write_report(
 
     Args:
         output: the HTML file.
-        evaluation_dir: what ``evaluate`` wrote.
-        data_dir: folder of the datalist with the pictures that data_prep made, where they are to be shown.
-        tracking_uri: the MLflow store with the training runs, where their curves are to be shown.
+        evaluation_dir: folder that the bundle segmentor_evaluation wrote.
+        data_dir: folder of the datalist with the pictures that data_prep made; None leaves them out.
+        tracking_uri: the MLflow store with the training runs; None or "" leaves their curves out.
         experiment: name of the experiment in the store.
-        runs: names of the runs that belong to it, in order; by default the newest finished run of each stage, without
-            those known to be of a datalist outside of ``data_dir`` or to have written outside of ``runs_dir``.
-        title: by default the data's name.
-        runs_dir: folder in which the trainings wrote into folders of their own.
+        runs: names of the runs to show, in order; by default the newest finished run of each stage, without those known
+            to be of a datalist outside of ``data_dir`` or to have written outside of ``runs_dir``.
+        title: title of the page; by default it names the data.
+        runs_dir: folder with the output folders of the trainings.
 
     Raises:
         FileNotFoundError: when there is no evaluation in the folder, no folder of the data, or no such store.
@@ -153,7 +153,7 @@ def _table(table: Table) -> str:
 
 
 def _head(columns: Sequence[str]) -> str:
-    """The headings; in two rows where all are "do(…): …"."""
+    """The column headings, in two rows where all of them read "do(…): …"."""
     parts = [column.partition(": ") for column in columns]
     groups = ""
     if all(separator for _, separator, _ in parts):
@@ -258,16 +258,16 @@ def report(
         --data_dir prepared --title "Of mine"
 
     Args:
-        evaluation_dir: what the bundle segmentor_evaluation wrote, a folder with evaluation.json.
+        evaluation_dir: folder that the bundle segmentor_evaluation wrote, with evaluation.json.
         output: the HTML file to write.
         data_dir: folder of the datalist, for the section on the data; left out by default.
-        tracking_uri: the MLflow store of the trainings, for the section with their curves; by default what
-            MLFLOW_TRACKING_URI says, else mlflow.db in the current folder if it is there; "" leaves the section out.
-        experiment: its name in the store.
-        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, but for
-            those of datalists outside of data_dir, and those that wrote outside of runs_dir.
-        title: of the page; by default the data's name.
-        runs_dir: folder in which the trainings have theirs, where the store holds others of the same data.
+        tracking_uri: the MLflow store of the trainings, for the section with their curves; by default the one that
+            MLFLOW_TRACKING_URI names, else mlflow.db in the current folder if it exists; "" leaves the section out.
+        experiment: name of the MLflow experiment in the store.
+        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, except
+            those of datalists outside of data_dir and those that wrote outside of runs_dir.
+        title: title of the page; by default it names the data.
+        runs_dir: folder with the output folders of the trainings, if the store also holds other runs on the same data.
     """
     if tracking_uri is None:
         recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
@@ -280,7 +280,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a report; what is not the software's fault ends with one line, not with a traceback."""
+    """Write a report; errors in input, files or the store end with one line instead of a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         run_command("python -m segcft_ext.report", report, given)

@@ -14,7 +14,7 @@ from segcft_ext.tracking import sqlite_file, stage_of, without_password
 __all__ = ["Run", "finished_runs"]
 
 TOLD_APART = ("dscm", "guide", "deformation", "finetune_hvae")
-"""Parameters that tell runs of one name apart, such as the fine-tunings of a DSCM with two guides."""
+"""Parameters that distinguish runs of the same name, such as the fine-tunings of a DSCM with two guides."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,12 @@ def finished_runs(
 
     Args:
         tracking_uri: the store.
-        experiment: its name.
-        names: the runs wanted, in this order; by default the newest of each stage, oldest first. Fine-tunings of
-            different DSCMs, with different guides or of different mechanisms are stages of their own.
+        experiment: name of the experiment.
+        names: names of the runs wanted, in this order; by default the newest run of each stage, oldest first.
+            Fine-tunings of different DSCMs, with different guides or of different mechanisms are different stages.
         data_dir: folder of a datalist. Without ``names``, runs on a datalist elsewhere are left out, unless that
-            datalist is no longer there.
-        runs_dir: folder of trainings. Without ``names``, runs that wrote elsewhere are left out, but not those that did
-            not record where they wrote.
+            datalist no longer exists.
+        runs_dir: folder of trainings. Without ``names``, runs that recorded an output folder elsewhere are left out.
 
     Raises:
         FileNotFoundError: when the store is an SQLite database that is not there; MLflow would create it.
@@ -71,7 +70,7 @@ def finished_runs(
 
 
 def _finished(client: MlflowClient, experiment_id: str) -> list[mlflow.entities.Run]:
-    """All finished runs, oldest first; a store gives them by the page."""
+    """All finished runs, oldest first; a store returns them in pages."""
     runs, page = list[mlflow.entities.Run](), None
     while page != "":
         found = client.search_runs(
@@ -86,18 +85,18 @@ def _finished(client: MlflowClient, experiment_id: str) -> list[mlflow.entities.
 
 
 def _stage(run: mlflow.entities.Run) -> tuple[str | None, ...]:
-    """What tells a stage from the others."""
+    """What distinguishes a stage from the others."""
     return (stage_of(run.info.run_name), *(run.data.params.get(key) for key in TOLD_APART))
 
 
 def _may_be_of(run: mlflow.entities.Run, data_dir: Path | None) -> bool:
-    """Whether a run's datalist lies in the folder, or is not there any more."""
+    """Whether a run's datalist lies in ``data_dir``, or no longer exists."""
     datalist = Path(run.data.params.get("datalist", ""))
     return data_dir is None or not datalist.is_file() or datalist.resolve().parent == data_dir.resolve()
 
 
 def _may_have_written_to(run: mlflow.entities.Run, runs_dir: Path | None) -> bool:
-    """Whether a run's folder lies in the folder, or was not recorded."""
+    """Whether a run's output folder lies in ``runs_dir``, or was not recorded."""
     folder = run.data.params.get("output_dir")
     return runs_dir is None or folder is None or Path(folder).resolve().is_relative_to(runs_dir.resolve())
 

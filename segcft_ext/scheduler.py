@@ -1,6 +1,6 @@
-"""Runs stages: those that are due, each after the stages it follows, a few at a time, with progress on the screen.
+"""Running the stages that are due, each after those that it depends on, a few at a time, with progress on the screen.
 
-A stage's own output goes to a log of its name. A stage that fails stops the others, which can be resumed.
+A stage's output goes to a log of the same name. When a stage fails, the others are stopped; they can be resumed.
 """
 
 from __future__ import annotations
@@ -57,15 +57,16 @@ def run_stages(
     """Run the stages that are not complete.
 
     Args:
-        stages: in any order; a stage waits for those that make its inputs.
+        stages: the stages, in any order; each waits for those that make its inputs.
         log_dir: folder of the logs, ``<log_dir>/<stage>.log``.
         jobs: number of stages that may run at a time.
-        environment: variables for the commands, on top of this process's own.
+        environment: environment variables for the commands, on top of this process's own.
         script: file to write the commands to, with these variables.
 
     Raises:
-        StageError: when an input is missing that no stage makes, a stage fails, or stages wait for each other.
-        ValueError: when no stage may run.
+        StageError: when an input is missing that no stage makes, a stage fails, stages wait for each other, or another
+            process is running stages with this ``log_dir``.
+        ValueError: when ``jobs`` is less than 1.
     """
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs: found {jobs!r}, expected 1 or more")
@@ -132,7 +133,7 @@ def _write_commands(path: Path, stages: Sequence[Stage], environment: Mapping[st
 
 @contextmanager
 def _lock(path: Path) -> Iterator[int]:
-    """Hold a lock for as long as this process or one that it started lives."""
+    """Hold a lock on a file; passed on to child processes, it is held until the last of them has ended."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +167,7 @@ class _Launcher:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is gone, killed too, so that a new run can resume."""
+    """Ask Linux to end this process when its parent ends, even by being killed, so that a new run can resume."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -184,7 +185,7 @@ def _conclude(run: _Running, digests: Digests, screen: _Screen) -> None:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    # As Ctrl-C does: a training then closes its MLflow run. In the background of a script this is ignored.
+    # SIGINT, as from Ctrl-C, lets a training close its MLflow run. A script's background processes ignore it.
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for run in running:
         run.process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
@@ -197,7 +198,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 class _Screen:
-    """Lines about the stages; on a terminal one more for each running stage, redrawn in place, else one a minute."""
+    """Prints lines about the stages, and the progress of each: redrawn in place on a terminal, else once a minute."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -237,7 +238,7 @@ class _Screen:
 
 
 def _lines(log: Path) -> list[str]:
-    """The last lines of a log; a progress bar that is redrawn in place is one line, its last state."""
+    """The last lines of a log; a progress bar that is redrawn in place counts as one line, with its last state."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")

@@ -10,16 +10,16 @@ __all__ = ["OneCycleLR"]
 
 
 class OneCycleLR(lr_scheduler.OneCycleLR):
-    """PyTorch's schedule, also for trainings whose warm-up is exactly one step, where PyTorch's divides by zero.
+    """PyTorch's schedule, made to work for a warm-up of exactly one step, where PyTorch's own divides by zero.
 
-    The rate of that step is the highest one, as in trainings that are shorter still.
+    The learning rate of that step is the highest one, as with shorter warm-ups.
 
     Args:
         optimizer: the optimizer.
-        max_lr: the highest learning rate, or one for each group of parameters.
-        total_steps: of the training.
-        pct_start: the share of them that is the warm-up.
-        kwargs: see PyTorch's.
+        max_lr: the highest learning rate, or one for each parameter group.
+        total_steps: number of steps of the training.
+        pct_start: share of the steps that is the warm-up.
+        kwargs: see PyTorch's class.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _in_full_precision(method: Method) -> Method:
-    """Without autocast: in bfloat16 an area would have three digits."""
+    """Run a method without autocast: in bfloat16 an area would have three digits."""
 
     @functools.wraps(method)
     def wrapped(self: SCM, *arguments: Any, **options: Any) -> Any:
@@ -61,10 +61,10 @@ class SCM(nn.Module):
     All values are physical, (B, K) in the order of the variables, NaN where missing. Densities are those of the scaled
     values, so that nats can be compared between variables of different units.
 
-    A *missing* value is not guessed where it need not be: a term of the likelihood counts only where the variable and
-    all its parents are known, and a variable that is neither acted on nor below an action stays missing. Where one has
-    to be completed, because it is a parent or because its own parents change, its noise is drawn from the prior and its
-    factual value follows from that noise and its parents; what its children tell about it is not used.
+    A *missing* value is not completed unnecessarily: a term of the likelihood counts only where the variable and all
+    its parents are known, and a variable that is neither acted on nor a descendant of one that is stays missing. Where
+    a value has to be completed, because the variable is a parent or its own parents change, its noise is drawn from the
+    prior and its factual value follows from that noise and its parents; evidence from its children is not used.
 
     Arguments:
         variables: the variables, shared with the model that this SCM is part of.
@@ -126,8 +126,8 @@ class SCM(nn.Module):
 
         Arguments:
             values: the factual values.
-            generator: for the draws that binary, categorical, zero-inflated and missing values need; PyTorch's global
-                one by default.
+            generator: random generator for binary, categorical, zero-inflated and missing values; by default PyTorch's
+                global one.
 
         Raises:
             RuntimeError: when the variables are not fitted.
@@ -179,7 +179,7 @@ class SCM(nn.Module):
     def counterfactual_rows(
         self, values: Tensor, target: Tensor, mask: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Counterfactuals with an action of its own for each case: (B, K).
+        """Counterfactuals with a separate action for each case: (B, K).
 
         A value is recomputed only where a parent's value has changed. All others are copied, bit by bit: no action, or
         one that sets a variable to its factual value, gives the factual values back exactly.
@@ -236,7 +236,7 @@ class SCM(nn.Module):
             missing = values[:, k].isnan()
             filled = torch.where(missing[:, None], self.variables.low, values)
             noise[name] = mechanism.abduct(self.variables.scale(filled)[:, k], parents, generator)
-            # Drawn whether or not one is missing: to ask would wait for the device.
+            # Drawn whether or not a value is missing: the check would synchronise with the device.
             prior = mechanism.sample_noise(len(values), generator)
             noise[name] = torch.where(missing if prior.ndim == 1 else missing[:, None], prior, noise[name])
             columns[k] = torch.where(missing, self._equation(k, noise[name], columns), columns[k])

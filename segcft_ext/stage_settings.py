@@ -1,4 +1,4 @@
-"""Settings of stages, as they are typed for the chain: ``--set STAGE.KEY=VALUE``."""
+"""Reading the settings of stages that are typed for the chain: ``--set STAGE.KEY=VALUE``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 
 def read_settings(given: Any) -> dict[str, dict[str, Any]]:
-    """Settings for each stage, from ``STAGE.KEY=VALUE,…`` or a sequence of its parts.
+    """Read the settings of each stage from ``STAGE.KEY=VALUE,…`` or a sequence of such parts.
 
     Raises:
         ValueError: quotes what is not of this form.
@@ -32,7 +32,7 @@ def read_settings(given: Any) -> dict[str, dict[str, Any]]:
 
 
 def merged_settings(*layers: Settings) -> dict[str, dict[str, Any]]:
-    """Settings for each stage; those of a later layer win."""
+    """Settings for each stage; later layers override earlier ones."""
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for stage, settings in layer.items():
@@ -41,7 +41,7 @@ def merged_settings(*layers: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _parts(text: str) -> list[str]:
-    """The text between commas, but for those inside brackets and quotes."""
+    """The text split at commas, except for those inside brackets and quotes."""
     parts, depth, quoted = [""], 0, False
     for character in text:
         quoted ^= character == '"'

@@ -1,14 +1,14 @@
 """A stage: one command that turns files into files, and the record that tells whether it has to run again.
 
-The record, ``stage.json`` in the stage's folder, holds what the stage was made from: its settings by value, its inputs
-by content, never where they lie. It is written when the stage starts and again when it has ended well:
+The record, ``stage.json`` in the stage's folder, holds what the stage was made from: its settings by value and its
+inputs by content, without their paths. It is written when the stage starts and again when it has succeeded:
 
 .. code-block:: python
 
-    state = stage.state(digests)    # "complete", "interrupted" or "due"
+    state = stage.state(digests)    # "complete", "interrupted" or "due: <reason>"
 
-It also notes the code that was at work. A change of the code alone makes no stage run again, since its results may
-still be wanted, but it is reported.
+It also records a digest of the code. A change of the code alone makes no stage run again, since its results may still
+be wanted, but it is reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RECORD = "stage.json"
 Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
 LISTS = ("datalist", "figures")
-"""Inputs and products of these names list files that belong to them: images and label maps, or pictures."""
+"""Inputs and products with these names list further files that belong to them: images and label maps, or pictures."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,20 @@ class Stage:
     """One command.
 
     Attributes:
-        name: what it is called on the screen; its log has this name too.
+        name: name on the screen and of the log.
         program: the command between the interpreter and the options, e.g. ``("-m", "monai.bundle", "run")``.
-        folder: where it writes; given to it as the option ``folder_option``, if it has one.
-        products: files in the folder that a finished stage has left.
-        inputs: options that are files, lists of files or mappings from names to files; their content counts, not their
-            place.
-        reads: further files that it reads, and whose content counts.
+        folder: folder that the stage writes to.
+        products: files in the folder that a finished stage has written.
+        inputs: options that are files, lists of files or mappings from names to files; the stage depends on their
+            content, not on their paths.
+        reads: further files that it reads and on whose content it depends, but which are not options.
         settings: options that are plain values.
-        places: options that are paths whose content does not count.
-        version: of the software; another one makes the stage run again.
+        places: options that are paths on whose content it does not depend.
+        folder_option: name of the option for ``folder``; None if there is none.
+        version: version of the software; another one makes the stage run again.
         code: :func:`code_digest` of the software; another one does not, see :meth:`by_other_code`.
-        progress: the file or folder that an interrupted run has left in the folder, from which the option ``resume``
-            continues; "" if it starts anew.
+        progress: the file or folder in ``folder`` that an interrupted run leaves, from which the option ``resume``
+            continues; "" if the stage cannot be resumed.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Stage:
         return [*self.program, *(text for key, value in options.items() for text in (f"--{key}", _as_text(value)))]
 
     def command(self, resume: bool = False) -> str:
-        """The command as it is typed."""
+        """The command as it would be typed."""
         return shlex.join(["python", *self.arguments(resume)])
 
     def files(self) -> list[Path]:
@@ -93,7 +94,7 @@ class Stage:
         return any(other.makes(file) for file in self.files())
 
     def state(self, digests: Digests) -> str:
-        """Whether the stage is done: "complete", "interrupted" (it can go on where it was) or "due: <reason>"."""
+        """Whether the stage is done: "complete", "interrupted" (it can be resumed) or "due: <reason>"."""
         record = self._record()
         if not record:
             return "due: not run yet"
@@ -115,11 +116,11 @@ class Stage:
         return "complete"
 
     def by_other_code(self) -> bool:
-        """Whether the record notes other code than this; the first records noted none."""
+        """Whether the stage was made by other code; the earliest records do not say."""
         return (self._record().get("code") or self.code) != self.code
 
     def start(self, digests: Digests, resume: bool) -> None:
-        """Record that the stage runs; unless it is resumed, remove what an earlier run has left."""
+        """Record that the stage runs; unless it is resumed, remove the files of an earlier run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             for name in (RECORD, *self.products, *self._record().get("products", ())):
@@ -129,7 +130,7 @@ class Stage:
         self._write(self._made_from(digests))
 
     def finish(self, digests: Digests, seconds: float) -> list[str]:
-        """Record that the stage ended well, or return the products that it has not left."""
+        """Record that the stage succeeded, or return the products that are missing."""
         missing = [name for name in self.products if not (self.folder / name).is_file()]
         if not missing:
             written = [self.folder / name for name in self.products]
@@ -166,13 +167,13 @@ class Stage:
 
 
 class Digests:
-    """SHA-256 of files, computed once as long as a file keeps its size and time."""
+    """SHA-256 of files, computed only once while a file keeps its size and modification time."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of(self, path: Path, with_listed: bool = False) -> str:
-        """Digest of a file; ``with_listed``: of a file of :data:`LISTS` together with the files that it lists."""
+        """Digest of a file; ``with_listed``, for one of :data:`LISTS`, includes the files that it lists."""
         digest = self._of_file(path)
         if not with_listed:
             return digest
@@ -200,7 +201,7 @@ def code_digest(*packages: ModuleType) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if there is one."""
+    """Remove a file or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -223,7 +224,7 @@ def _each(value: Files) -> Mapping[str, Path]:
 
 
 def _as_text(value: Any) -> str:
-    """An option's value as the command line of MONAI reads it: Python's True and False, JSON for what has parts."""
+    """An option's value as MONAI's command line reads it: Python's True and False, JSON for mappings and lists."""
     if isinstance(value, Mapping):
         parts = {key: str(part) if isinstance(part, Path) else part for key, part in value.items()}
         return json.dumps(parts, ensure_ascii=False)

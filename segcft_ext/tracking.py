@@ -1,4 +1,4 @@
-"""Where runs are recorded: one MLflow store, artifacts beside it, and a name for each run that no other run has."""
+"""Where runs are recorded: one MLflow store, with the artifacts beside it and a unique name for each run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def artifact_location(tracking_uri: str) -> str | None:
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file of an SQLite database; None of any other store."""
+    """The file of an SQLite database; None for any other store."""
     return Path(unquote(tracking_uri.removeprefix(SQLITE))) if tracking_uri.startswith(SQLITE) else None
 
 
@@ -51,7 +51,7 @@ def sqlite_uri(file: Path) -> str:
     """The address of an SQLite database.
 
     Raises:
-        ValueError: when the path has characters that mean something else in an address.
+        ValueError: when the path has characters with a special meaning in an address.
     """
     if wrong := [character for character in "?%" if character in str(file)]:
         raise ValueError(
@@ -61,19 +61,19 @@ def sqlite_uri(file: Path) -> str:
 
 
 def without_password(tracking_uri: str) -> str:
-    """The address of a store as it may be shown."""
+    """The address of a store without the user name and password in it, so that it can be shown."""
     return re.sub(r"//[^/@]*@", "//", tracking_uri)
 
 
 @contextmanager
 def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
-    """A client of a store that has the experiment, while a run is opened there; creates what is missing.
+    """A client for opening a run in an experiment of a store; creates the experiment if it is missing.
 
-    Of two runs that start at once with a new store, MLflow lets one fail: both find it without tables, or without the
-    experiment, and both create them. With an SQLite store they wait for each other; that leaves an empty file
-    ``*.db.lock``.
+    When two runs start at the same time with a new store, MLflow makes one of them fail: both find no tables, or no
+    experiment, and both create them. With an SQLite store they therefore wait for each other, by a lock that leaves an
+    empty file ``*.db.lock``.
     """
-    for name in ("alembic", "mlflow.store.db.utils"):  # a line for each of dozens of migrations
+    for name in ("alembic", "mlflow.store.db.utils"):  # they log a line for each of dozens of migrations
         logging.getLogger(name).setLevel(logging.WARNING)
     file = sqlite_file(tracking_uri)
     with nullcontext() if file is None else FileLock(f"{file}.lock"):
@@ -90,11 +90,11 @@ def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
 def unique_run_name(stage: str) -> str:
     """A run name: stage, time, and a random suffix that no seed repeats.
 
-    MLflow lets runs share a name, and MONAI's handler then adopts an unfinished one, a crashed one too.
+    MLflow lets runs share a name, and MONAI's handler would then continue an unfinished run, even a crashed one.
     """
     return f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def stage_of(run_name: str) -> str:
-    """What :func:`unique_run_name` was given."""
+    """The stage of a run name that :func:`unique_run_name` made; other names are returned unchanged."""
     return re.sub(r"-\d{8}-\d{6}-[0-9a-f]{6}$", "", run_name)

@@ -36,7 +36,7 @@ __all__ = [
 
 
 class RadiographToGreyd(MapTransform):
-    """One grey channel, the first dimension: colours are averaged, transparency is left out."""
+    """Convert images (C, *spatial) to one grey channel: colours are averaged, transparency is dropped."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -50,14 +50,14 @@ class RadiographToGreyd(MapTransform):
 
 
 class RadiographIntensityd(MapTransform):
-    """Intensities of a radiograph to [-1, 1], as ``data_prep`` maps them: linear between the 1st and 99th percentile.
+    """Map a radiograph's intensities to [-1, 1] as ``data_prep`` does: linearly from the 1st to the 99th percentile.
 
-    That holds for what :class:`segcft_ext.radiographs.RadiographReader` reads.
+    The two agree for images read by :class:`segcft_ext.radiographs.RadiographReader`.
 
     Args:
         keys: the images.
-        prepared: they are images that ``data_prep`` wrote, phantoms among them. Their mapping is done, and the full
-            range of 8 or 16 bits stands for [-1, 1].
+        prepared: whether ``data_prep`` wrote the images, as it does phantoms. They are mapped already: their full range
+            of 8 or 16 bits stands for [-1, 1].
 
     Raises:
         ValueError: when ``prepared`` is neither True nor False.
@@ -78,11 +78,11 @@ class RadiographIntensityd(MapTransform):
 
 
 class PadToAspect(Pad):
-    """Pad on both sides equally to the aspect ratio of a size, up to rounding to whole pixels, as ``data_prep`` does.
+    """Pad equally on both sides to the aspect ratio of a size, up to rounding to whole pixels, as ``data_prep`` does.
 
     Args:
-        size: with the wanted aspect ratio, one number for each axis.
-        value: of the padding.
+        size: a size with the wanted aspect ratio, one number for each axis.
+        value: intensity of the padding.
     """
 
     def __init__(self, size: Sequence[int], value: float = 0.0) -> None:
@@ -103,15 +103,15 @@ class PadToAspectd(Padd):
 
 
 class ResizedSpacingd(MapTransform):
-    """Adds ``spacing`` (D,): the pixel spacing in mm that an image will have when it has been resized.
+    """Adds ``spacing`` (D,): the pixel spacing in mm that an image will have after it has been resized.
 
-    Without a given spacing it is that of the file's header, if :class:`segcft_ext.radiographs.RadiographReader` found
-    one there; where there is none, nothing is added.
+    It is computed from the given spacing, or else from that of the file's header, if
+    :class:`segcft_ext.radiographs.RadiographReader` found one there. Where there is neither, nothing is added.
 
     Args:
         keys: the image, its axes in the order of ``size`` and ``spacing``.
-        size: to which it will be resized.
-        spacing: of the image as it is, in mm along each axis; wins over the header.
+        size: size to which the image will be resized.
+        spacing: spacing of the image before, in mm along each axis; overrides the header.
 
     Raises:
         ValueError: when the spacing is not one positive number for each axis.
@@ -138,10 +138,10 @@ class ResizedSpacingd(MapTransform):
 
 
 class AlongVesselFirstd(MapTransform, InvertibleTransform):
-    """The axis along a straightened vessel first, however the file orders its axes; ``Invertd`` undoes it.
+    """Move the axis along a straightened vessel to the front, however the file orders its axes; ``Invertd`` undoes it.
 
-    A straightened vessel has more samples along than across. MONAI reads the columns of a PNG first, so that there the
-    vessel lies along the second axis, and the first axis of a NIfTI file as it is.
+    A straightened vessel has more samples along than across. MONAI reads a PNG columns first, so that the vessel lies
+    along the second axis, and keeps the order of the axes of a NIfTI file.
 
     Raises:
         ValueError: when no axis is longer than all others.
@@ -167,14 +167,14 @@ class AlongVesselFirstd(MapTransform, InvertibleTransform):
 
 
 class VesselIntensityd(MapTransform):
-    """Intensities of a straightened CT image to [-1, 1], however they are stored.
+    """Map the intensities of a straightened CT image to [-1, 1], however they are stored.
 
-    Hounsfield units, told by negative values (there is fat around every vessel), are cut to the window; other
-    intensities are taken for that window stored over the full range of 8 or 16 bits, as ``data_prep`` writes it.
+    Hounsfield units, recognised by negative values (there is fat around every vessel), are clipped to the window; other
+    intensities are assumed to be that window over the full range of 8 or 16 bits, as ``data_prep`` writes it.
 
     Args:
         keys: the images.
-        window: lowest and highest HU.
+        window: lowest and highest intensity in HU.
     """
 
     def __init__(self, keys: KeysCollection, window: Sequence[float] = (-150.0, 750.0)) -> None:
@@ -195,21 +195,21 @@ def _full_range(image: torch.Tensor) -> int:
 
 
 class CounterfactualToOriginald(Transform):
-    """Counterfactuals of an image at its own size, from what the model does at its size.
+    """Counterfactuals of an image at its original size, from those at the model's size.
 
     .. math:: \\tilde{x} = \\mathrm{clamp}(x \\circ \\phi + r, -1, 1)
 
-    Detail that is too fine for the model is moved along with the deformation phi instead of being lost. What no
-    deformation explains is the residual r. Both are to be brought back by ``Invertd`` before.
+    Detail that is too fine for the model is moved along with the deformation phi instead of being lost. The residual r
+    is the change that the deformation does not explain. ``Invertd`` must have mapped both back to the file's geometry.
 
     Takes ``original`` (1, *spatial), ``residual`` (S, *spatial) and ``displacement`` (S D, *spatial), all with the axes
     of the file; adds ``pred_original`` and ``difference_original``, both (S, *spatial).
 
     Args:
         size: size of the model's images, whose pixels are the unit of the displacement.
-        along_vessel: the axes of the model's images are those that :class:`AlongVesselFirstd` makes of the file's, and
-            the whole image was resized; otherwise they are those of the file in reverse order, and it was padded to the
-            aspect ratio of ``size`` before.
+        along_vessel: True if :class:`AlongVesselFirstd` ordered the axes of the model's images and the whole image was
+            resized; False if the axes are those of the file in reverse order and the image was padded to the aspect
+            ratio of ``size`` before it was resized.
     """
 
     def __init__(self, size: Sequence[int], along_vessel: bool = False) -> None:
@@ -238,7 +238,7 @@ class CounterfactualToOriginald(Transform):
         return {**data, **added}
 
     def _geometry(self, shape: Sequence[int]) -> tuple[list[int], list[float]]:
-        """For each axis of the model's images the axis of the file, and how many of its pixels one pixel spans."""
+        """For each axis of the model's images the axis of the file, and how many of the file's pixels a pixel spans."""
         axes = list(range(len(shape)))
         if self.along_vessel:
             axes.insert(0, axes.pop(list(shape).index(max(shape))))

@@ -1,4 +1,4 @@
-"""The scalar variables of a model: names, kinds, and the one place where physical units become network input.
+"""The scalar variables of a model: names, kinds, and the conversion of physical units to network input.
 
 Everywhere else a batch of variables is a float32 tensor of shape (B, K) in physical units, NaN where missing.
 
@@ -32,7 +32,7 @@ class Variables(nn.Module):
 
     .. math:: s_k = 2 \frac{v_k - low_k}{high_k - low_k} - 1
 
-    The range, the quantiles, the units and the names of categories come from :meth:`fit` and travel in the
+    The range, the quantiles, the units and the names of categories come from :meth:`fit` and are saved in the
     ``state_dict``; before that they are NaN and empty.
 
     Arguments:
@@ -81,7 +81,7 @@ class Variables(nn.Module):
         size = len(self.names)
         self.units: list[str] = [""] * size
         self.categories: list[list[str]] = [[] for _ in range(size)]
-        self.fitted = False  # a flag, since reading the buffers would wait for the device
+        self.fitted = False  # a flag, since reading the buffers would synchronise with the device
         self.register_buffer("low", torch.full((size,), math.nan))
         self.register_buffer("high", torch.full((size,), math.nan))
         self.register_buffer("quantiles", torch.full((size, 101), math.nan))
@@ -97,14 +97,14 @@ class Variables(nn.Module):
 
     @property
     def encoded_columns(self) -> list[int]:
-        """The variable of each channel of the encoding, as its column."""
+        """The column of the variable that each channel of the encoding belongs to, length P."""
         return [k for k in range(len(self)) for _ in range(self._width(k))]
 
     def index(self, name: str) -> int:
         """The column of this variable.
 
         Raises:
-            ValueError: when there is none of this name; lists those there are.
+            ValueError: when there is no variable of this name; lists the names.
         """
         if name not in self.names:
             raise ValueError(f"no variable {name!r}; the variables are {self.names}")
@@ -126,7 +126,7 @@ class Variables(nn.Module):
 
         Raises:
             ValueError: when a variable is constant, missing in every case, infinite, not an index of a category, or
-                zero-inflated and not zero at the least; names the variable.
+                zero-inflated with a smallest value other than zero; names the variable.
         """
         values = values.detach().to(self.low)
         if values.ndim != 2 or values.shape[1] != len(self):
@@ -188,7 +188,7 @@ class Variables(nn.Module):
         becomes 0 (continuous, binary) or 1 / C (categorical): it tells the network nothing, and its gradient is 0.
         """
         missing = values.isnan()
-        # NaN leaves before anything is computed from it: 0 * NaN in the backward pass would be NaN again.
+        # NaN is replaced before anything is computed from it: 0 * NaN in the backward pass would be NaN again.
         values = values.masked_fill(missing, 0)
         scaled = self.scale(values)
         channels = []

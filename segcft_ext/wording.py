@@ -1,4 +1,4 @@
-"""How names, units and quantities are written for people: in figures, tables and reports."""
+"""How names, units and quantities are written in figures, tables and reports."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def written_unit(unit: str) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number of three digits with its unit, if it has one."""
+    """A number with three significant digits and its unit, if it has one."""
     return f"{value:.3g} {written_unit(unit)}".rstrip()

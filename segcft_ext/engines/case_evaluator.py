@@ -1,4 +1,4 @@
-"""The part that both evaluators share: figures of each case, and their means as the engine's metrics."""
+"""Base of the validations of a DSCM: figures of each case, and their means as the engine's metrics."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from segcft_ext.dscm import unwrap
 
 __all__ = ["CaseEvaluator"]
 
-EVERY_CASE = ("negative_elbo",)  # of these, one case that is NaN makes the mean NaN
+EVERY_CASE = ("negative_elbo",)  # figures whose mean is NaN if that of any case is
 
 
 class CaseEvaluator(Evaluator, ABC):
-    """A MONAI evaluator of a DSCM whose metrics are means over cases, all of them "lower is better".
+    """A MONAI evaluator of a DSCM whose metrics are means over cases; for all of them, lower is better.
 
-    The randomness of a validation has a seed of its own, so that two epochs are compared on the same draws.
+    Each validation batch is seeded by its number, so that all epochs are compared on the same draws.
 
     Args:
-        device: where to evaluate.
+        device: device to evaluate on.
         val_data_loader: batches for ``prepare_batch``.
-        network: a DSCM, or the average of one.
+        network: a DSCM, or a weight average of one.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``, see
             :class:`~segcft_ext.batches.PrepareVariables`.
-        names: the figures that :meth:`figures` gives; the first one is the key metric.
-        prefix: what the names of the metrics begin with, such as "val_" during a training.
+        names: the figures that :meth:`figures` returns; the first one is the key metric.
+        prefix: prefix of the names of the metrics, such as "val_" during a training.
         val_handlers: ignite handlers.
     """
 
@@ -84,8 +84,8 @@ class _CaseMean(Metric):
     """The mean of a figure (B,) over all cases of all batches and processes.
 
     Args:
-        every: a case without the figure (NaN) makes the mean NaN, which is no better than any number; otherwise such
-            cases do not count.
+        every: whether a case without the figure (NaN) makes the mean NaN, which never counts as better than a number;
+            otherwise such cases are left out.
         **arguments: see :class:`ignite.metrics.Metric`.
     """
 

@@ -1,4 +1,4 @@
-"""Validation of counterfactual fine-tuning, by the guide: it watches the training and judges nothing."""
+"""Validation of counterfactual fine-tuning by the guide, to monitor the training; it is no evaluation."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LEVELS = (0.1, 0.5, 0.9)
 class CFTEvaluator(CaseEvaluator):
     """Effectiveness on validation cases as the guide sees it, and what it costs.
 
-    Each case is intervened on at the 10, 50 and 90 % quantile of each of the guide's variables, one at a time; a
-    zero-inflated one is set to zero and to the 50 and 90 % quantile of its positive values, and errors and drift of it
-    are in percent of its mean in the training data.
+    In each case, each of the guide's variables in turn is set to its 10, 50 and 90 % quantile; a zero-inflated one is
+    set to zero and to the 50 and 90 % quantiles of its positive values, and its errors and drift are in percent of its
+    mean in the training data.
 
     - ``effectiveness_<k>``: the guide's absolute error from the target under do(k), in percent of the target; its
       mean over k is ``effectiveness``, the key metric;
-    - ``drift_<k>``: mean change of the guide's other variables under do(k), beyond what the mechanisms say, in
-      percent of their factual values;
+    - ``drift_<k>``: mean absolute change of the guide's other variables under do(k), beyond what the mechanisms
+      predict, in percent of the values expected (the guide's factual ones plus the predicted change);
     - ``negative_elbo``: of the factual images, in nats per dimension;
-    - ``folding``: share of the pixels at which the deformation folds, in percent.
+    - ``folding``: share of the cells between pixels in which the deformation folds, in percent.
 
-    The guide has been optimised against, so these figures flatter; they are no ground for choosing a checkpoint.
+    These figures are too good, since the models are optimised against the guide; do not choose a checkpoint by them.
 
     Args:
-        guide: the guide; None gives the negative ELBO alone.
+        guide: the guide; with None, only the negative ELBO is computed.
         **arguments: see :class:`~segcft_ext.engines.case_evaluator.CaseEvaluator`.
     """
 
@@ -89,7 +89,7 @@ class CFTEvaluator(CaseEvaluator):
         return output
 
     def _sizes(self, dscm: DSCM, values: Tensor) -> Tensor:
-        """What errors of the guide's variables (B, J) are in percent of."""
+        """What errors of the guide's variables are in percent of, (B, J): their values, or for plaques their means."""
         columns = [dscm.variables.index(name) for name in self.guided]
         inflated = torch.tensor([dscm.variables.zero_inflated[k] for k in columns], device=values.device)
         return torch.where(inflated, dscm.variables.quantiles[columns].mean(1), values.abs())

@@ -24,20 +24,20 @@ LOGGER = logging.getLogger(__name__)
 class CFTTrainer(GuardedTrainer):
     """Fine-tunes the image mechanism of a DSCM (``network``) against a frozen guide.
 
-    Each step draws one intervention for each case, on one of the guide's variables, makes the counterfactual and asks
-    the guide for its variables. The HVAE takes part where its parameters ask for gradients; then the negative ELBO of
-    the factual images is constrained, with a bound measured on one epoch of the training data as trained. It is that of
-    sampled latents, from which the counterfactual is made as well; otherwise that is made from the posterior's mean.
-    Without a guide there is nothing to train: No-CFT is the pretrained DSCM as it is.
+    Each step draws one intervention for each case, on one of the guide's variables, makes the counterfactual, and has
+    the guide predict its variables. If the HVAE's parameters require gradients, it is trained as well: the negative
+    ELBO of the factual images is then constrained, with a bound measured on one epoch of the (augmented) training data,
+    and ELBO and counterfactual use sampled latents. Otherwise the counterfactual uses the posterior's mean. Without a
+    guide nothing is trained: No-CFT is the pretrained DSCM, unchanged.
 
     Output of a step: ``loss``, the terms of the objective, ``gradient_norm`` and, where the HVAE is trained,
     ``negative_elbo``, ``bound`` and ``lambda``.
 
     Args:
         guide: the guide, or None.
-        objective: weighs the terms of the loss.
+        objective: the terms of the loss and their weights.
         lagrangian: the constraint on the negative ELBO.
-        growth: where the structures grow in the population, see :func:`~segcft_ext.population.growth_maps`.
+        growth: where the structures grow in the population, see :func:`~segcft_ext.population.growth_maps`; or None.
         **arguments: see :class:`~segcft_ext.engines.guarded_trainer.GuardedTrainer`.
 
     Raises:
@@ -74,7 +74,7 @@ class CFTTrainer(GuardedTrainer):
         terms = self.forward_pass(self._terms, *batch)
         norm = self.guarded_step(terms[CommonKeys.LOSS])
         constraint = {"bound": self.lagrangian.bound, "lambda": self.lagrangian.multiplier} if self.constrained else {}
-        output = numbers({**terms, **constraint})  # before lambda goes on: what the step used
+        output = numbers({**terms, **constraint})  # before lambda is updated: what the step used
         if self.constrained and math.isfinite(norm):  # a NaN would stay in lambda for good
             self.lagrangian.ascend(mean_over_processes(terms["negative_elbo"]))
         return [{**output, "gradient_norm": norm}]

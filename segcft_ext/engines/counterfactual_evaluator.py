@@ -1,4 +1,4 @@
-"""Inference with a DSCM: counterfactuals of images under the interventions that a user typed."""
+"""Inference with a DSCM: counterfactuals of images under the interventions that a user gave."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ LOGGER = logging.getLogger(__name__)
 class CounterfactualEvaluator(Evaluator):
     """Makes the counterfactuals of each image; a sweep of S interventions gives S of them.
 
-    What the evidence does not tell of the exogenous noise (how large an absent plaque would be) is drawn with a seed
-    that follows from the images: all steps of a sweep, and later interventions on the same image, share this noise; two
-    patients do not.
+    Exogenous noise that the evidence does not determine (how large an absent plaque would be) is drawn with a seed
+    computed from the images: all steps of a sweep, and later interventions on the same images, share this noise;
+    different patients do not.
 
     Output for a batch, decollated before ``postprocessing``:
 
@@ -44,20 +44,20 @@ class CounterfactualEvaluator(Evaluator):
     ``reconstruction``  what the model makes of the factual image without its exogenous residual (B, 1, *spatial)
     ``values``          factual variables in physical units (B, K)
     ``targets``         variables after the action (B, S, K)
-    ``folding``         share of pixels at which the deformation folds (B, S); zero without a head
+    ``folding``         share of cells between pixels in which the deformation folds (B, S); zero without a head
     ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
     ``measured``        what is measured in these label maps (B, 1 + S, J); with a segmentor only
     ==================  ======================================================================================
 
     Args:
-        device: where to run.
+        device: device to run on.
         val_data_loader: batches with ``image`` (B, 1, *spatial) in [-1, 1] and, where the unit of a variable needs it,
             ``spacing`` (B, D), the pixel spacing of these images in mm.
         network: the DSCM.
-        intervention: see :mod:`segcft_ext.interventions`; empty for none, which gives the image back.
+        intervention: see :mod:`segcft_ext.interventions`; an empty one returns the image.
         variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
-        segmentor: measures what is not known, and outlines the structures in the figure.
-        postprocessing: transforms of each decollated output.
+        segmentor: measures the variables that are not known, and outlines the structures in the figure.
+        postprocessing: transforms that are applied to each decollated output.
         val_handlers: ignite handlers.
 
     Raises:
@@ -102,7 +102,7 @@ class CounterfactualEvaluator(Evaluator):
             self.ruler = segmentor_ruler(self.dscm, self.segmentor)
 
     def _warn_beyond_training(self, do: Mapping[str, Tensor], values: Tensor, wanted: Tensor) -> None:
-        """Warn of targets, and of values that follow from them, beyond the training data; once for each variable."""
+        """Warn about targets, and values that follow from them, beyond the training range; once for each variable."""
         variables = self.dscm.variables
         followed = {
             name: after[after != before]
@@ -122,7 +122,7 @@ class CounterfactualEvaluator(Evaluator):
         image = batchdata["image"].to(self.state.device)
         with self.mode(self.network):
             output = self._counterfactuals(convert_to_tensor(image, track_meta=False), batchdata.get("spacing"))
-        for key in ("displacement", "residual"):  # what the preprocessing did can be undone in them
+        for key in ("displacement", "residual"):  # with the metadata, Invertd can undo the preprocessing
             output[key] = MetaTensor(output[key]).copy_meta_from(image)
         self.state.output = output
         self.fire_event(IterationEvents.FORWARD_COMPLETED)

@@ -1,4 +1,4 @@
-"""Validation of the DSCM's pretraining: how likely are images and variables that it was not trained on."""
+"""Validation of the DSCM's pretraining: the likelihood of images and variables that it was not trained on."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ __all__ = ["DSCMTrainer"]
 class DSCMTrainer(GuardedTrainer):
     """Trains a :class:`~segcft_ext.dscm.DSCM` (``network``) on images and their variables.
 
-    The loss is the negative ELBO in nats per dimension plus the mechanisms' negative log likelihood in nats, each for
-    its own weights. The HVAE sees the values of the augmented image; the mechanisms are fitted to those that the batch
-    holds as ``variables`` (B, K), the datalist's own: one random scaling of an image would multiply all its areas, and
-    variables that have nothing to do with each other would look related. Output of a step: ``loss``,
-    ``negative_elbo``, ``kl`` (nats per dimension), ``mechanisms``, ``gradient_norm``.
+    The loss is the negative ELBO in nats per dimension plus the mechanisms' negative log likelihood in nats; the two
+    share no weights. The HVAE sees the values of the augmented image. The mechanisms are fitted to the datalist's
+    values, which the batch holds as ``variables`` (B, K): an augmentation that scales an image multiplies all its
+    areas, so that unrelated variables would look correlated. Output of a step: ``loss``, ``negative_elbo``, ``kl``
+    (nats per dimension), ``mechanisms``, ``gradient_norm``.
     """
 
     def _iteration(self, engine: Any, batchdata: Any) -> list[dict[str, float]]:  # type: ignore[override]

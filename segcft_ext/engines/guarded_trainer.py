@@ -1,4 +1,4 @@
-"""The part that both trainers share: a step that is clipped, and skipped and counted when its gradient is unsound."""
+"""Base of the trainers: gradients are clipped, and steps with an unsound loss or gradient are skipped and counted."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ __all__ = ["GuardedTrainer", "numbers"]
 class GuardedTrainer(Trainer):
     """A MONAI trainer of a DSCM whose optimiser steps are guarded.
 
-    The gradient norm is taken over the optimiser's own parameters, so frozen networks have no part in it. A step whose
-    loss or norm is not finite, or its norm above ``skip_gradient_norm``, is skipped;
-    ``engine.state.metrics["skipped_steps"]`` counts them over the whole run. The output of a step is a list with one
-    dict of numbers, the form in which MONAI's handlers find the output of a trainer.
+    The gradient norm is that of the optimiser's parameters, so frozen networks do not count. A step is skipped if its
+    loss or norm is not finite, or its norm is ``skip_gradient_norm`` or more;
+    ``engine.state.metrics["skipped_steps"]`` counts these over the whole run. The output of a step is a list with one
+    dict of numbers, the form in which MONAI's handlers expect the output of a trainer.
 
     Args:
-        device: where to train.
+        device: device to train on.
         max_epochs: number of epochs.
         train_data_loader: batches for ``prepare_batch``.
-        network: what is trained, in train mode during a step; may be wrapped in ``DistributedDataParallel``.
-        optimizer: over the parameters that are trained.
+        network: the DSCM that is trained, in train mode during a step; may be wrapped in ``DistributedDataParallel``.
+        optimizer: optimiser of the parameters that are trained.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``.
-        clip_gradient_norm: largest gradient norm of a step.
-        skip_gradient_norm: gradient norm above which a step is skipped; None skips only what is not finite.
+        clip_gradient_norm: gradient norm to which larger ones are clipped.
+        skip_gradient_norm: gradient norm from which a step is skipped; None skips only steps that are not finite.
         train_handlers: ignite handlers.
-        amp: autocast to bfloat16 on a CUDA device.
+        amp: whether to autocast to bfloat16 on a CUDA device.
 
     Attributes:
         dscm: the network without the wrapper.
@@ -71,14 +71,14 @@ class GuardedTrainer(Trainer):
         self.state.metrics["skipped_steps"] = 0
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """The autocast context of a forward pass."""
         return torch.autocast(torch.device(self.state.device).type, torch.bfloat16, enabled=self.bfloat16)
 
     def forward_pass(self, terms: Callable[..., dict[str, Tensor]], *batch: Any) -> dict[str, Tensor]:
         """``terms(*batch)`` in train mode and under autocast, with gradients that will be averaged over the processes.
 
-        ``DistributedDataParallel`` averages the gradients of what its own ``forward`` computes, and a DSCM's losses are
-        no single ``forward``; so for this one call ``terms`` takes its place.
+        ``DistributedDataParallel`` averages only gradients of what the module's ``forward`` computes. A DSCM's losses
+        are computed elsewhere, so for this one call ``terms`` replaces its ``forward``.
         """
         self.dscm.train()
         with self.autocast():
@@ -88,9 +88,9 @@ class GuardedTrainer(Trainer):
                 return self.network(*batch)
 
     def guarded_step(self, loss: Tensor) -> float:
-        """Backward pass and optimiser step; returns the gradient norm before clipping, NaN where the loss has none."""
+        """Backward pass and optimiser step; returns the norm before clipping, NaN for a loss that is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
-        if not mean_over_processes(loss).isfinite():  # on a CPU, the gradient of a sampling at NaN ends the process
+        if not mean_over_processes(loss).isfinite():  # on a CPU, the gradient of sampling at NaN crashes the process
             self.state.metrics["skipped_steps"] += 1
             return math.nan
         loss.backward()
@@ -105,7 +105,7 @@ class GuardedTrainer(Trainer):
 
 
 class _Redirected:
-    """While active, ``module.forward`` is another function."""
+    """Context in which ``module.forward`` is replaced by another function."""
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         self.module = module
@@ -119,5 +119,5 @@ class _Redirected:
 
 
 def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars on a device as plain numbers, in one transfer; after the step, so that none of it waits for them."""
+    """Scalar tensors as plain numbers, in one transfer; to be called after the step, which it would make wait."""
     return dict(zip(terms, torch.stack([term.detach() for term in terms.values()]).tolist()))

@@ -1,9 +1,9 @@
 """Axioms that every counterfactual must obey (Galles & Pearl 1998; Monteiro et al. 2023).
 
-* composition: setting variables to the values they have changes nothing, once or ten times over;
-* reversibility: do(k = v) and then do(k = pa_k) leads back.
+* composition: setting variables to the values that they have changes nothing, whether done once or ten times;
+* reversibility: do(k = v) followed by do(k = pa_k) gives the factual image back.
 
-Both are mean absolute differences in intensity (L1), images being in [-1, 1].
+Both are measured as mean absolute differences in intensity (L1) of images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def composition(
     variables: Sequence[str],
     temperature: float = 0.0,
 ) -> dict[int, Tensor]:
-    """L1 to the factual image after null interventions in a row.
+    """L1 distance to the factual image after repeated null interventions.
 
     A null intervention sets ``variables`` to the values they have. It is a real pass through abduction, action and
     prediction, each time from the last image and the last variables.

@@ -17,7 +17,7 @@ __all__ = ["Cases"]
 
 @dataclass(frozen=True)
 class Cases:
-    """Test cases with everything that is known of them before an intervention.
+    """Test cases with everything that is known about them before an intervention.
 
     Attributes:
         ids: the cases, length B.
@@ -53,7 +53,7 @@ class Cases:
         return self.of(method.variables.names)
 
     def repeat(self, times: int) -> Cases:
-        """Each case so many times in a row."""
+        """Each case repeated ``times`` times in a row."""
         repeated: dict[str, Any] = {
             key: value.repeat_interleave(times, 0) for key, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -63,8 +63,8 @@ class Cases:
         """A table with a row for each case.
 
         Args:
-            figures: columns, (B,) each; of shape (B, J) they become one column for each measured variable,
-                ``figure.variable``.
+            figures: columns, (B,) each; one of shape (B, J) becomes a column ``figure.variable`` for each measured
+                variable.
             **constants: columns with the same value everywhere.
         """
         columns: dict[str, Any] = {**constants, "id": list(self.ids)}

@@ -18,11 +18,11 @@ __all__ = ["draw_targets", "intervened_variables", "reference_cases", "same_draw
 
 @contextmanager
 def same_draws(seed: int = 0, row: int = 0) -> Iterator[None]:
-    """Inside, PyTorch's global generator draws the same numbers each time; outside, its state is as before.
+    """A context in which PyTorch's global generator draws the same numbers each time; its state is restored after.
 
     Args:
-        seed: of the draws.
-        row: of the first case of a batch, so that the cases of two batches do not share their draws.
+        seed: seed of the draws.
+        row: row of the first case of a batch, so that two batches do not share their draws.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(int(np.random.SeedSequence([seed, row]).generate_state(1)[0]))
@@ -30,15 +30,15 @@ def same_draws(seed: int = 0, row: int = 0) -> Iterator[None]:
 
 
 def intervened_variables(datalist: Datalist, names: str | Sequence[str] | None = None) -> list[str]:
-    """The variables that are intervened on: every continuous measured one, or those of them named.
+    """The variables that are intervened on: all continuous measured ones, or those of them that are named.
 
     Args:
         datalist: the data.
-        names: of some of them, also as "a,b".
+        names: names of the variables, also as "a,b"; None for all.
 
     Raises:
-        DatalistError: when a named variable is unknown, not continuous or not measured, or none is left.
-        ValueError: when these are no names.
+        DatalistError: when a named variable is unknown, not continuous or not measured, or there is no such variable.
+        ValueError: when ``names`` cannot be read.
     """
     possible = [v.name for v in datalist.variables if v.kind == "continuous" and v.measurement is not None]
     chosen = read_names("interventions", names) if names else possible
@@ -65,9 +65,9 @@ def draw_targets(datalist: Datalist, name: str, cases: int, draws: int, seed: in
 
 
 def reference_cases(datalist: Datalist, seed: int) -> list[dict[str, Any]]:
-    """Real images to compare with: as many of the guide's cases as there are test cases, or all, drawn at random.
+    """Real images to compare with: a random draw of as many of the guide's cases as there are test cases, at most all.
 
-    The judge's own training cases are left out: in its features they would differ from images that it has not seen.
+    The judge's training cases are left out: in its features, they would differ from images that it has not seen.
 
     Raises:
         DatalistError: when no training case is the guide's.

@@ -10,10 +10,10 @@ from k is the factual value), with J_j the judge's measurement of variable j:
   itself, so its own error cancels, and what the model predicts of a descendant is no drift: what is left is what the
   edit should not have moved; ``drift_mae`` is the same in the unit of j;
 * ``slope``: least squares of the achieved change ``J_k(x~) - J_k(x)`` on the wanted change ``pa~_k - pa_k``, with an
-  intercept. 1 is right, 0 is no effect; a constant bias of the judge does not touch it.
+  intercept. 1 is perfect, 0 is no effect; a constant bias of the judge does not influence it.
 
-The percentages leave out rows in which they would be of zero. For a variable that may be zero (a plaque), the figure is
-the ``mae``, see also :mod:`segcft_ext.evaluation.presence`.
+The percentages leave out rows in which their reference is zero. For a variable that may be zero (a plaque), the main
+figure is the ``mae``, see also :mod:`segcft_ext.evaluation.presence`.
 
 Means run over test cases and interventions; intervals resample cases (:mod:`segcft_ext.evaluation.bootstrap`).
 Definitions after Monteiro et al. 2023 (effectiveness) and Xia et al. 2025 (MAPE of areas).

@@ -1,7 +1,7 @@
-"""The engine that judges: every test case, every method, every intervention, one table of raw figures.
+"""The evaluation's engine: judges every method on every test case and intervention.
 
 It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``spacing`` and ``id``, as
-:meth:`segcft_ext.datalist.Datalist.items` gives them; when it has run,
+:meth:`segcft_ext.datalist.Datalist.items` gives them; when the engine has run,
 :attr:`JudgeEvaluator.evaluation` is the content of ``evaluation.json`` and
 :attr:`JudgeEvaluator.pairs` has one row for each method, case and intervention.
 """
@@ -75,15 +75,15 @@ class _Question:
 
 
 class JudgeEvaluator(Evaluator):
-    """Judges counterfactuals of any number of methods side by side (method §5).
+    """Judges counterfactuals of any number of methods side by side.
 
     Args:
         device: where everything is computed.
         val_data_loader: batches of test cases.
         network: the judge, a segmentor that took no part in the training of any method.
         datalist: the data.
-        methods: the models that are judged, by name; ``identity`` is added, and the first model's mechanisms tell what
-            should have changed under it.
+        methods: the models that are judged, by name. ``identity`` is added; the mechanisms of the first model predict
+            which variables should have changed under it.
         interventions: variables that are intervened on; every continuous measured one by default.
         interventions_per_case: targets for each case and variable.
         seed: seed of targets, bootstrap and sampling.
@@ -91,13 +91,13 @@ class JudgeEvaluator(Evaluator):
         reference_loader: batches with ``image`` and ``id`` of real cases that the judge was not trained on, for the
             realism of real images.
         growth: where the measured variables (J) grow in the population, shape (J, *spatial), see
-            :func:`~segcft_ext.population.growth_maps`; without it nothing is said of the place of a change.
-        val_handlers: MONAI's handlers; at the end of the epoch they find the result.
-        batches: keeps what was found batch by batch, so that the evaluation can be resumed.
+            :func:`~segcft_ext.population.growth_maps`; without it, the place of a change is not judged.
+        val_handlers: MONAI's handlers; at the end of the epoch, :attr:`evaluation` and :attr:`pairs` are there.
+        batches: saves the results of each batch, so that the evaluation can be resumed; None does not.
 
     Raises:
         CheckpointError: when the judge is not independent of a method's guide, or was trained on test cases; at the
-            start, when what is to be resumed is another evaluation.
+            start of a resumed evaluation, when it was begun with other data, models or settings.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class JudgeEvaluator(Evaluator):
         return found
 
     def _ask(self, variable: str, cases: Cases, factual: Tensor, found: Tally) -> _Question:
-        """The interventions on a variable of cases, whose factual label maps are those that the judge sees."""
+        """The interventions on a variable of the cases; ``factual`` holds the judge's label maps before."""
         ids = cases.ids[:: self.draws]
         targets = self.targets[variable][[self.rows[key] for key in ids]]
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
@@ -234,7 +234,7 @@ class JudgeEvaluator(Evaluator):
     def _intervene(
         self, name: str, method: Method, answer: Answer, question: _Question, cases: Cases, found: Tally
     ) -> None:
-        """Judge a method's counterfactuals."""
+        """Judge a method's counterfactuals for the interventions on one variable."""
         variable = question.variable
         figures, image, judged = self._judge(method, answer, question, cases)
         if question.truth is not None and question.gained is not None:
@@ -367,7 +367,7 @@ class JudgeEvaluator(Evaluator):
         }
 
     def _growth_of_interventions(self) -> dict[str, Tensor]:
-        """Growth maps of intervened variables, but for structures that may be absent, whose place differs by case."""
+        """Growth maps of intervened variables, except structures that may be absent: their place differs by case."""
         if self.growth is None:
             return {}
         return {do: self.growth[self.judge.names.index(do)] for do in self.interventions if do not in self.may_be_zero}

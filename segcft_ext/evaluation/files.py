@@ -27,7 +27,7 @@ def to_markdown(table: Table) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same content with null for NaN and infinity, which JSON does not have."""
+    """The same content with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""The judge: a segmentor that took no part in the training, and the one ruler applied to what it sees.
+"""The judge: a segmentor that took no part in the training, and the measurements of what it predicts.
 
 The judge's label map is the most probable class of each pixel, measured like any label map. Hard masks are used
 because they are what a reader would outline: a faint haze over the image adds to soft areas, but to no mask unless it
-turns a pixel over. Its own error on real images is the *floor*: what is about as low cannot be told apart.
+changes a pixel's class. The judge's own error on real images is the *floor*: errors near it are indistinguishable.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Judge(nn.Module):
 
     Args:
         segmentor: image (B, 1, *spatial) in [-1, 1] -> logits (B, C, *spatial).
-        measurements: the measured variables.
+        measurements: the measurement of each of the J variables.
         num_classes: C.
-        inferer: how the segmentor is applied, ``inferer(image, network)``; by default in one go.
+        inferer: how the segmentor is applied, ``inferer(image, network)``; by default to the whole batch at once.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ def _known_mean(values: Sequence[float]) -> float:
 def floor(
     measured: np.ndarray, factual: np.ndarray, cases: Sequence, names: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """The judge's own error on real images, shape (N, J) each, in the same figures as the effectiveness.
+    """The judge's own error on real images, in the same figures as the effectiveness; both arrays of shape (N, J).
 
-    ``slope`` is that of its measurement on the true value over the cases: a judge that draws every heart nearer to the
-    mean one sees less change than there is.
+    ``slope`` is the slope of the measured on the true values of the cases: a judge that shrinks every heart towards the
+    mean sees less change than there is.
     """
     floors = {}
     for j, name in enumerate(names):
@@ -134,9 +134,9 @@ def check_independent(judge: Segmentor, methods: Mapping[str, Any]) -> None:
     """Refuse a judge that is, or resembles, the network that guided a method.
 
     Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
-    other training cases than each guide named in the checkpoints (``data["guide"]``, see
-    :mod:`segcft_ext.provenance`). Both must say which part of the cases they were trained on: one that does not was
-    trained on all. The cases themselves are compared as well, since data may have been divided more than once.
+    other training cases than each guide recorded in the checkpoints (``data["guide"]``, see
+    :mod:`segcft_ext.provenance`). Both must say which part of the training cases they used (``use``): None stands for
+    all of them. The cases themselves are compared as well, since the data may have been split more than once.
 
     Raises:
         CheckpointError: names judge, method, key, and what both hold.

@@ -1,4 +1,4 @@
-"""Resuming an evaluation: what the judge has found in each batch of test cases, in a file of its own."""
+"""Resuming an evaluation: the judge's results for each batch of test cases are saved to a file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOGGER = logging.getLogger(__name__)
 
 
 class JudgedBatches:
-    """Keeps what was found batch by batch, until the evaluation is written.
+    """Keeps the results of each batch until the evaluation is written.
 
     The noise of a batch depends on its cases only, so an evaluation that was killed at any moment and resumed has the
-    figures of one that was not. One that starts anew removes what an earlier one has left.
+    same figures as an uninterrupted one. One that starts anew removes the files of an earlier one.
 
     Args:
-        folder: for the files; removed when the evaluation is over.
-        resume: take the batches that are there.
+        folder: folder of the files; removed when the evaluation is over.
+        resume: whether to use the batches that are there.
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume: bool = False) -> None:
@@ -34,13 +34,13 @@ class JudgedBatches:
         self.resume = resume
 
     def start(self, made_from: Mapping[str, Any]) -> None:
-        """Look at what there is.
+        """Check the batches that are there when resuming; otherwise remove them.
 
         Args:
-            made_from: all that the figures depend on, as plain values.
+            made_from: everything that the figures depend on, as plain values.
 
         Raises:
-            CheckpointError: when the batches that are there were made from something else; names what.
+            CheckpointError: when the batches that are there were made from something else; names the key.
         """
         record, made_from = self.folder / "made_from.json", plain(made_from)
         if self.resume and record.is_file():
@@ -60,7 +60,7 @@ class JudgedBatches:
         os.replace(scratch, record)
 
     def read(self, number: int) -> Tally | None:
-        """What was found in a batch, or None where that has yet to be found out."""
+        """The results of a batch, or None where it has yet to be judged."""
         if not (path := self._path(number)).is_file():
             return None
         try:

@@ -1,8 +1,8 @@
 """Lesion-wise detection: a lesion is a connected component of one structure.
 
 A true lesion is *found* when enough of it is predicted; a predicted one is *false* when too little of it is true. The
-two are counted apart, as for multiple-sclerosis lesions (Commowick et al., Scientific Reports 2018, from which the
-threshold of 10 % is), so that one prediction over two lesions finds both.
+two are counted separately, as for multiple-sclerosis lesions (Commowick et al., Scientific Reports 2018, the source of
+the threshold of 10 %), so that one prediction over two lesions finds both.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class LesionCounts:
 
     Attributes:
         true: lesions of the label map.
-        found: those of which at least the asked share of pixels is predicted.
+        found: true lesions of which at least the required share of pixels is predicted.
         seen: lesions of the prediction.
-        false: those of which less than that share is true.
+        false: predicted lesions of which less than that share is true.
     """
 
     true: int

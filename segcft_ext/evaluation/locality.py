@@ -9,10 +9,10 @@ to give way, such as the lumen beside a plaque, does so within that margin.
     outside = mean |x~ - x| outside of the region        inside = mean |x~ - x| inside of it
     leakage = outside / inside                           (both averaged over cases and interventions first)
 
-The ratio of averages is used because a single edit may ask for nearly no change, which makes its own ratio noise. Both
-run over the interventions that ask for a change. One that asks an absent structure to appear, and after which the judge
-sees none, has no region: it counts ``outside``, with the whole image, and not ``inside``, so that a failure is not left
-out. Where nothing changed at all the leakage is 0.
+The ratio of averages is used because a single edit may ask for nearly no change, which makes its own ratio noise. The
+averages are over the interventions that ask for a change. If an absent structure is to appear, but the judge sees none
+afterwards, there is no region: the whole image then counts as ``outside`` and nothing as ``inside``, so that a failure
+is not left out. Where nothing changed at all, the leakage is 0.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def change(factual: Tensor, counterfactual: Tensor, region: Tensor) -> tuple[Ten
 
 
 def leakage(outside: np.ndarray, inside: np.ndarray, cases: Sequence, seed: int = 0) -> dict[str, Any]:
-    """Leakage over counterfactuals whose changes are given, both of shape (N,), NaN where there is none to count.
+    """Leakage from the changes of N counterfactuals, both of shape (N,), NaN where there is no such side.
 
     Returns:
         ``leakage`` with its 95 % interval ``ci95``, the mean changes ``outside`` and ``inside``, and over how many
@@ -109,16 +109,16 @@ def leakage(outside: np.ndarray, inside: np.ndarray, cases: Sequence, seed: int 
 
 
 def _ratio_of_means(sums: np.ndarray) -> np.ndarray:
-    """Mean outside over mean inside, shape (R,), of both sums and both counts, shape (R, 4)."""
+    """Mean outside over mean inside, shape (R,), from sums and counts of both, shape (R, 4)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return (sums[:, 0] / sums[:, 2]) / (sums[:, 1] / sums[:, 3])
 
 
 def folding(jacobian_determinant: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of pixels where a deformation folds (determinant <= 0) and the smallest determinant, two tensors (B,).
+    """Share of cells in which a deformation folds (determinant <= 0) and the smallest determinant, two tensors (B,).
 
     Args:
-        jacobian_determinant: shape (B, 1, *spatial) or (B, *spatial).
+        jacobian_determinant: determinants of the cells between pixels, shape (B, *(spatial - 1)).
     """
     determinant = jacobian_determinant.flatten(1)
     return (determinant <= 0).double().mean(1), determinant.amin(1).double()

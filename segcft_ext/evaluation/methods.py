@@ -1,4 +1,4 @@
-"""What is judged: DSCM checkpoints side by side, and the identity as their zero."""
+"""The methods that are judged: DSCM checkpoints side by side, and the identity as the zero of every figure."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Identity:
 
     Args:
         names: the variables.
-        scm: what predicts the descendants of an intervened variable, over variables of its own; without one they are
-            predicted to keep their values.
+        scm: model that predicts the descendants of an intervened variable; its variables then replace ``names``.
+            Without one, descendants keep their values.
     """
 
     def __init__(self, names: Sequence[str], scm: SCM | None = None) -> None:
@@ -89,7 +89,7 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
     """Load the checkpoints to be judged.
 
     Args:
-        methods: ``{name: path of a DSCM's model.pt}``, also as JSON text; empty to look at the judge alone.
+        methods: ``{name: path of a DSCM's model.pt}``, also as JSON text; empty to evaluate the judge alone.
         datalist: the data; each checkpoint must fit it, and none may have been trained on its test cases.
         interventions: the variables that are intervened on; each checkpoint must know them.
 
@@ -122,5 +122,5 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
 
 
 def describe_methods(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
-    """What each checkpoint says of itself: definition, training data, guide and fingerprint."""
+    """Class, definition, training data, guide and fingerprint of each checkpoint."""
     return {name: summary(upstream(method)) for name, method in methods.items() if isinstance(method, SelfDescribing)}

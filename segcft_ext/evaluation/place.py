@@ -1,8 +1,8 @@
-"""Where a structure grows under an intervention, beside where it does in the population.
+"""Where a structure grows under an intervention, compared with where it grows in the population.
 
-The mean change of its mask for one unit of its variable, by least squares over cases and interventions, has to be that
-of the population (:mod:`segcft_ext.population`): the gain maps S of the counterfactuals, by the judge's masks, are
-compared with the growth maps G of the real training cases, by their label maps:
+The mean change of its mask for one unit of its variable, by least squares over cases and interventions, should be that
+of the population (:mod:`segcft_ext.population`). So the gain maps S of the counterfactuals, from the judge's masks, are
+compared with the growth maps G of the real training cases, from their label maps:
 
     misplaced = sum |blur(S) - blur(G)| / (2 sum |blur(G)|)
 
@@ -26,12 +26,12 @@ class GainMap:
         self.squares = squares
 
     def add(self, change: Tensor, wanted: Tensor) -> None:
-        """Count changes of masks (B, *spatial) under wanted changes of the variable (B,)."""
+        """Add changes of masks (B, *spatial) under wanted changes of the variable (B,)."""
         products = (change * wanted.view(-1, *[1] * (change.ndim - 1))).double().sum(0)
         self.merge(GainMap(products.cpu(), wanted.double().square().sum().cpu()))
 
     def merge(self, other: GainMap) -> None:
-        """Count all that another map has counted."""
+        """Add everything that another map has added up."""
         self.products = self.products + other.products
         self.squares = self.squares + other.squares
 

@@ -4,8 +4,8 @@ For do(structure, region r), with J the judge's measurement and pa~ what the cau
 
     leakage = mean over regions r' != r of |J_r'(x~) - J_r'(x) - (pa~_r' - pa_r')|   over   |J_r(x~) - J_r(x)|
 
-both averaged over cases and interventions first. 0: the other regions did as predicted, which without an edge is
-nothing; 1: each changed by as much as the one that was asked to. Where nothing changed at all it is NaN.
+both averaged over cases and interventions first. 0: the other regions changed as predicted (without an edge, not at
+all); 1: each changed by as much as the region intervened on. Where nothing changed at all, it is NaN.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 For a variable with a point mass at zero, a percentage of the target says nothing. The figure is the mean absolute error
 in the variable's unit, for each of the four ways in which the structure can be present or absent before and after the
 intervention. ``seen`` is the share of counterfactuals in which the judge finds any of it: it ought to be 1 where the
-structure appears or stays, 0 where it vanishes or stays away. Its floor is the judge on real images that show the
-structure, or do not.
+structure appears or stays, 0 where it vanishes or stays absent. Its floor is the same share on real images that show
+the structure, or do not.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def presence(
     """Errors by presence before and after, all arrays of shape (N,).
 
     Returns:
-        For each of :data:`GROUPS` what :func:`~segcft_ext.evaluation.effectiveness.error` gives, with ``seen`` and its
-        interval ``seen_ci95``; NaN where no counterfactual belongs to it.
+        For each of :data:`GROUPS` the result of :func:`~segcft_ext.evaluation.effectiveness.error`, with ``seen`` and
+        its interval ``seen_ci95``; NaN for a group without counterfactuals.
     """
     return {name: _seen(measured, target, cases, rows, seed) for name, rows in groups(target, factual).items()}
 
@@ -48,7 +48,7 @@ def presence(
 def presence_floor(
     measured: np.ndarray, factual: np.ndarray, cases: Sequence, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """The same of the judge on real images in which the structure is ``absent`` or ``present``."""
+    """The judge's own errors and ``seen`` on real images in which the structure is ``absent`` or ``present``."""
     return {
         name: _seen(measured, factual, cases, (factual > 0) == there, seed)
         for name, there in (("absent", False), ("present", True))

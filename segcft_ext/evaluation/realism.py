@@ -3,15 +3,16 @@
 FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) compare the distribution of features of counterfactual images
 with that of the real test images, through :mod:`torchmetrics`. The usual Inception network would have to be downloaded
 and has never seen a radiograph; here the features are those at the judge's bottleneck, averaged over the image. They
-are named in every table, because figures in the features of another network cannot be compared. Features are
-standardised by the real test images' mean and deviation, so that no channel rules by its scale alone.
+are named in every table, because figures in the features of different networks cannot be compared. Features are
+standardised by the real test images' mean and standard deviation, so that no channel dominates by its scale alone.
 
 A counterfactual must not be compared with its own factual image: the less a method changes, the better it would do.
 So the test cases are divided at random into two halves, the counterfactuals of each half are compared with the real
-images of the other one, and this is repeated and averaged. Each time one counterfactual of each case takes part,
-because several of one case resemble each other more than cases do. The identity then gets the distance between two sets
-of *real* images.
-With tens of images FID is biased upwards, for all methods alike, and only its order means something; KID is unbiased.
+images of the other one, and this is repeated and averaged. Each time, one counterfactual of each case takes part,
+because several of one case resemble each other more than cases do. The figure of the identity is then the distance
+between two sets of *real* images.
+
+With tens of images FID is biased upwards, for all methods alike, and only the ranking is meaningful; KID is unbiased.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ KID_SUBSET_SIZE = 1000  # at most; the smaller set is used as a whole where it h
 
 
 class BottleneckFeatures(nn.Module):
-    """Image -> features of a network where its resolution is lowest, averaged over the image.
+    """Image -> features of a network at its lowest resolution, averaged over the image.
 
-    The layer is found by running an example: among the layers whose output has the fewest pixels those with the most
-    channels, and of these the last one.
+    The layer is found by running an example: among the layers whose output has the fewest pixels, the one with the most
+    channels; of several such, the last.
 
     Args:
         network: a convolutional network on images (B, 1, *spatial).
@@ -96,7 +97,7 @@ class BottleneckFeatures(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands where torchmetrics wants its network: the features are there already."""
+    """Takes the place of torchmetrics' feature network, since the features are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -112,15 +113,15 @@ def realism(
     """FID and KID between images and the real images of other cases, half against half.
 
     Args:
-        features: of the counterfactuals, or of further real images, shape (N, F).
-        cases: the case of each of them, length N.
+        features: features of the counterfactuals, or of further real images, shape (N, F).
+        cases: the case of each of these, length N.
         real: features of the real test images, shape (M, F).
-        real_cases: the case of each of them, length M.
-        seed: of the halves.
+        real_cases: the case of each of these, length M.
+        seed: seed of the halves.
 
     Returns:
-        ``fid`` and ``kid``, means over halves, ``kid_sd``, the deviation over them, and the number ``n`` of images
-        judged; NaN for fewer than four cases.
+        ``fid`` and ``kid``, means over the halves; ``kid_sd``, the standard deviation over them; and the number ``n``
+        of images judged. NaN for fewer than four cases.
     """
     names, further = sorted(set(real_cases)), sorted(set(cases) - set(real_cases))
     if min(len(names), len(further) or math.inf) < 4:

@@ -1,4 +1,4 @@
-"""From one row for each counterfactual to the content of ``evaluation.json``.
+"""Summarising the raw figures, one row for each counterfactual, into the content of ``evaluation.json``.
 
 .. code-block:: text
 
@@ -29,7 +29,7 @@
      "realism_of_real_images": {"fid", "kid", "kid_sd", "n"} or null,
      "data": {…, "figure": "mape", or "mae" where an intervened variable may be zero}}
 
-Definitions stand in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.presence`,
+The figures are defined in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~segcft_ext.evaluation.presence`,
 :mod:`~segcft_ext.evaluation.locality`, :mod:`~segcft_ext.evaluation.positional`,
 :mod:`~segcft_ext.evaluation.place`, :mod:`~segcft_ext.evaluation.axioms`, :mod:`~segcft_ext.evaluation.realism` and
 :mod:`~segcft_ext.evaluation.truth`.
@@ -168,7 +168,8 @@ def _columns(rows: pd.DataFrame, figure: str, measured: Sequence[str]) -> np.nda
 def _acted(rows: pd.DataFrame) -> pd.DataFrame:
     """The interventions on one variable that ask for another value than the factual one.
 
-    Where many cases have no plaque, many are asked for none. Of that nothing can drift, and all of it is taken back.
+    Where many cases have no plaque, many targets are zero as well. Under such an intervention nothing can drift, and
+    reversing it is trivial.
     """
     do = str(rows["do"].iloc[0])
     return rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]
@@ -254,7 +255,7 @@ def _truth(rows: pd.DataFrame, measured: Sequence[str], may_be_zero: Sequence[st
 
 
 def _true_figure(rows: pd.DataFrame, figure: str, seed: int) -> dict[str, Any]:
-    known = rows[rows[f"truth.{figure}"].notna()]  # no Dice of what is truly absent
+    known = rows[rows[f"truth.{figure}"].notna()]  # a truly absent structure has no Dice
     values = known[f"truth.{figure}"].to_numpy()
     mean = float(values.mean()) if len(values) else float("nan")
     return {figure: mean, f"{figure}_ci95": mean_interval(values, known["id"], seed)}

@@ -1,4 +1,4 @@
-"""Counterfactuals to look at: sweeps of one variable, method by method."""
+"""Counterfactuals for the figures: sweeps of one variable by one method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ __all__ = ["factual_panel", "panels", "sweep"]
 
 
 def panels(images: Tensor, masks: Tensor, titles: Sequence[str], measured: Tensor, unit: str, by: str) -> list[Panel]:
-    """Pictures of counterfactuals (B, 1, *spatial) with label maps and what was measured (B,), and by whom."""
+    """Panels of counterfactuals (B, 1, *spatial) with label maps and measured values (B,).
+
+    ``by`` says how these were measured, such as "judged".
+    """
     return [
         Panel(picture(image), picture(mask), title, f"{by} {quantity(value, unit)}")
         for image, mask, title, value in zip(images, masks, titles, measured.tolist())
@@ -33,7 +36,7 @@ def factual_panel(case: Cases, variable: str, unit: str) -> Panel:
 
 @torch.no_grad()
 def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
-    """Counterfactuals of one case for several targets of a variable, all on the same exogenous noise."""
+    """Counterfactuals of one case for several targets of a variable, all with the same exogenous noise."""
     answer, made = abducted(method, case.image, case.of_method(method)), []
     for target in targets:
         with same_draws():

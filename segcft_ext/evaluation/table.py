@@ -75,7 +75,7 @@ def table(
     loss: Callable[[float], float] = abs,
     digits: int = 1,
 ) -> Table:
-    """One table; ``columns`` maps headings to what ``value`` and ``floor`` take, the lowest ``loss`` is the best."""
+    """Make a table; ``columns`` maps headings to arguments of ``value`` and ``floor``, the lowest ``loss`` is best."""
     rows = [(name, [value(entry, column) for column in columns.values()]) for name, entry in figures.items()]
     rows = _mark_best(rows, loss, digits)
     rows.append((FLOOR, [floor(column) for column in columns.values()]))
@@ -85,7 +85,10 @@ def table(
 def _mark_best(
     rows: list[tuple[str, list[Cell]]], loss: Callable[[float], float], digits: int
 ) -> list[tuple[str, list[Cell]]]:
-    """Mark the best method of each column (not the zero): all that look equal, but none where all methods do."""
+    """Mark the best method of each column (not the zero): ties are all marked, but not if all methods tie.
+
+    Ties are values that are equal as shown.
+    """
     for column in range(len(rows[0][1])):
         losses = {
             name: loss(round(cells[column].value, digits))

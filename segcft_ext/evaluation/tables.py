@@ -1,7 +1,7 @@
 """The tables of an evaluation, made from the content of ``evaluation.json``.
 
-Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: what is
-about as low cannot be told apart) as its last; the best method of each column is marked.
+Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: errors
+near it are indistinguishable) as its last; the best method of each column is marked.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
 
 
 def _without_region(figures: Figures) -> str:
-    """How many counterfactuals of each method have an outside only."""
+    """A sentence on how many counterfactuals of each method have no region of change; "" if none."""
     without = {
         name: sum(cell["n"] - cell["n_inside"] for cell in entry["locality"].values())
         for name, entry in figures.items()

@@ -1,4 +1,4 @@
-"""What the judge has found in some of the test cases, to be added up and kept in a file."""
+"""The judge's results for some of the test cases, which can be added up and saved to a file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def _gains_by_method() -> dict[str, dict[str, GainMap]]:
 
 @dataclass
 class Tally:
-    """Rows, features and sums; those of all batches, one after the other, make the evaluation.
+    """Rows, features and sums; added up over all batches, they make the evaluation.
 
     Attributes:
         pairs: tables with a row for each method, intervened variable, case and draw.
         cases: tables with a row for each case, and one for each method and case.
-        structures: by structure, Dice and area error of the judge on each real image.
-        features: "real" and by method, cases and features of their images or counterfactuals.
-        changes: by method and intervened variable, sum over counterfactuals of the image's absolute change, (*spatial).
-        gains: by method and intervened variable, where its mask grows.
-        true_gains: by intervened variable, where it truly grows; empty where that is not known.
+        structures: Dice and area error of the judge on each real image, by structure.
+        features: cases and features of the "real" images, and of the counterfactuals by method.
+        changes: sum over counterfactuals of the image's absolute change, (*spatial), by method and intervened variable.
+        gains: where the variable's mask grows, by method and intervened variable.
+        true_gains: where it truly grows, by intervened variable; empty where that is unknown.
     """
 
     pairs: list[pd.DataFrame] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Tally:
     true_gains: dict[str, GainMap] = field(default_factory=lambda: defaultdict(GainMap))
 
     def add(self, other: Tally) -> None:
-        """Count the cases of another tally, too."""
+        """Add the results of another tally."""
         self.pairs += other.pairs
         self.cases += other.cases
         for structure, scores in other.structures.items():

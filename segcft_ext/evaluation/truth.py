@@ -4,13 +4,13 @@ The datalist's ``truth`` names the renderer and each case keeps the ``exogenous`
 counterfactual is the same case with the variable set, everything else as it was. Against it:
 
 * ``psnr`` in dB and ``ssim`` of the image, ``mae`` of its intensities; images are in [-1, 1], so their range is 2;
-* ``psnr_near``, the PSNR of the pixels near any structure, before or after (within the margin of the locality): most of
-  a picture of a vessel is no vessel;
+* ``psnr_near``, the PSNR of the pixels near any structure, before or after (within the margin of the locality), because
+  most pixels of an image of a vessel do not show it;
 * ``dice`` of the judge's masks of the intervened variable;
 * the error of the judge's measurements against the *true* variables, measured on the true label map.
 
 Interventions that truly change no pixel of their variable's mask do not count: where many cases have no plaque, many
-ask for none, and the identity would be infinitely right; and what is asked for may be less than a pixel away.
+ask for none, and the PSNR of the identity would be infinite. Others ask for a change of less than a pixel.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Truth:
 
         Returns:
             Images (B, 1, *spatial) in [-1, 1] and integer label maps (B, 1, *spatial). Where the phantom has no room
-            for what is asked, the image is NaN and the label map empty, which is logged.
+            for the target, the image is NaN and the label map empty, which is logged.
         """
         images, labels = [], []
         for row, key in enumerate(ids):
@@ -97,7 +97,7 @@ def image_quality(image: Tensor, truth: Tensor, near: Tensor) -> dict[str, Tenso
 
     Args:
         image: the counterfactuals.
-        truth: the true ones.
+        truth: the true counterfactuals.
         near: boolean masks of the same shape, the pixels of ``psnr_near``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables, raw figures and pictures, in one folder."""
+"""Writing the results of an evaluation to a folder: tables, raw figures and pictures."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ PICTURES = ("comparison", "sweep", "maps")  # the kinds of figures that show ima
 class EvaluationWriter:
     """Writes the results of a :class:`~segcft_ext.evaluation.evaluator.JudgeEvaluator` when it is done.
 
-    ``evaluation.json``, ``evaluation.csv``, ``evaluation.md``; ``pairs.csv`` with a row for each counterfactual;
-    ``figures/*.png`` and ``figures/figures.json``, which says what each shows. The cases shown are spread evenly over
-    the test split, not chosen. Pictures of an earlier evaluation in the folder are removed.
+    It writes ``evaluation.json``, ``evaluation.csv`` and ``evaluation.md``; ``pairs.csv`` with a row for each
+    counterfactual; ``figures/*.png`` and ``figures/figures.json``, which says what each figure shows. The cases shown
+    are spread evenly over the test split, not selected. Figures of an earlier evaluation in the folder are removed.
 
     Args:
         output_dir: the folder.
@@ -178,7 +178,7 @@ class EvaluationWriter:
 
 
 def _quantiles(marginal: np.ndarray, levels: Sequence[float], may_be_zero: bool) -> tuple[list[float], str]:
-    """Targets at quantiles of the training data, and how to say so; where a variable may be zero, zero comes first."""
+    """Targets at quantiles of the training data, and text that says so; if a variable may be zero, zero comes first."""
     if not may_be_zero:
         listed = ", ".join(f"{100 * level:.0f}" for level in levels)
         return np.quantile(marginal, levels).tolist(), f"the percentiles {listed} of the training data"

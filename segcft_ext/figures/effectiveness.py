@@ -1,4 +1,4 @@
-"""What interventions do: achieved over wanted change, tables as heat maps, and where the image changes."""
+"""Figures of the effect of interventions: achieved over wanted change, heat maps of errors, and maps of changes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def effectiveness_scatter(
     """Achieved over wanted change of the intervened variable.
 
     Args:
-        changes: for each method and intervened variable the wanted and the achieved changes.
-        lines: for each method and intervened variable the slope and the intercept of the fitted line.
+        changes: wanted and achieved changes, by method and intervened variable.
+        lines: slope and intercept of the fitted line, by method and intervened variable.
         units: unit of each variable.
     """
     methods, variables = list(changes), list(next(iter(changes.values())))
@@ -63,13 +63,13 @@ def effectiveness_scatter(
 def change_maps(
     maps: Mapping[str, Mapping[str, np.ndarray]], caption: str, lines: Sequence[float] = (), signed: bool = False
 ) -> Figure:
-    """Where something changes, a row for each intervention and a column for each method, on one scale.
+    """Maps of changes, with a row for each intervention and a column for each method, on one colour scale.
 
     Args:
-        maps: (H, W) by method and intervened variable.
+        maps: the maps (H, W), by method and intervened variable.
         caption: what the maps show.
         lines: borders of regions along the first axis, as fractions of the image.
-        signed: whether changes have a sign; otherwise they are zero or more.
+        signed: whether the changes have a sign; otherwise they are zero or more.
     """
     interventions = list(next(iter(maps.values())))
     shape = next(iter(next(iter(maps.values())).values())).shape
@@ -80,7 +80,7 @@ def change_maps(
     colours, lowest = (DIFFERENCE, -limit) if signed else ("magma", 0.0)
     with matplotlib.rc_context(STYLE):
         figure = new_figure((width + 0.08) * len(maps) + 2.6, (height + 0.08) * len(interventions) + 0.5)
-        figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))  # by itself it cuts the names of the rows
+        figure.set_layout_engine("constrained", rect=(0.01, 0, 0.98, 1))  # the default would cut off the row names
         axes = figure.subplots(len(interventions), len(maps), squeeze=False)
         for column, (method, each) in enumerate(maps.items()):
             for row, do in enumerate(interventions):
@@ -114,13 +114,13 @@ def effectiveness_heatmap(
     Args:
         matrices: figures of each method, shape (interventions, measured); NaN stays empty.
         interventions, measured: names of rows and columns.
-        caption: what the figure is, with its unit.
+        caption: what the values are, with their unit.
         digits: decimals shown.
     """
     limit = max(float(np.nanmax(m)) for m in matrices.values())
     with matplotlib.rc_context(STYLE):
         wide, high = 0.62 * len(measured) + 0.25, 0.5 * len(interventions)
-        # large matrices stand in two columns, small ones in a row
+        # large matrices are arranged in two columns, small ones in one row
         across = min(len(matrices), 2 if len(measured) > 5 else len(matrices))
         down = -(-len(matrices) // across)
         figure = new_figure(wide * across + 1.9, (high + 0.3) * down + 1.0)

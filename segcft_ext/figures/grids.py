@@ -15,12 +15,12 @@ from segcft_ext.figures.style import STYLE, cell_size
 
 __all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid"]
 
-LETTERS_PER_INCH = 10  # of a title
+LETTERS_PER_INCH = 10  # width of a title
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a grid: an image, what a segmentor sees in it, and two lines of text above."""
+    """One picture of a grid: an image, its label map, and two lines of text above."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -35,9 +35,9 @@ def counterfactual_grid(
 
     Args:
         factual: the image before the intervention, with its label map; the first column.
-        blocks: rows of counterfactuals by name (a method, or a target), all equally long.
-        labels: the structures whose contours are drawn, by name.
-        title: above everything.
+        blocks: rows of counterfactuals by name (a method, or a target).
+        labels: label value of each structure whose contours are drawn.
+        title: title above the grid.
     """
     limit = _limit([panel.image - factual.image for panels in blocks.values() for panel in panels])
     count = 1 + max(len(panels) for panels in blocks.values())
@@ -93,5 +93,5 @@ def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), column
 
 
 def _limit(differences: Sequence[np.ndarray]) -> float:
-    """Of the colour scale: nearly the largest difference, so that a single pixel does not wash out the rest."""
+    """Limit of the colour scale: nearly the largest difference, so that a single pixel does not wash out the rest."""
     return max(0.05, float(np.quantile(np.abs(differences), 0.998)))

@@ -1,4 +1,4 @@
-"""From an image to a picture, and from a figure to a file."""
+"""Turning an image into a 2-D picture, and a figure into a file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DPI = 160
 
 
 def picture(image: Tensor | np.ndarray) -> np.ndarray:
-    """An image (1, *spatial) or (*spatial) as (H, W); a volume by the middle slice across its shortest axis.
+    """An image (1, *spatial) or (*spatial) as (H, W); of a volume, the middle slice across its shortest axis.
 
-    That is a longitudinal cut of a straightened vessel, and the first axis of a cube.
+    For a straightened vessel, that is a longitudinal cut; for a cube, the slice across the first axis.
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim > 2 and array.shape[0] == 1:
@@ -30,7 +30,7 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG, without matplotlib's version or a date in it: equal pictures are equal files."""
+    """The figure as a PNG without matplotlib's version or a date in it, so that equal pictures give equal files."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The sheet that grids of pictures are laid out on."""
+"""The layout of grids of pictures."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["Sheet"]
 class Sheet:
     """Pictures in rows and columns on one axis whose unit is the inch; rows come in blocks with a heading.
 
-    Pictures much taller than wide, such as straightened vessels, are laid down, their first row at the left.
-    One axis for everything: hundreds of axes with an automatic layout take seconds to draw.
+    Pictures at least twice as tall as wide, such as straightened vessels, are transposed, with their first row at the
+    left. One axis holds everything, because hundreds of axes with an automatic layout take seconds to draw.
 
     Args:
         columns: number of columns.
         rows: number of rows of each block.
         shape: (H, W) of the pictures.
-        header: height above each block.
-        title: above everything.
-        legend: leave room for one.
+        header: height above each block, in inches.
+        title: title above everything.
+        legend: whether to leave room for a legend.
     """
 
     GAP, LEFT, BAR = 0.05, 0.3, 0.75
@@ -63,12 +63,12 @@ class Sheet:
             self.axis.text(self.LEFT, 0.19 + more / 2, title, fontsize=10, fontweight="bold", va="center")
 
     def _place(self, block: int, row: int, column: int) -> tuple[float, float]:
-        """Left and upper edge of a cell."""
+        """Left and upper edge of a cell in inches."""
         y = self.top[block] + self.header + row * (self.height + self.GAP)
         return self.LEFT + column * (self.cell + self.GAP), y
 
     def image(self, block: int, row: int, column: int, image: np.ndarray, limit: float | None = None) -> None:
-        """An image in [-1, 1], or a signed difference with the limit of its colour scale."""
+        """Draw an image in [-1, 1] or, with the limit of its colour scale, a signed difference."""
         x, y = self._place(block, row, column)
         self.axis.imshow(
             image.T if self.lying else image,
@@ -85,7 +85,7 @@ class Sheet:
     def contours(
         self, block: int, row: int, column: int, mask: np.ndarray, labels: Mapping[str, int], style: str
     ) -> None:
-        """Outlines of the structures of a label map."""
+        """Draw the outlines of the structures of a label map."""
         x, y = self._place(block, row, column)
         mask = mask.T if self.lying else mask
         xs = x + (np.arange(mask.shape[1]) + 0.5) * self.cell / mask.shape[1]
@@ -105,7 +105,7 @@ class Sheet:
         self.axis.text(x + self.cell / 2, y + self.height / 2, text, ha="center", va="center", color="0.45")
 
     def label(self, block: int, text: str) -> None:
-        """The name of a block, at its left."""
+        """Write the name of a block at its left."""
         middle = self._place(block, 0, 0)[1] + self.rows[block] * (self.height + self.GAP) / 2
         self.axis.text(self.LEFT / 2, middle, text, rotation=90, ha="center", va="center", fontweight="bold")
 

@@ -1,4 +1,4 @@
-"""What all figures look like: colours, letters, the size of pictures."""
+"""The style of all figures: colours, fonts, the size of pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["COLOURS", "DIFFERENCE", "STYLE", "cell_size", "lies_down", "new_figure"]
 
-# Okabe & Ito: told apart with every kind of colour vision, and on grey
+# Okabe & Ito: distinguishable with every kind of colour vision, and on grey
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#0072B2")
 DIFFERENCE = "RdBu_r"
 STYLE: Any = {
@@ -29,12 +29,12 @@ STYLE: Any = {
 
 
 def lies_down(shape: tuple[int, ...]) -> bool:
-    """Whether pictures (H, W) of this shape are laid down: tall and narrow ones leave no room for their titles."""
+    """Whether pictures (H, W) of this shape are transposed: tall and narrow ones leave no room for their titles."""
     return shape[0] >= 2 * shape[1]
 
 
 def cell_size(shape: tuple[int, ...]) -> tuple[float, float]:
-    """Width and height of a picture in inches."""
+    """Width and height, in inches, at which pictures (H, W) of this shape are drawn."""
     return (2.4, 2.4 * shape[1] / shape[0]) if lies_down(shape) else (1.3, 1.3 * shape[0] / shape[1])
 
 

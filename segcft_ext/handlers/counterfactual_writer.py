@@ -1,4 +1,4 @@
-"""Writing what a user asked for: counterfactual images, differences, a figure, and the variables as JSON."""
+"""Writing the results of inference: counterfactual images, differences, a figure, and the variables as JSON."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ COLUMNS = 6
 
 
 class CounterfactualWriter:
-    """A folder for each image, named after it.
+    """Writes a folder for each image, named after it.
 
-    ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on; the same with
+    It holds ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on; the same with
     ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a grid of all
-    interventions; ``variables.json``, what was known, what was asked for and, with a segmentor, what was achieved.
+    interventions; and ``variables.json``: the factual variables, the targets and, with a segmentor, what was achieved.
 
-    PNG files, of 2-D images only, have 8 bits: black is -1 and white 1, in a difference mid-grey is no change. NIfTI
+    PNG files, of 2-D images only, have 8 bits: black is -1 and white 1; in a difference, mid-grey is no change. NIfTI
     files hold the numbers.
 
     Args:
-        folder: where to.
+        folder: folder to write these folders to.
         extension: ".png" or ".nii.gz".
-        header: what else to write at the top of ``variables.json``.
+        header: further content for the top of ``variables.json``.
         samples: number of images to draw from the model itself into ``samples.png``; 0 for none.
 
     Raises:
-        ValueError: when the extension is another.
+        ValueError: when the extension is neither of these.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CounterfactualWriter:
         return names
 
     def _save(self, image: Tensor, path: Path) -> None:
-        """Write an image (W, H), or a volume, in [-1, 1]; one that was read keeps its place in the world in NIfTI."""
+        """Write an image (W, H), or a volume, in [-1, 1]; in NIfTI, a MetaTensor keeps its affine matrix."""
         array = image.detach().cpu().numpy().astype(np.float32)
         if self.extension == ".png":
             Image.fromarray(np.round((array.T.clip(-1, 1) + 1) * 127.5).astype(np.uint8)).save(path)
@@ -148,7 +148,7 @@ class CounterfactualWriter:
 
 
 def _as_read(image: Tensor) -> Tensor:
-    """A picture with its first axis across, as files are read; the networks' images have it downwards."""
+    """A 2-D image (H, W) of the networks as (W, H), the order in which files are read; a volume as it is."""
     return image.transpose(0, 1) if image.ndim == 2 else image
 
 
@@ -181,7 +181,7 @@ def _numbers(row: Tensor) -> list[float | None]:
 
 
 def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
-    """Values of some variables, in their units, for people."""
+    """Values of some variables with their units, as text."""
     variables = dscm.variables
     found = []
     for k in map(variables.index, names):
@@ -196,5 +196,5 @@ def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
 
 
 def _lines(texts: Sequence[str]) -> str:
-    """Three in a line."""
+    """The texts joined, three in a line."""
     return "\n".join(" / ".join(texts[start : start + 3]) for start in range(0, len(texts), 3))

@@ -1,4 +1,4 @@
-"""Pictures of validation cases while a DSCM is trained: reconstructions, samples, counterfactual sweeps."""
+"""Pictures during the training of a DSCM: reconstructions and counterfactual sweeps of validation cases, samples."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class DSCMFigures:
-    """Draw what a DSCM makes of some validation cases, every few epochs and at the end.
+    """Draws the outputs of a DSCM for some validation cases, every few epochs and at the end.
 
-    In the folder, named by the epoch: ``reconstructions_0050.png``, ``samples_0050.png`` (images from the prior) and,
+    The files are named by the epoch: ``reconstructions_0050.png``, ``samples_0050.png`` (images from the prior) and,
     for each case, ``counterfactuals_0050_1.png``: sweeps of each continuous variable over quantiles of the training
-    split. The contours are what a guiding segmentor sees, or else what the deformation makes of the factual label map.
+    split. The contours are those of a guiding segmentor's prediction, or else of the factual label map, warped.
 
     Args:
-        network: the DSCM that is drawn, or the average of one.
+        network: the DSCM whose outputs are drawn, or a weight average of one.
         dataset: the validation cases; the first ones are drawn.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``, without augmentation.
         datalist: names the structures.
-        folder: where to.
-        interval: epochs between two drawings.
+        folder: folder to write to.
+        interval: number of epochs between drawings.
         guide: the guide, if there is one.
         cases: number of cases whose counterfactuals are drawn.
         reconstructions: number of reconstructions; 0 for none.
@@ -79,7 +79,7 @@ class DSCMFigures:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def start(self, engine: Trainer) -> None:
-        """Remove the figures of an earlier training, unless this one goes on with it."""
+        """Remove the figures of an earlier training, unless this one resumes it."""
         if engine.state.epoch == 0:
             for kind in ("reconstructions", "samples", "counterfactuals"):
                 for stale in self.folder.glob(f"{kind}_[0-9]*.png"):
@@ -95,7 +95,7 @@ class DSCMFigures:
 
     @torch.no_grad()
     def figures(self, device: torch.device, epoch: int) -> Iterator[tuple[str, Figure]]:
-        """The figures one after the other, with the names of their files, in which ``{}`` stands for the epoch."""
+        """The figures one by one, each with its file name, in which ``{}`` stands for the epoch."""
         count = max(self.cases, self.reconstructions)
         with eval_mode(self.dscm), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)  # the same samples in every epoch

@@ -1,4 +1,4 @@
-"""Randomness that depends on the epoch alone, so that a resumed training draws what an uninterrupted one draws."""
+"""Seeding each epoch by its number, so that a resumed training draws the same numbers as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
 
 
 class EpochSeed:
-    """Seed every epoch of a trainer anew, before its data loader shuffles.
+    """Seeds every epoch of a trainer, before its data loader shuffles.
 
     Args:
         seed: seed of the whole training.

@@ -1,4 +1,4 @@
-"""Validation every few epochs that does not miss the last one, whose weights would otherwise never be saved."""
+"""Validation every few epochs and after the last one, whose weights would otherwise never be saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FinalValidationHandler(ValidationHandler):
     """MONAI's ``ValidationHandler``, which also validates after the last epoch where the interval does not divide it.
 
     Args:
-        interval: validate after every so many epochs.
+        interval: number of epochs between validations.
         validator: the evaluator.
     """
 

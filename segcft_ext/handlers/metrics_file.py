@@ -15,11 +15,11 @@ __all__ = ["MetricsFile"]
 
 
 class MetricsFile:
-    """Write the scalar metrics of an evaluator when it has ended.
+    """Writes the scalar metrics of an evaluator when it has completed.
 
     Args:
         path: the JSON file.
-        header: what else to write at its top.
+        header: further content for its top.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:

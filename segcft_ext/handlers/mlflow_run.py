@@ -26,31 +26,33 @@ __all__ = ["MLflowRun"]
 
 
 class MLflowRun:
-    """Record a stage as one MLflow run: parameters, versions, metrics, artifacts, and how it ended.
+    """Records a stage as one MLflow run: parameters, versions, metrics, artifacts, and how it ended.
 
-    MONAI's ``MLFlowHandler`` opens experiment and run and closes them. Beyond it, the run is always a new one, unless
-    the training is resumed; the store is not touched before the engine starts (by the other processes of a distributed
-    training never), the given URI wins over the environment, numbers are averaged over the epoch instead of written at
-    every iteration (a database transaction each), the validator's metrics stand in the trainer's run, and a run that
-    ends by an error is closed as FAILED, one that is interrupted as KILLED.
+    MONAI's ``MLFlowHandler`` opens and closes experiment and run. This handler differs from it as follows:
+
+    * The run is always a new one, unless the training is resumed.
+    * The store is not accessed before the engine starts, nor by the other processes of a distributed training.
+    * The given URI takes precedence over the environment.
+    * Numbers are averaged over the epoch instead of written at every iteration (a database transaction each).
+    * The validator's metrics are in the trainer's run.
+    * A run that ends by an error is closed as FAILED, one that is interrupted as KILLED.
 
     The run's id is the trainer's ``state.run_id``, which :class:`~segcft_ext.handlers.TrainingCheckpoint` saves and
-    restores. A resumed training goes on with that run, with the parameters that it was started with, if the store still
-    has it.
+    restores. A resumed training continues that run, with its original parameters, if the store still has it.
 
-    Attached to a trainer, every scalar of its output (``loss`` and what else it has) is logged as its mean over the
-    steps of the epoch at which it is finite, as ``train_<name>``, with the learning rate. The metrics of the engine and
-    of ``validator`` are logged under their own names. Place it last, so that files which other handlers write at the
-    end are there.
+    Attached to a trainer, it logs every scalar of the trainer's output (such as ``loss``) as ``train_<name>``, the mean
+    over those steps of the epoch at which it is finite, and the learning rate. The metrics of the engine and of
+    ``validator`` are logged under their own names. Attach it last, so that it finds the files that other handlers write
+    at the end.
 
     Args:
         tracking_uri: the store; :func:`~segcft_ext.tracking.default_tracking_uri` by default.
         experiment: name of the experiment.
         run_name: name of the run, made unique if there is such a run already.
-        parameters: what to record about the settings, flat.
-        artifacts: files, uploaded at the end, and folders, whose files are uploaded as they appear; those that do not
-            exist are left out. The folder in which the first lies is recorded as ``output_dir``.
-        validator: the engine whose metrics belong to this run too.
+        parameters: settings to record, as a flat mapping.
+        artifacts: files, uploaded at the end, and folders, whose new files are uploaded after every epoch; those that
+            do not exist are left out. The parent folder of the first is recorded as ``output_dir``.
+        validator: an engine whose metrics also belong to this run.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class MLflowRun:
             run_name=unique_run_name(self.run_name) if taken else self.run_name,
             experiment_param=None if resumed else self.parameters,
         )
-        self.handler.client = client  # its own prefers the environment's store to the given one
+        self.handler.client = client  # the handler's own prefers the environment's store to the given one
         if resumed:
             client.update_run(resumed.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
             self.handler.cur_run = resumed  # type: ignore[assignment]
@@ -131,7 +133,7 @@ class MLflowRun:
         self.upload_folders()
 
     def log_metrics(self, engine: Workflow, metrics: Mapping[str, float] | None = None) -> None:
-        """Log the scalar metrics of an engine, and more, at the engine's epoch; those not finite are left out."""
+        """Log an engine's scalar metrics, and further ones, at its epoch; values that are not finite are left out."""
         if self.handler is None or self.handler.cur_run is None:
             return  # the validator also runs on its own
         now = int(1000 * time.time())
@@ -151,7 +153,7 @@ class MLflowRun:
         self.handler.close()
 
     def upload_folders(self) -> None:
-        """Upload the files which the folders among the artifacts did not hold before."""
+        """Upload the files in the artifacts' folders that have not been uploaded yet."""
         assert self.handler is not None  # for the type checker
         for folder in self.artifacts:
             for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
@@ -170,7 +172,7 @@ class MLflowRun:
 
 
 def _existing(client: MlflowClient, run_id: str | None) -> Run | None:
-    """A run of this id, if the store has it and it is not deleted."""
+    """The run with this id, if the store has it and it is not deleted."""
     try:
         run = client.get_run(run_id) if run_id else None
     except MlflowException:

@@ -15,14 +15,13 @@ __all__ = ["ModelSaver"]
 
 
 class ModelSaver:
-    """Write the bare ``state_dict`` of a network, atomically.
+    """Writes the bare ``state_dict`` of a network, atomically.
 
-    Attached to a validator with a key metric, it writes when the metric is the best so far; one that is no number is no
-    longer the best as soon as there is a number. Attached to a trainer, it writes at the end of every epoch and of the
-    training. Only the first process writes.
+    Attached to a validator with a key metric, it writes when the metric is the best so far; any number is better than
+    NaN. Attached to a trainer, it writes at the end of every epoch and of the training. Only the first process writes.
 
     Args:
-        model: the network, as it is to be saved.
+        model: the network to save.
         path: the file.
     """
 

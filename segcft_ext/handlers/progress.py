@@ -14,13 +14,13 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A bar over the epochs of a trainer, with the last loss and the last values of the named metrics.
+    """A progress bar over the epochs of a trainer, with the last loss and the last values of the named metrics.
 
-    Ignite's own notes about every epoch, which would break the bar into lines, are turned down to warnings.
+    Ignite's own log messages about every epoch would interrupt the bar; only its warnings are shown.
 
     Args:
-        description: what the bar is called.
-        validator: its metrics are shown too.
+        description: text in front of the bar.
+        validator: the validator whose metrics are shown.
         metrics: names of the validator's metrics to show.
     """
 

@@ -1,7 +1,8 @@
-"""How good a segmentor is: Dice, surface distances, lesions found and missed, and the error of the measured variables.
+"""Figures of merit of a segmentor: Dice, surface distances, lesions found and missed, and errors of the variables.
 
-Dice of a structure that is absent from the label map says nothing of how well it is outlined, so such an image does not
-count (MONAI's ``ignore_empty``); whether it is rightly left out is told by the lesions and by the error of its area.
+The Dice of a structure that is absent from the label map says nothing about how well it is outlined, so such an image
+does not count (MONAI's ``ignore_empty``). Whether the structure is rightly not predicted is shown by the lesions and by
+the error of its area.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["SegmentationReport"]
 
 
 class SegmentationReport:
-    """Write ``segmentation.json`` (means over the cases) and ``segmentation.csv`` (a row for each case).
+    """Writes ``segmentation.json`` (means over the cases) and ``segmentation.csv`` (a row for each case).
 
     Attach it to an evaluator whose decollated output has, for each case, ``probabilities`` and the one-hot ``pred`` and
     ``label``, all of shape (C, \\*spatial), and whose per-structure metrics keep their details. The variables are
@@ -38,10 +39,10 @@ class SegmentationReport:
 
     Args:
         datalist: the data.
-        folder: where to write.
+        folder: folder to write to.
         metrics: names of the evaluator's metrics to report; their details have a column for each structure.
-        header: what else to write at the top of the JSON file.
-        lesions: structures that come in any number of pieces, none included; their connected components are counted.
+        header: further content for the top of the JSON file.
+        lesions: structures with any number of pieces, including none; their connected components are counted.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class SegmentationReport:
         """Means over the cases.
 
         Returns:
-            ``structures``: for each its metrics' mean and SD over the cases where it is defined, and in how many it is
-            not (a structure that was not found has no surface). ``variables``: for each its mean absolute error and,
-            over the cases in which it is not zero, the same in percent of the true value and the mean signed error in
-            percent; where it is zero in some only, the mean absolute error of either kind. ``lesions``: see
-            :meth:`_lesions`.
+            ``structures``: mean and SD of each structure's metrics over the cases in which they are defined, and in how
+            many they are not (a structure that was not found has no surface). ``variables``: each variable's mean
+            absolute error and, over the cases in which it is not zero, the same in percent of the true value and the
+            mean signed error in percent; if it is zero in some cases only, also the mean absolute errors of the cases
+            with and without it. ``lesions``: see :meth:`_lesions`.
         """
         structures = {
             name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics}
@@ -120,10 +121,11 @@ class SegmentationReport:
         """Figures of one structure's lesions, by lesion and by image.
 
         Returns:
-            ``lesions``, how many there are; ``lesion_sensitivity``, the share of them that was found;
-            ``false_positives_per_image``. ``images_with`` at least one and ``images_without``;
-            ``presence_sensitivity``, the share of the former in which any was predicted, ``presence_specificity``, the
-            share of the latter in which none was. A share of nothing is left out.
+            ``lesions``, their number; ``lesion_sensitivity``, the share of them that was found;
+            ``false_positives_per_image``; the numbers of images ``images_with`` at least one lesion and
+            ``images_without``; ``presence_sensitivity``, the share of the former in which any was predicted, and
+            ``presence_specificity``, the share of the latter in which none was. Shares of zero lesions or images are
+            left out.
         """
         true, found, seen, false = (self._column(f"lesions_{k}_{name}") for k in ("true", "found", "seen", "false"))
         present = true > 0

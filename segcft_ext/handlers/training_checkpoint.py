@@ -1,4 +1,4 @@
-"""Resuming: everything that a training needs to go on as if it had never stopped, in one file."""
+"""Resuming a training: everything that it needs to go on as if it had never stopped, in one file."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LENGTH = ("max_epochs", "epoch_length")
 
 
 class TrainingCheckpoint:
-    """Save the state of a training after every epoch, atomically, and restore it when the training is resumed.
+    """Saves the state of a training after every epoch, atomically, and restores it when the training is resumed.
 
-    Place it after the handlers that change the state at the end of an epoch (schedule, validation). With
+    Attach it after the handlers that change the state at the end of an epoch (schedule, validation). With
     :class:`~segcft_ext.handlers.epoch_seed.EpochSeed`, which makes the randomness a function of the epoch, a training
-    that was killed at any moment and resumed ends with the weights of one that was not. Its length is part of it: a
-    schedule over so many steps cannot go on over others.
+    that was killed at any moment and resumed ends with the same weights as an uninterrupted one. The number of epochs
+    and their length must not change, since the schedule of the learning rate depends on them.
 
-    A training that starts anew removes the file of an earlier one, so that it is not resumed by mistake. So does one
-    whose file is damaged, with a warning.
+    A training that starts anew removes the file of an earlier one, so that it is not resumed by mistake. If the file is
+    damaged, the training starts anew with a warning.
 
     Args:
         path: the file.
@@ -43,7 +43,7 @@ class TrainingCheckpoint:
         resume: restore from the file, if it exists, when the training starts.
 
     Raises:
-        CheckpointError: at the start, when the file belongs to another definition of the training.
+        CheckpointError: at the start, when the file belongs to a training with other objects, networks, data or length.
         OSError: at the start, when the file's folder cannot be written to.
     """
 

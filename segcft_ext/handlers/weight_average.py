@@ -25,17 +25,17 @@ def warmed_up_average(decay: float = 0.999) -> Callable[[Weights, Weights, Tenso
 
     @torch.no_grad()
     def update(averaged: Weights, current: Weights, count: Tensor | int) -> None:
-        n = int(count)  # waits for the device
+        n = int(count)  # synchronises with the device
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
 
 
 class WeightAverage:
-    """Update an :class:`~torch.optim.swa_utils.AveragedModel` after every iteration.
+    """Updates an :class:`~torch.optim.swa_utils.AveragedModel` after every iteration.
 
-    The average starts as an exact copy of the network when the training starts, so that what was fitted or described
-    after it was built (the range of the variables, the description of the data) is in it too.
+    When the training starts, the average becomes an exact copy of the network, including what was fitted or described
+    after it was built (the range of the variables, the description of the data).
 
     Args:
         network: the network that is trained, without ``DistributedDataParallel`` around it.

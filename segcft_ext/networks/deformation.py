@@ -1,9 +1,9 @@
-"""The deformation head: an edit of size as a movement of anatomy (method §3b).
+"""The deformation head: edits of a structure's size as movements of anatomy (docs/method.md).
 
-From the factual image alone come features ``e``; from them and the action a stationary velocity field for each
-variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the counterfactual image, and a gate
-that says where the HVAE's change of intensity is let through. What has to appear or vanish, as a plaque does, cannot
-come from a warp: that the head paints.
+From the factual image alone, the head computes features ``e``. From these and the action it computes a stationary
+velocity field for each variable, whose exponential is a diffeomorphism (Arsigny et al. 2006) that warps the
+counterfactual image, and a gate that says where the HVAE's change of intensity is let through. A structure that appears
+or vanishes, such as a plaque, cannot come from a warp: the head paints it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Features:
     """The abducted exogenous part e of a factual image.
 
     Attributes:
-        stages: features at the velocity's resolution and at each finer one that is needed: up to that of the image for
-            a head that paints, up to half of it for one that sees structures.
-        anatomy: logits of the classes of the label map at the finest of these, shape (B, C, *finest), or None.
+        stages: features at the velocity's resolution and at each finer one that is needed: up to the image's for a head
+            that paints, up to half the image's for one that predicts the label map.
+        anatomy: logits of the label map's classes at the finest of these resolutions, shape (B, C, *finest), or None.
         image: the image itself, shape (B, 1, *spatial).
     """
 
@@ -51,12 +51,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The variables of each channel of the encoded parents in physical units, shape (B, P), NaN where missing.
+    """The values behind the channels of the encoded parents, in physical units, shape (B, P), NaN where missing.
 
     Attributes:
-        factual: before the action.
-        wanted: after it.
-        whole: the area of the whole image in this unit; NaN where that is not known.
+        factual: values before the action.
+        wanted: values after the action.
+        whole: area of the whole image in the unit of each value; NaN where unknown.
     """
 
     factual: Tensor
@@ -66,16 +66,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Edit:
-    """What the head makes of an action.
+    """What the head computes for an action; the last three are None for a head that does not paint.
 
     Attributes:
         velocity: stationary velocity field in grid pixels, shape (B, D, *grid); zero where the action changes nothing.
         gate: share of the HVAE's change that is let through, in [0, 1], shape (B, 1, *grid).
-        residual: change of intensity before the warp, shape (B, C, *spatial), zero where the action changes nothing;
-            or None.
-        paint: what of it is the head's, beyond the mean intensity of tissues, same shape; or None.
-        gained: what is painted of each channel of the encoded parents as a mask that the structure gains (above zero)
-            or loses, in [-1, 1], shape (B, P, *spatial); zero where that is not known; or None.
+        residual: change of intensity before the warp, shape (B, C, *spatial); zero where the action changes nothing.
+        paint: the part of the residual beyond the mean intensity of tissues, same shape.
+        gained: for each channel of the encoded parents, the change of its structure's mask that is painted, in [-1, 1],
+            shape (B, P, *spatial): gained above zero, lost below; zero where it is unknown.
     """
 
     velocity: Tensor
@@ -90,49 +89,49 @@ class DeformationHead(nn.Module):
 
     .. math:: v = \\sum_k (\\tilde{pa}_k - pa_k) B_k(e, pa, \\tilde{pa}), \\qquad \\phi = \\exp(v)
 
-    The fields see where the action starts and ends, because a large edit is no multiple of a small one. They start at
-    zero, vanish with the action, and fade to zero at the image's border, so nothing is dragged in from outside. Where
-    anatomy goes on beyond the image (``slip``) only the component across the border fades. The gate starts at one: a
-    fresh head leaves the HVAE's counterfactual as it is.
+    The fields see the parents before and after the action, because a large edit is no multiple of a small one. They
+    start at zero, vanish with the action, and fade to zero at the image's border, so that nothing is dragged in from
+    outside. Where anatomy continues beyond the image (``slip``), only the component across the border fades. The gate
+    starts at one: a fresh head leaves the HVAE's counterfactual unchanged.
 
-    What may be absent is not moved but painted: for such variables the sum over k of s_k R_k(e, pa, pa~) is added to
-    the image instead of to the velocity, s_k saying where and how much. It starts at zero, too. To let a structure
-    appear and to let it vanish are two things, so there is an R_k for either: what vanishes is painted over pixel by
-    pixel, a plaque is a few of them thin; what appears is painted at half the resolution, because the cheapest paint
-    that satisfies a segmentor is speckle.
+    Structures that may be absent are not moved but painted: for their variables, the sum over k of s_k R_k(e, pa, pa~)
+    is added to the image, where s_k says where and how much. The sum starts at zero, too. Appearing and vanishing are
+    different tasks, so there is an R_k for each. What vanishes is painted over at full resolution, since a plaque is
+    only a few pixels thin; what appears is painted at half the resolution, since the cheapest paint that satisfies a
+    segmentor is speckle.
 
-    To know what it moves and where it paints, the head may learn to see the structures (``classes``): a prediction of
-    the label map is one of the things that fields and paint are made from. What it sees, it can measure (``areas``):
+    To know what it moves and where it paints, the head may learn to predict the label map (``classes``), from which
+    fields and paint are then computed as well. What it predicts, it can measure (``areas``):
 
-    * What is moved: in evaluation mode the head moves its own label map by exp(v), and where the area of a structure
-      has not become what was asked for, it scales the field of that variable by the ratio of the wanted to the achieved
-      change, by a quarter at the most. In training the fields have to be right by themselves: scaled there, they would
-      have no amplitude of their own to learn.
-    * What is painted: a structure grows around itself and shrinks from its rim, so s_k is the change of its mask
-      (:func:`~segcft_ext.networks.growing.growth`) from the one area to the other, and what it gains becomes as
-      bright as its class was on average in the training, so that R_k is what this lacks. Without its area s_k is
-      c / (|c| + 0.1) all over its region, c = pa~_k - pa_k: a large plaque is not brighter than a small one.
+    * What is moved: in evaluation mode the head moves its own label map by exp(v). Where the area of a structure has
+      not become what was asked for, it scales the field of that variable by the ratio of the wanted to the achieved
+      change, by a quarter at most. Scaled in training as well, the fields would have no amplitude of their own to
+      learn.
+    * What is painted: a structure grows around itself and shrinks from its rim. s_k is the change of its mask
+      (:func:`~segcft_ext.networks.growing.growth`) from one area to the other. What it gains takes on the mean
+      intensity of its class in training, and R_k is added to that. For a variable without ``areas``, s_k is
+      c / (|c| + 0.1) all over its region, with c = pa~_k - pa_k: a large plaque is not brighter than a small one.
 
     Args:
         parent_channels: length of the encoded parents.
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         channels: width of the features at each resolution; each stage halves the image.
-        grid_stage: the stage, counted from 1, at whose resolution the velocity lives; 1 is half the image's, 2 a
-            quarter.
+        grid_stage: the stage, counted from 1, whose resolution the velocity has; 1 is half the image's, 2 a quarter.
         hidden_channels: width of the layers that combine features and action.
         margin: width of the border over which the velocity fades to zero, as a fraction of the image.
         painted: channels of the encoded parents whose changes are painted, those of structures that may be absent.
-        bands: of a painted channel that belongs to one region of the image, ``(axis, low, high)`` as in
-            :class:`~segcft_ext.measurements.RegionArea`: outside of it nothing is painted for that channel.
-        classes: number of classes of the label maps that the head learns to see; 0 for none.
-        frequencies: of a positional encoding that the fields see, for variables of regions; 0 for none.
-        areas: of a channel that is the area of one structure, inside its band if it has one: the structure's class.
-        slip: axes at whose two ends the image cuts through anatomy, as through a vessel that goes on: there it may
-            move along the border, not across it.
+        bands: ``{channel: (axis, low, high)}`` of channels that belong to one region of the image, as in
+            :class:`~segcft_ext.measurements.RegionArea`: outside of it, nothing is measured or painted for the channel.
+        classes: number of classes of the label maps that the head learns to predict; 0 for none.
+        frequencies: number of frequencies of a positional encoding that the fields see, for variables of regions; 0 for
+            none.
+        areas: ``{channel: class}`` of channels that are the area of one structure, inside their band if they have one.
+        slip: axes at both ends of which the image cuts through anatomy, such as a vessel that goes on: there, anatomy
+            may move along the border, but not across it.
 
     Raises:
-        ValueError: when ``grid_stage`` is not one of the stages, an area that of no class, or ``slip`` not an axis.
+        ValueError: when ``grid_stage`` is not one of the stages, an area has no such class, or ``slip`` is not an axis.
     """
 
     is_painted: Tensor
@@ -173,7 +172,7 @@ class DeformationHead(nn.Module):
         self.bands = dict(bands or {})
         self.areas = dict(areas or {})
         self.painted = tuple(painted)
-        seen = in_channels + spatial_dims  # the image and where its pixels are
+        seen = in_channels + spatial_dims  # the image and the coordinates of its pixels
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
@@ -205,7 +204,7 @@ class DeformationHead(nn.Module):
             self.appear_head = conv(widths[-2], parent_channels * in_channels, 3, padding=1)
             self.vanish_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
             heads += [self.appear_head, self.vanish_head]
-            # The sum of the intensities of each class and its pixels, as running means over the training's batches.
+            # Summed intensity and number of pixels of each class, per image pixel: running means over training batches.
             self.register_buffer("intensities", torch.zeros(max(classes, 1), in_channels))
             self.register_buffer("pixels", torch.zeros(max(classes, 1), 1))
         for head in heads:
@@ -239,7 +238,7 @@ class DeformationHead(nn.Module):
         masks = F.one_hot(anatomy.argmax(1), anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
         with torch.autocast(image.device.type, enabled=False):  # means over many pixels, in full precision
             sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2).float())
-        # Of one process alone they would be another mean in each, and the others' batches in none.
+        # Averaged over the processes, so that all of them keep the same means, over the batches of all.
         for running, mean in (
             (self.intensities, sums / (len(masks) * masks.shape[2])),
             (self.pixels, masks.mean((0, 2))[:, None]),
@@ -253,7 +252,7 @@ class DeformationHead(nn.Module):
             features: from :meth:`features`.
             parents: encoded factual parents, shape (B, P).
             target: encoded parents after the action, shape (B, P).
-            sizes: the same in physical units; without them nothing is measured.
+            sizes: factual and wanted values in physical units; without them, nothing is measured.
         """
         ones = [1] * self.spatial_dims
         change = target - parents
@@ -279,7 +278,7 @@ class DeformationHead(nn.Module):
         vanish = self.vanish_head(hidden).unflatten(1, (self.parent_channels, -1))
         bands = self._bands(hidden.shape[2:], change)[:, 0]
         gained, measured = self._gained(change, features, sizes, bands)
-        # What appears has a soft border, and what vanishes takes its own along.
+        # What appears gets a soft border; what vanishes is painted over together with its soft border.
         mask = mean_near(gained.clamp(min=0)) - max_near(-gained.clamp(max=0))
         anywhere = (change / (change.abs() + SATURATION)).masked_fill(~self.is_painted | measured, 0)
         mask = mask * bands
@@ -288,8 +287,11 @@ class DeformationHead(nn.Module):
         return Edit(velocity, gate, paint + self._tissue(mask, features.image), paint, gained)
 
     def _tissue(self, mask: Tensor, image: Tensor) -> Tensor:
-        """The change to the tissue of what is gained, (B, C, \\*spatial), by the change of masks (B, P, \\*spatial)."""
-        # Where the training has not seen a class, it has no tissue.
+        """Change of intensity that gives gained pixels the mean of their class, (B, C, \\*spatial).
+
+        ``mask`` is the change of the masks, shape (B, P, \\*spatial).
+        """
+        # A class that has not been seen in training has no mean intensity.
         known = self.pixels > 0
         tissue = torch.where(known, self.intensities / self.pixels.clamp(min=torch.finfo(torch.float32).tiny), 0)
         labels, ones = self.labels, [1] * self.spatial_dims
@@ -298,7 +300,7 @@ class DeformationHead(nn.Module):
 
     @torch.no_grad()
     def _gained(self, change: Tensor, features: Features, sizes: Sizes | None, bands: Tensor) -> tuple[Tensor, Tensor]:
-        """What is painted as a change of masks (B, P, \\*spatial), and for which variables that is known (B, P)."""
+        """The change of masks that is painted, (B, P, \\*spatial), and for which channels it is known, (B, P)."""
         gained = change.new_zeros(*change.shape, *features.stages[-1].shape[2:])
         measured = torch.zeros_like(change, dtype=torch.bool)
         channels = [channel for channel in self.areas if channel in self.painted]
@@ -318,14 +320,14 @@ class DeformationHead(nn.Module):
             moved = sorted(set(self.areas.values()) - set(painted))
             factual, wanted = (values[rows, columns] / pixel[rows] for values in (sizes.factual, sizes.wanted))
             lumen = masks[rows][:, moved].sum(1) > 0.5
-            # A plaque that grows leaves another one where it is.
+            # A plaque does not grow over another one.
             taken = masks[rows].masked_fill(own, 0)[:, painted].sum(1) > 0.5
             room = (bands[columns] > 0.5) & ~(taken & (wanted > factual).view(-1, *[1] * self.spatial_dims))
             gained[rows, columns] = growth(logits - others, room, lumen, factual, wanted)
         return gained, measured
 
     def _pixel(self, masks: Tensor, bands: Tensor, sizes: Sizes) -> Tensor:
-        """What a pixel adds to an area, (B,): of all areas together, for a plaque that is absent cannot tell."""
+        """What a pixel adds to an area, (B,): from all areas together, since that of an absent plaque does not tell."""
         channels = list(self.areas)
         factual, whole = (values[:, channels] for values in (sizes.factual, sizes.whole))
         seen = (masks[:, list(self.areas.values())] * bands[channels]).flatten(2).sum(2)
@@ -339,7 +341,10 @@ class DeformationHead(nn.Module):
 
     @torch.no_grad()
     def _rescaled(self, amount: Tensor, fields: Tensor, features: Features, sizes: Sizes) -> Tensor:
-        """Amounts (B, P) of the fields (B, P, D, \\*grid) that come nearer to the areas wanted, as the head sees."""
+        """Factors (B, P) on the fields (B, P, D, \\*grid), rescaled to come nearer to the wanted areas.
+
+        The areas are measured on the label map that the head predicts, moved by the fields.
+        """
         channels = [channel for channel in self.areas if channel not in self.painted]
         if features.anatomy is None or not channels:
             return amount
@@ -374,7 +379,7 @@ class DeformationHead(nn.Module):
         """x(p + displacement(p)), clamped to [-1, 1]; a pixel that does not move is copied exactly."""
         warped = self.resample(image.float(), displacement).clamp(-1, 1)
         still = (displacement == 0).all(1, keepdim=True)
-        # The copy has the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
+        # The copy gives the value, the warped image the gradient: a field that is zero everywhere must be able to grow.
         return torch.where(still, image, warped).detach() + (warped - warped.detach())
 
     def _resize(self, maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -402,7 +407,7 @@ class DeformationHead(nn.Module):
 
 
 def _structures(features: Features, like: Tensor) -> list[Tensor]:
-    """The anatomy's probabilities at the resolution of other features; an edit has no say in what is seen."""
+    """The anatomy's probabilities at the resolution of other features, detached: no edit influences the prediction."""
     if features.anatomy is None:
         return []
     return [F.interpolate(features.anatomy.detach().softmax(1), size=like.shape[2:], mode="area")]

@@ -1,4 +1,4 @@
-"""Folds of a sampled deformation: where they are, and displacements without them."""
+"""Folds of a sampled deformation: finding them, and removing them from displacements."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SMALLEST_DETERMINANT = 0.02
 def unfolded(displacement: Tensor) -> Tensor:
     """Displacements in pixels (B, D, \\*spatial), smoothed where they fold until they fold nowhere.
 
-    The exponential of a field cannot fold; its samples on a grid can, where it varies much from one to the next. The
-    corners of every folded cell and their neighbours become the means of what is around them, at most 100 times, which
-    is enough for velocities of white noise of eight pixels. All else is returned as it is. The gradient is that of the
-    displacements as given.
+    The exponential of a field cannot fold; its samples on a grid can, where it varies strongly from one to the next.
+    The corners of every folded cell and their neighbours are replaced by local means, at most 100 times, which is
+    enough for velocities of white noise of eight pixels. Everything else is unchanged. The gradient passes straight
+    through to the given displacements.
     """
     dims = displacement.shape[1]
     smoothed = displacement.detach()
@@ -40,8 +40,8 @@ def unfolded(displacement: Tensor) -> Tensor:
 def jacobian_determinant(displacement: Tensor) -> Tensor:
     """Smallest det(I + grad u) in each cell between the pixels, for displacements in pixels (B, D, \\*spatial).
 
-    It is taken over the cell's corners, each with the differences along its own edges. Inside a cell of two dimensions
-    the map is bilinear and its determinant linear, so it is smallest at a corner.
+    It is the minimum over the cell's corners, each with the differences along its own edges. Inside a two-dimensional
+    cell the map is bilinear and its determinant linear, so it is smallest at a corner.
 
     Returns:
         Shape (B, \\*(spatial - 1)); a value of zero or less is a fold.
@@ -61,7 +61,7 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
 
 
 def _determinant(columns: Sequence[Tensor]) -> Tensor:
-    """Of two columns (B, 2, \\*spatial) or three (B, 3, \\*spatial): (B, \\*spatial)."""
+    """Determinant (B, \\*spatial) of two columns (B, 2, \\*spatial) or three (B, 3, \\*spatial)."""
     if len(columns) == 2:
         first, second = columns
         return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]

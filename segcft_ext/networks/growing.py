@@ -10,34 +10,34 @@ from segcft_ext.networks.pooling import max_near
 
 __all__ = ["growth"]
 
-# Lengths are shares of the image's longest side, so that a structure grows alike at all sizes.
-RINGS = 24 / 128  # within this distance of a structure pixels are in an order by their distance
-MARGIN = 5 / 128  # what is absent does not begin nearer to the end of its room
+# Lengths are fractions of the image's longest side, so that a structure grows alike at all sizes.
+RINGS = 24 / 128  # up to this distance from a structure, pixels rank lower the farther away they are
+MARGIN = 5 / 128  # an absent structure does not begin nearer than this to the end of its room
 BESIDE = 3 / 128  # it begins within this distance of the lumen
-# Log-odds.
-PER_RING = 0.5  # what a ring costs in an image of 128
+# In log-odds:
+PER_RING = 0.5  # cost of a ring in an image of 128 pixels
 SOFTNESS = 0.5  # width of a mask's border
-CERTAIN = 15.0  # the largest that count
-BISECTIONS = 24  # to the area: from tens of log-odds to millionths
+CERTAIN = 15.0  # log-odds are clamped to this
+BISECTIONS = 24  # steps towards the area: from tens of log-odds to millionths
 
 
 @torch.no_grad()
 def growth(log_odds: Tensor, room: Tensor, lumen: Tensor, factual: Tensor, wanted: Tensor) -> Tensor:
     """How a soft mask changes from one area to another.
 
-    The pixels are put in an order, from the inside of the structure outwards: by their log-odds, less a half (at an
-    image of 128) for each ring of pixels that lies between them and what is there. The mask of an area are the first
-    pixels, as many as it has. So the masks of all areas are nested: a structure grows around itself, shrinks from its
-    rim, and where none is there, it grows around the pixel of the highest log-odds: beside the lumen, if there is one,
-    and not at the end of its room, if there is more of it.
+    The pixels are ranked from the inside of the structure outwards: by their log-odds, less a half (at an image of 128)
+    for each ring of pixels between them and the structure that is there. The mask of an area consists of the first
+    pixels of that order, so the masks of all areas are nested: a structure grows around itself and shrinks from its
+    rim. An absent one grows around the pixel with the highest log-odds: beside the lumen, if there is one, and not at
+    the end of its room, if there is other room.
 
     Args:
-        log_odds: that a pixel belongs to the structure, shape (R, \\*spatial).
-        room: where it may be, boolean, shape (R, \\*spatial).
-        lumen: what it lies along, boolean, shape (R, \\*spatial), empty for none: a plaque begins beside a lumen, and
-            its rings do not spread across it.
-        factual: area in pixels, shape (R,).
-        wanted: the area that it is to have, shape (R,).
+        log_odds: log-odds that a pixel belongs to the structure, shape (R, \\*spatial).
+        room: where the structure may be, boolean, shape (R, \\*spatial).
+        lumen: what the structure lies along, boolean, shape (R, \\*spatial), all False for none: a plaque begins beside
+            a lumen, and its rings do not spread across it.
+        factual: factual area in pixels, shape (R,).
+        wanted: wanted area in pixels, shape (R,).
 
     Returns:
         Shape (R, \\*spatial), in [-1, 1]: above zero what is gained, below what is lost.
@@ -55,9 +55,9 @@ def growth(log_odds: Tensor, room: Tensor, lumen: Tensor, factual: Tensor, wante
 
 
 def _seed(log_odds: Tensor, room: Tensor, lumen: Tensor) -> Tensor:
-    """The pixel that a structure which is absent grows around, as a mask (R, \\*spatial)."""
+    """The pixel that an absent structure grows around, as a mask (R, \\*spatial)."""
     size, axes = max(log_odds.shape[1:]), log_odds.ndim - 1
-    # What lies beyond the image is outside of the room, too.
+    # Beyond the image there is no room either.
     outside = max_near(F.pad((~room)[:, None].float(), [1] * 2 * axes, value=1.0), round(MARGIN * size))
     central = F.pad(outside, [-1] * 2 * axes)[:, 0] == 0
     beside = (max_near(lumen[:, None].float(), round(BESIDE * size))[:, 0] > 0) & ~lumen
@@ -69,12 +69,12 @@ def _seed(log_odds: Tensor, room: Tensor, lumen: Tensor) -> Tensor:
 
 
 def _any(mask: Tensor) -> Tensor:
-    """Whether there are any pixels, shape (R, 1, …)."""
+    """Whether a mask (R, \\*spatial) has any pixel, shape (R, 1, …)."""
     return mask.flatten(1).any(1).view(-1, *[1] * (mask.ndim - 1))
 
 
 def _first(order: Tensor, count: Tensor) -> Tensor:
-    """The soft mask (R, \\*spatial) of the first pixels whose sum is a number (R,), or as much as there is room for."""
+    """The soft mask (R, \\*spatial) of the first pixels: their sum is ``count`` (R,), or all the room."""
     flat = order.flatten(1)
     low = torch.where(flat.isfinite(), flat, torch.inf).amin(1) - CERTAIN
     high = flat.amax(1) + CERTAIN

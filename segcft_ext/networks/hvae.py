@@ -1,7 +1,8 @@
-"""The hierarchical variational autoencoder that is the image's mechanism.
+"""The hierarchical variational autoencoder (HVAE) that is the image's mechanism.
 
-A very deep VAE (Child 2021) whose decoder sees the parents at every resolution (De Sousa Ribeiro et al. 2023): a
-bottom-up encoder gives features at each resolution, a top-down decoder adds what its latents and the parents say.
+It is a very deep VAE (Child 2021) whose decoder sees the parents at every resolution (De Sousa Ribeiro et al. 2023): a
+bottom-up encoder computes features at each resolution, and a top-down decoder adds the information of the latents and
+the parents to its state.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Posterior:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
         mean: mean of the likelihood given latents and parents, shape (B, C, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not asked for.
+        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not computed.
     """
 
     latents: list[Tensor]
@@ -101,7 +102,7 @@ class Reduction(nn.Module):
 
 
 class StochasticBlock(nn.Module):
-    """One block of the decoder: prior, posterior, and the update of the decoder's state (method §3).
+    """One stochastic block of the decoder: prior, posterior, and the update of the decoder's state.
 
     Args:
         spatial_dims: 2 or 3.
@@ -140,7 +141,8 @@ class StochasticBlock(nn.Module):
     def prior(self, context: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of p(z_l | z_<l) or, for a conditional prior, of p(z_l | z_<l, pa).
 
-        ``context`` is what it sees of z_<l; for a conditional prior the decoder's state, which has seen the parents.
+        ``context`` is what the prior sees of z_<l; for a conditional prior, the decoder's state, which depends on the
+        parents.
         """
         mean, log_scale = self.prior_head(F.gelu(self.prior_block(context, parents))).chunk(2, dim=1)
         return mean, _soft_clamp(log_scale)
@@ -167,13 +169,13 @@ class HVAE(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         channels: width at each resolution, from the image's own to the lowest.
-        strides: reduction between each resolution and the next, one fewer than ``channels``; a number, or one for
-            each axis of an image that is longer than wide.
+        strides: reduction between each resolution and the next, one fewer than ``channels``; each is a number, or one
+            number for each axis (for images that are longer than wide).
         blocks: stochastic blocks at each resolution; 0 makes a resolution deterministic.
         latent_channels: channels of each latent.
         beta: weight of the KL in the negative ELBO (Higgins et al. 2017).
         free_bits: nats per block and image below which the KL costs nothing (Kingma et al. 2016).
-        conditional_prior: False makes z exogenous, True makes it a mediator (method §2).
+        conditional_prior: whether the prior depends on the parents; False makes z exogenous, True a mediator.
 
     Raises:
         ValueError: when the lengths of channels, strides and blocks disagree.
@@ -249,7 +251,7 @@ class HVAE(nn.Module):
             image: shape (B, C, *spatial), in [-1, 1].
             parents: encoded parents, shape (B, P).
             temperature: factor on the posterior's standard deviation; 0 gives its mean.
-            with_kl: whether the KL is computed, the only thing that an exogenous prior is needed for.
+            with_kl: whether to compute the KL; an exogenous prior is needed, and computed, only for that.
         """
         features = self.encode(image)
         latents: list[Tensor] = []

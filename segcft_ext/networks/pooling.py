@@ -10,7 +10,7 @@ __all__ = ["max_near", "mean_near"]
 
 
 def max_near(maps: Tensor, radius: int = 1) -> Tensor:
-    """Largest value within a radius in pixels along each axis, (B, C, \\*spatial): a dilation, of masks."""
+    """Largest value within a radius in pixels along each axis, (B, C, \\*spatial); for masks, a dilation."""
     # Window by window along one axis after the other: on a CPU ten times as fast as PyTorch's pooling.
     for axis in range(2, maps.ndim):
         border = [0, 0] * (maps.ndim - 1 - axis) + [radius, radius]
@@ -22,9 +22,9 @@ def mean_near(maps: Tensor, radius: int = 1, beyond: bool = True) -> Tensor:
     """Mean within a radius in pixels along each axis, (B, C, \\*spatial).
 
     Args:
-        maps: what is averaged.
-        radius: in pixels.
-        beyond: count what lies beyond the image as zeros; else it does not count.
+        maps: the maps to average.
+        radius: radius in pixels.
+        beyond: whether pixels beyond the image count as zeros; otherwise they are left out.
     """
     pool = F.avg_pool2d if maps.ndim == 4 else F.avg_pool3d
     return pool(maps, 2 * radius + 1, stride=1, padding=radius, count_include_pad=beyond)

@@ -21,9 +21,9 @@ __all__ = ["Regressor", "ScaledHuberLoss"]
 class Regressor(SelfDescribing):
     """A small convolutional network that predicts continuous variables of an image in their physical units.
 
-    Each stage halves the resolution; the last features are averaged over the image, which suits variables that are sums
-    over it, like areas; coordinates beside the image let it tell one region from another. The network works on scaled
-    variables; their range, fitted to the training split, is in the checkpoint (:attr:`variables`).
+    Each stage halves the resolution. The last features are averaged over the image, which suits variables that are sums
+    over it, such as areas. Coordinates as further input channels let the network tell one region from another. It works
+    on scaled variables; their range, fitted to the training split, is in the checkpoint (:attr:`variables`).
 
     Args:
         variables: ``{"name", "kind"}`` of each variable; all of them continuous.
@@ -59,7 +59,7 @@ class Regressor(SelfDescribing):
         self.head = nn.Linear(widths[-1], len(variables))
 
     def fit(self, datalist: Datalist, use: str | None = None) -> None:
-        """Take the range of the variables from the training split, and note the data.
+        """Take the range of the variables from the training split, and record the data.
 
         Args:
             datalist: the data.
@@ -83,12 +83,12 @@ class Regressor(SelfDescribing):
 
 
 class ScaledHuberLoss(nn.Module):
-    """Huber loss between values (B, K) in physical units, taken on the scaled variables; missing targets do not count.
+    """Huber loss of values (B, K) in physical units, computed on the scaled variables; missing targets are left out.
 
-    It is zero where all of them are missing.
+    It is zero if all targets are missing.
 
     Args:
-        variables: how to scale.
+        variables: the variables, for their scaling.
         delta: error, in scaled units, above which the loss grows linearly.
     """
 

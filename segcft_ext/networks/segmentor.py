@@ -21,8 +21,8 @@ __all__ = ["Segmentor"]
 class Segmentor(SelfDescribing):
     """Image -> logits of the structures, by a network of :mod:`monai.networks.nets`.
 
-    A network with ``strides`` takes images of any size: they are continued at the end of each axis, by their last
-    pixels, to the next multiple of the product of its strides, and the logits are cut to the image again.
+    A network with ``strides`` takes images of any size: they are padded at the end of each axis, by replicating their
+    last pixels, to the next multiple of the product of its strides, and the logits are cropped to the image again.
 
     Args:
         labels: value of each structure in the label map, which is its channel; ``background`` is 0.
@@ -64,11 +64,11 @@ class Segmentor(SelfDescribing):
         self.multiples = [int(multiple) for multiple in np.prod([np.ones(spatial_dims, int), *used], axis=0)]
 
     def describe(self, datalist: Datalist, use: str | None = None) -> None:
-        """Note the data that the network is trained on, see :meth:`SelfDescribing.describe`.
+        """Record the data that the network is trained on, see :meth:`SelfDescribing.describe`.
 
         Raises:
             ValueError: when the datalist has other labels than the network, or images of a size that it cannot take,
-                such as one that it reduces to a single pixel, which has no deviation to be normalised by.
+                such as one that it reduces to a single pixel, which has no standard deviation for normalisation.
         """
         if dict(datalist.labels) != self.labels:
             raise ValueError(
