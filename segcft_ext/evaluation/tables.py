@@ -280,8 +280,9 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
                 figures,
                 "folding",
                 "Folding of the deformation",
-                "Share of cells between pixels in which the deformation folds (Jacobian determinant at or below zero), in %, and the "
-                "smallest determinant of all. Nothing may fold; – is a method without a deformation.",
+                "Share of cells between pixels in which the deformation folds (Jacobian determinant at or below "
+                "zero), in %, and the smallest determinant of all. Nothing may fold; – is a method without a "
+                "deformation.",
                 {f"{heading}: folded, %": (do, "share", 100) for heading, do in headings.items()}
                 | {f"{heading}: smallest determinant": (do, "minimum", 1) for heading, do in headings.items()},
                 lambda entry, c: Cell(c[2] * number(entry["folding"][c[0]][c[1]]) if entry["folding"] else math.nan),
