@@ -1,7 +1,7 @@
 """Guides let gradients through and keep their own weights; the objective asks for what it should."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
 from segcft_ext.measurements import Area, RegionArea
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
+from segcft_ext.objective import CFTObjective, CFTTerms, Lagrangian, draw_interventions
 from segcft_ext.variables import Variables
 
 DEFINITIONS = [{"name": "a", "kind": "continuous"}, {"name": "b", "kind": "continuous"}]
@@ -76,6 +76,9 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
     torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
     torch.testing.assert_close(prediction.values.sum(1), Area(1)(guide.see(image).softmax(1)))
     assert not torch.allclose(guide(image).values, prediction.values)
+    assert prediction.log_odds is not None
+    for zone, rows in enumerate((range(6), range(6, 32))):
+        assert prediction.log_odds[0, zone].isfinite().all(1).nonzero()[:, 0].tolist() == list(rows)
 
 
 def sure_guide() -> SegmentorGuide:
@@ -228,6 +231,22 @@ def test_a_missing_value_asks_for_nothing() -> None:
     assert total.isfinite() and torch.autograd.grad(total, prediction.values)[0].isfinite().all()
 
 
+def test_the_total_weighs_each_term_by_its_own_weight() -> None:
+    names = [field.name for field in fields(CFTTerms)]
+    weights = {name: 2.0**position for position, name in enumerate(names) if name != "effectiveness"}
+    objective = CFTObjective(warm_up=0, **weights)
+    for name in names:
+        one = CFTTerms(**{other: torch.tensor(float(other == name)) for other in names})
+        assert objective.total(one) == weights.get(name, 1)
+
+
+def test_paint_costs_its_mean_absolute_intensity() -> None:
+    image, _, asked, _ = scene()
+    paint = torch.zeros_like(image)
+    paint[..., :16], paint[..., 16:32] = 0.5, -0.25
+    assert terms(CFTObjective(), [13.0, 10.0], replace(asked, paint=paint)).paint == pytest.approx(0.75 / 4)
+
+
 def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
     image, _, asked, _ = scene()
     changed = image.clone()
@@ -275,6 +294,28 @@ def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None
     cost = terms(CFTObjective(), [13.0, 10.0], Counterfactual(outside, asked.values)).locality
     assert free == 0
     assert cost == pytest.approx(0.5 * (24 / 64) / (24 / 64))  # over the size of a
+
+
+@pytest.mark.parametrize(("size", "radius"), [(64, 1), (128, 2), (256, 5)])
+def test_the_structure_is_wider_by_five_pixels_at_256_before_and_after(size: int, radius: int) -> None:
+    """What may change: the columns of a before or after and a few pixels more, relative to how much of a there is."""
+    image, values = torch.zeros(1, 1, size, size), torch.tensor([[8.0, 10.0]])
+    before, after = torch.zeros(2, 1, 2, size, size)
+    before[:, 0, :, : size // 4], before[:, 1, :, size // 2 :] = 1, 1
+    after[:, 0, :, size // 16 : size * 5 // 16] = 1
+    predictions = [GuidePrediction(torch.tensor([[9.0, 10.0]]), mask) for mask in (before, after)]
+
+    def locality(column: int) -> float:
+        changed = image.clone()
+        changed[..., column] = 0.5
+        wanted = Counterfactual(changed, torch.tensor([[12.0, 10.0]]))
+        return float(CFTObjective()(image, values, wanted, *predictions, fitted(), [0, 1], REFERENCE).locality)
+
+    last = size * 5 // 16 - 1
+    assert locality(0) == locality(last) == locality(last + radius) == 0
+    assert locality(last + radius + 1) == pytest.approx(0.5 / size / 0.25)  # a quarter of the image is a
+    before[:, 0, :, 2:] = 0
+    assert locality(size - 1) == pytest.approx(0.5 / size / 0.1)  # as if it were a tenth
 
 
 def test_folds_cost_and_small_movements_do_not() -> None:
