@@ -28,7 +28,7 @@ from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import load_methods
-from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
+from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables, summary_line
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.population import growth_maps
@@ -279,6 +279,14 @@ def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
     shown = json.loads((folder / "figures" / "figures.json").read_text())
     assert {entry["kind"] for entry in shown} == {"scatter", "heatmap", "maps", "sweep", "comparison"}
     assert all((folder / "figures" / entry["file"]).stat().st_size > 2000 for entry in shown)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 test case, 1 intervention on"), (2, "2 test cases, 2 interventions")]
+)
+def test_one_case_is_one_case(judged: tuple[JudgeEvaluator, Path], count: int, said: str) -> None:
+    data = {**judged[0].evaluation["data"], "cases": count, "interventions_per_case": count}
+    assert summary_line({"data": data}).startswith(said)
 
 
 def test_every_table_has_zero_floor_and_best(judged: tuple[JudgeEvaluator, Path]) -> None:
