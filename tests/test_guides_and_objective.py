@@ -115,7 +115,7 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert relabelled(2, 0) == [(2, 2, -1), (2, 3, -1)]  # two brightest of the left half become brighter
     assert relabelled(0, -1) == [(5, 6, 1)]
     assert relabelled(-3, 0) == []  # nothing is there to be taken away
-    assert len(relabelled(99, 0)) == 32  # there is no more room
+    assert len(relabelled(99, 0)) == 32 and relabelling(99, 0).isfinite()  # there is no more room
     # One pixel with log-odds of -28, in scaled units of a range of 20.
     assert relabelling(1, 0).item() == pytest.approx(28 * 100 / 64 * 2 / 20, rel=1e-4)
     # A head that knows which two pixels of the left half it lets appear is asked for these; for its losses as before.
@@ -124,6 +124,20 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert relabelled(2, 0, gained) == [(6, 0, -1), (6, 1, -1)]
     assert relabelling(2, 0, gained).item() == pytest.approx(2 * 40 * 100 / 64 * 2 / 20, rel=1e-4)
     assert relabelled(0, -1, gained) == relabelled(0, -1)
+
+
+def test_what_has_changed_sides_already_is_not_asked_for_again() -> None:
+    guide, image = sure_guide(), torch.zeros(1, 1, 8, 8)
+    image[..., 2, 1:4] = torch.tensor([0.2, 0.3, 0.25])
+    halfway = image.clone()
+    halfway[..., 2, 2] = 1.5  # one of the two pixels that are to appear
+    halfway.requires_grad_()
+    factual, prediction = guide(image), guide(halfway)
+    wanted = Counterfactual(halfway, factual.values + 100 / 64 * torch.tensor([[2.0, 0.0]]))
+    reference = one_hot((image > 1).float(), num_classes=2)
+    found = CFTObjective()(image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference)
+    gradient = torch.autograd.grad(found.relabelling, halfway)[0][0, 0]
+    assert gradient.nonzero().tolist() == [[2, 3]]
 
 
 def test_a_regressor_counts_no_pixels() -> None:
