@@ -73,7 +73,10 @@ class Counterfactual:
 
     @property
     def jacobian_determinant(self) -> Tensor | None:
-        """det of the deformation's Jacobian at each pixel; zero or less is a fold. None without a deformation head."""
+        """det of the deformation's Jacobian in each cell between pixels, at its smallest; zero or less is a fold.
+
+        None without a deformation head.
+        """
         return None if self.displacement is None else jacobian_determinant(self.displacement)
 
 

@@ -29,7 +29,7 @@ class CFTEvaluator(CaseEvaluator):
     - ``effectiveness_<k>``: the guide's absolute error from the target under do(k), in percent of the target; its
       mean over k is ``effectiveness``, the key metric;
     - ``drift_<k>``: mean change of the guide's other variables under do(k), beyond what the mechanisms say, in
-      percent of their factual values;
+      percent of what the guide would see of them without it;
     - ``negative_elbo``: of the factual images, in nats per dimension;
     - ``folding``: share of the pixels at which the deformation folds, in percent.
 
