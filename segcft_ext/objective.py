@@ -80,7 +80,8 @@ class CFTTerms:
             wanted, or of those that the counterfactual was to let appear, in scaled units; zero for a guide that does
             not count pixels.
         others: distance of the variables that the action leaves as they are.
-        locality: change of the image where no changed variable lives, over the size of the structures that do change.
+        locality: change of the image where no changed variable lives, over the size, on average in the batch, of the
+            structures that do change.
         paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
@@ -234,7 +235,7 @@ class CFTObjective(nn.Module):
     ) -> Tensor:
         """Change of the image where no changed variable lives, over the size of the structures that do change.
 
-        An action on a variable whose value is missing asks for nothing.
+        The size is the mean in the batch. An action on a variable whose value is missing asks for nothing.
         """
         where = asked.changed.view(*asked.changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(before.support, after.support.detach()), 0)
