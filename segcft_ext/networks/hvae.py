@@ -31,7 +31,8 @@ class Posterior:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
         mean: mean of the likelihood given latents and parents, shape (B, C, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not asked for.
+        kl: KL(q || p) summed over all latents, of each block the free bits at the least, in nats, shape (B,); NaN where
+            it was not asked for.
     """
 
     latents: list[Tensor]
