@@ -80,7 +80,8 @@ class CFTTerms:
             sizes wanted, or of those that the counterfactual was to let appear, in scaled units; zero for a guide that
             does not count pixels.
         others: distance of the variables that the action leaves unchanged from their targets, in scaled units.
-        locality: change of the image where no changed variable lives, over the size of the structures that do change.
+        locality: change of the image where no changed variable lives, divided by the size of the structures that do
+            change, on average in the batch.
         paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
@@ -238,7 +239,7 @@ class CFTObjective(nn.Module):
     def _outside(
         self, asked: _Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
     ) -> Tensor:
-        """Change of the image where no changed variable lives, over the size of the structures that do change.
+        """Change of the image where no changed variable lives, divided by the mean size of those that do in the batch.
 
         An action on a variable whose value is missing asks for nothing.
         """

@@ -94,6 +94,43 @@ def test_the_opposite_velocity_brings_every_pixel_back() -> None:
     assert (jacobian_determinant(there) > 0).all()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_exponential_of_a_linear_field_is_that_of_its_matrix(dims: int) -> None:
+    torch.manual_seed(0)
+    matrix, length = 0.15 * torch.randn(dims, dims), 33
+    grid = torch.stack(torch.meshgrid(*[torch.arange(length) - 16.0] * dims, indexing="ij"))
+    middle = (slice(None), slice(None), *[slice(10, 23)] * dims)  # where nothing comes from beyond the image
+    velocity = torch.einsum("ij,j...->i...", matrix, grid)[None]
+    found = DeformationHead(1, dims, channels=(8, 8)).integrate(velocity)
+    expected = torch.einsum("ij,j...->i...", torch.matrix_exp(matrix) - torch.eye(dims), grid)[None]
+    torch.testing.assert_close(found[middle], expected[middle], atol=0.01, rtol=0)
+    determinant = jacobian_determinant(found)[0][middle[2:]]
+    torch.testing.assert_close(determinant, torch.matrix_exp(matrix).det().expand_as(determinant), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (32, 16, 24)])
+def test_displacements_are_in_pixels_of_the_image_and_say_where_a_pixel_comes_from(size: tuple[int, ...]) -> None:
+    head = DeformationHead(1, len(size), channels=(8, 8))
+    grid = [length // 4 for length in size]
+    asked = torch.tensor([1.5, -0.5, 1.0])[: len(size)]
+    velocity = asked.view(-1, *[1] * len(size)).expand(1, len(size), *grid)
+    displacement = head.displacement(velocity, size)
+    # The corners of grid and image lie upon each other.
+    expected = asked * torch.tensor([(s - 1) / (g - 1) for s, g in zip(size, grid)])
+    torch.testing.assert_close(displacement[(0, slice(None), *[length // 2 for length in size])], expected)
+
+    image = torch.zeros(1, 1, *size)
+    image[(0, 0, *[8] * len(size))] = 1
+    shift = torch.tensor([2.0, -3.0, 1.0])[: len(size)].view(-1, *[1] * len(size)).expand(1, len(size), *size)
+    assert (head.warp(image, shift)[0, 0] == 1).nonzero().tolist() == [[6, 11, 7][: len(size)]]
+
+
+def test_the_velocity_is_whole_where_the_margin_ends() -> None:
+    window = DeformationHead(1, channels=(8, 8), margin=0.06)._window(torch.zeros(1, 2, 101, 51))
+    torch.testing.assert_close(window[:, [0, 3, 6, 50, 94, 97, 100], 25], torch.tensor([[0, 0.5, 1, 1, 1, 0.5, 0]] * 2))
+    assert (window[:, 6:95, 3:48] == 1).all()
+
+
 def test_jacobian_of_known_maps() -> None:
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     stretch = torch.stack([0.5 * y, 0.0 * x])[None]
@@ -108,6 +145,10 @@ def test_the_gate_starts_open_and_closes_on_the_factual_image() -> None:
     edit = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2))
     torch.testing.assert_close(head.blend(image, counterfactual, edit), counterfactual)
     assert torch.equal(head.blend(image, counterfactual, replace(edit, gate=torch.zeros_like(edit.gate))), image)
+    for bias in (-9.0, 9.0):  # it lets through neither more than all nor less than nothing
+        torch.nn.init.constant_(head.gate_head.bias, bias)
+        gate = head(head.features(image), torch.zeros(2, 2), torch.ones(2, 2)).gate
+        assert torch.equal(gate, torch.full_like(gate, float(bias > 0)))
 
 
 def test_jacobian_of_linear_maps() -> None:

@@ -1,13 +1,16 @@
 """The axioms that hold by construction, and checkpoints of the whole model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from small_vessels import small_vessels
+from torch import Tensor, nn
 
 from segcft_ext.checkpoints import load_model, save_model
 from segcft_ext.dscm import DSCM
+from segcft_ext.networks.hvae import Posterior
 
 VARIABLES = [{"name": "left", "kind": "continuous"}, {"name": "right", "kind": "continuous"}]
 HVAE = {"channels": (8, 8, 8), "strides": (2, 2), "blocks": (0, 1, 1), "latent_channels": 4}
@@ -41,6 +44,36 @@ def test_composition(deformation: bool, conditional_prior: bool, temperature: fl
         counterfactual = dscm.counterfactual(image, values, do, temperature)
         torch.testing.assert_close(counterfactual.image, image, atol=1e-5, rtol=0)
         assert torch.equal(counterfactual.values, values)
+
+
+class KnownImage(nn.Module):
+    """An image mechanism without latents, with a mean and a scale that are simple functions of the parents."""
+
+    def decode(self, latents: list[Tensor], parents: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        mean, log_scale = (
+            column.view(-1, 1, 1, 1).expand(-1, 1, *size) for column in (0.2 * parents[:, 0], 0.3 * parents[:, 1] - 1)
+        )
+        return mean, log_scale
+
+    def posterior(self, image: Tensor, parents: Tensor, temperature: float, with_kl: bool) -> Posterior:
+        return Posterior([], *self.decode([], parents, image.shape[2:]), image.new_zeros(len(image)))
+
+
+def test_the_noise_of_the_image_is_kept_in_units_of_its_scale() -> None:
+    dscm, (image, values) = model(False), batch()
+    dscm.hvae = KnownImage()  # type: ignore[assignment]
+    # Scaled by the ranges 5 … 15 and 10 … 30.
+    before, after = torch.tensor([[-0.8, -0.8], [-0.2, 0.8], [0.8, 0.0]]), torch.tensor([0.6, -1.0, 0.0])
+    mean, spread = 0.2 * before[:, 0], torch.exp(0.3 * before[:, 1] - 1)
+    for name, mean_after, spread_after in (
+        ("left", 0.2 * after, spread),
+        ("right", mean, torch.exp(0.3 * after - 1)),
+    ):
+        do = {name: {"left": 10 + 5 * after, "right": 20 + 10 * after}[name]}
+        expected = [
+            ((x - m) / s * t + n).clamp(-1, 1) for x, m, s, n, t in zip(image, mean, spread, mean_after, spread_after)
+        ]
+        torch.testing.assert_close(dscm.counterfactual(image, values, do).image, torch.stack(expected))
 
 
 @pytest.mark.parametrize("deformation", [False, True])

@@ -27,10 +27,10 @@ from segcft_ext.augmentation import BatchAugmentation
 from segcft_ext.batches import PrepareVariables
 from segcft_ext.checkpoints import CheckpointError, load_model, save_model
 from segcft_ext.compatibility import check_compatible
-from segcft_ext.dscm import DSCM, pretrained
+from segcft_ext.dscm import DSCM, Abduction, Counterfactual, pretrained
 from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
 from segcft_ext.engines.case_evaluator import CaseEvaluator
-from segcft_ext.guides import Guide, SegmentorGuide, load_guide, prepare_fine_tuning
+from segcft_ext.guides import Guide, GuidePrediction, SegmentorGuide, load_guide, prepare_fine_tuning
 from segcft_ext.handlers import EpochSeed, ModelSaver, TrainingCheckpoint, WeightAverage, warmed_up_average
 from segcft_ext.measurements import Area
 from segcft_ext.networks.deformation import DeformationHead
@@ -516,6 +516,53 @@ def test_validation_of_a_fresh_head_is_that_of_doing_nothing() -> None:
         assert metrics[f"drift_{name}"] == pytest.approx(0, abs=1e-3)
     assert metrics["folding"] == 0
     assert evaluator.state.best_metric == metrics["effectiveness"]
+
+
+class Reader(Guide):
+    """Reads two variables from the first two pixels, in tens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = ["left", "plaque"]
+
+    def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
+        return GuidePrediction(10 * image[:, 0, 0, :2], image)
+
+
+def test_validation_is_in_percent_of_the_target_or_of_the_mean_of_what_may_be_zero() -> None:
+    dscm = DSCM(
+        [{"name": "left", "kind": "continuous"}, {"name": "plaque", "kind": "continuous", "zero_inflated": True}],
+        hvae=HVAE,
+    )
+    training = torch.stack([torch.linspace(10, 20, 101), torch.linspace(-10, 10, 101).clamp(min=0)], 1)
+    dscm.variables.fit(training, ["mm2", "mm2"])
+    values = torch.tensor([[12.0, 0.0], [16.0, 4.0]])
+    image = torch.zeros(2, 1, 16, 16)
+    image[:, 0, 0, :2] = (values + torch.tensor([0.5, 0.0])) / 10  # it sees half too much of left
+
+    def predict(abduction: Abduction, wanted: Tensor) -> Counterfactual:
+        """Left always becomes one too large, and drags a tenth of its change along; plaque is missed by 0.2."""
+        change = wanted - values
+        made = image.clone()
+        made[:, 0, 0, 0] = (wanted[:, 0] + 1) / 10
+        made[:, 0, 0, 1] = (wanted[:, 1] + 0.1 * change[:, 0] + 0.2 * (change[:, 1] != 0)) / 10
+        return Counterfactual(made, wanted)
+
+    dscm.predict = predict  # type: ignore[method-assign]
+    evaluator = CFTEvaluator(
+        Reader(), device="cpu", val_data_loader=DataLoader([{}]), network=dscm, prepare_batch=prepare
+    )
+    found = evaluator.figures(image, values, None, None)
+    mean = training[:, 1].mean()
+    lefts = torch.tensor([11.0, 15.0, 19.0])
+    torch.testing.assert_close(found["effectiveness_left"], (100 / lefts).mean().expand(2))
+    torch.testing.assert_close(found["drift_left"], (10 * (lefts - values[:, :1]).abs() / mean).mean(1))
+    # Plaque is set to nothing, which is no change for the first case, and to two quantiles of what is positive.
+    torch.testing.assert_close(found["effectiveness_plaque"], torch.tensor([2 / 3, 1]) * 100 * 0.2 / mean)
+    torch.testing.assert_close(found["drift_plaque"], 100 * 0.5 / torch.tensor([12.5, 16.5]))
+    torch.testing.assert_close(
+        found["effectiveness"], (found["effectiveness_left"] + found["effectiveness_plaque"]) / 2
+    )
 
 
 def test_guided_variables_must_be_the_models(tmp_path: Path) -> None:

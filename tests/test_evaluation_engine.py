@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist
+from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist, render
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
+from scipy.ndimage import binary_dilation
 
 from segcft_ext.checkpoints import CheckpointError, save_model
 from segcft_ext.datalist import Datalist
@@ -27,7 +28,7 @@ from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import load_methods
-from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
+from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables, summary_line
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.population import growth_maps
@@ -110,6 +111,59 @@ def test_what_an_edit_drags_along_is_drift_and_leakage(judged: tuple[JudgeEvalua
     assert figures["effectiveness"]["left_area"]["right_area"]["drift"] == pytest.approx(expected, rel=1e-4)
     assert figures["effectiveness"]["left_area"]["left_area"]["mape"] == pytest.approx(0, abs=1e-4)
     assert 0 < figures["leakage"]["left_area"] < 1
+
+
+class Generous(DiscJudge):
+    """Sees each disc one pixel wider than it is."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(image)
+        wider = torch.nn.functional.max_pool2d(
+            (logits.argmax(1, keepdim=True) == torch.arange(3)[:, None, None]).float(), 3, 1, 1
+        )
+        return wider * torch.tensor([1.0, 2.0, 2.0])[:, None, None]
+
+
+def test_a_judge_that_errs_is_compared_with_itself_where_changes_count(datalist: Datalist) -> None:
+    engine = JudgeEvaluator(
+        "cpu",
+        loader(datalist),
+        Generous(),
+        datalist,
+        {"oracle": Oracle()},
+        interventions_per_case=2,
+        growth=growth_maps(
+            datalist.measurements(), loader(datalist, "training").dataset, datalist.variable_names, datalist.num_classes
+        ),
+    )
+    engine.run()
+
+    def seen(values: np.ndarray) -> np.ndarray:
+        """Areas (N, 2) as the judge sees them of true pictures."""
+        label = render(torch.tensor(values))[1][:, 0].numpy()
+        square = np.ones((1, 3, 3))
+        return np.stack([100 * binary_dilation(label == n, square).mean((1, 2)) for n in (1, 2)], 1)
+
+    factual = np.repeat([[entry["variables"][name] for name in AREAS] for entry in datalist.entries["test"]], 2, 0)
+    zero, oracle = engine.evaluation["identity"], engine.evaluation["methods"]["oracle"]
+    for k, do in enumerate(AREAS):
+        other = AREAS[1 - k]
+        asked = factual.copy()
+        asked[:, k] = draw_targets(datalist, do, 6, 2, seed=0).ravel()
+        before, after = seen(factual), seen(asked)
+        bias = np.abs(after - asked)
+        assert bias.min() > 1
+        cells = oracle["effectiveness"][do]
+        assert cells[do]["mae"] == pytest.approx(bias[:, k].mean(), rel=1e-4)
+        assert cells[do]["mape"] == pytest.approx(100 * (bias / asked)[:, k].mean(), rel=1e-4)
+        assert cells[other]["mae"] == pytest.approx(bias[:, 1 - k].mean(), rel=1e-4)
+        assert cells[other]["drift"] == zero["effectiveness"][do][other]["drift"] == 0
+        line = np.polyfit(asked[:, k] - factual[:, k], after[:, k] - before[:, k], 1)
+        assert [oracle["slope"][do][key] for key in ("slope", "intercept")] == pytest.approx(line, rel=1e-3, abs=1e-3)
+        assert zero["slope"][do]["slope"] == pytest.approx(0, abs=1e-6)
+        assert zero["place"][do] == pytest.approx(0.5) and oracle["place"][do] < 0.3
+        assert oracle["leakage"][do] == pytest.approx(0, abs=1e-4)
+        assert engine.evaluation["floor"][do]["mae"] == pytest.approx(np.abs(before - factual)[:, k].mean(), rel=1e-4)
 
 
 def test_what_the_model_predicts_of_a_descendant_is_no_drift(datalist: Datalist) -> None:
@@ -225,6 +279,14 @@ def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
     shown = json.loads((folder / "figures" / "figures.json").read_text())
     assert {entry["kind"] for entry in shown} == {"scatter", "heatmap", "maps", "sweep", "comparison"}
     assert all((folder / "figures" / entry["file"]).stat().st_size > 2000 for entry in shown)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 test case, 1 intervention on"), (2, "2 test cases, 2 interventions")]
+)
+def test_one_case_is_one_case(judged: tuple[JudgeEvaluator, Path], count: int, said: str) -> None:
+    data = {**judged[0].evaluation["data"], "cases": count, "interventions_per_case": count}
+    assert summary_line({"data": data}).startswith(said)
 
 
 def test_every_table_has_zero_floor_and_best(judged: tuple[JudgeEvaluator, Path]) -> None:

@@ -52,6 +52,17 @@ def test_drift_compares_the_judge_with_itself() -> None:
     assert gone["drift_mae"] == pytest.approx(1.5) and gone["drift"] == pytest.approx(50)
 
 
+def test_percentages_are_of_the_magnitude_and_their_intervals_are_theirs() -> None:
+    assert error(np.array([-11.0]), np.array([-10.0]), ["a"])["mape"] == pytest.approx(10)
+    measured = np.random.default_rng(0).normal(5, 1, 120)
+    found = error(measured, np.full(120, 5.0), CASES)  # a percentage is twenty times the difference
+    assert found["ci95"] == pytest.approx([20 * bound for bound in found["mae_ci95"]])
+    assert found["mae_ci95"] == mean_interval(np.abs(measured - 5), CASES)
+    found = drift(measured, np.full(120, 5.0), np.full(120, -5.0), CASES)
+    assert found["drift_ci95"] == pytest.approx([20 * bound for bound in found["drift_mae_ci95"]])
+    assert found["drift_mae_ci95"] == mean_interval(np.abs(measured - 5), CASES)
+
+
 def test_presence_divides_the_interventions_in_four() -> None:
     factual, target = np.array([0.0, 0.0, 2.0, 2.0, 2.0]), np.array([0.0, 3.0, 0.0, 4.0, 1.0])
     found = presence(np.array([0.5, 0.0, 0.0, 5.0, 1.0]), target, factual, list("abcde"))
@@ -96,6 +107,14 @@ def test_bootstrap_covers_the_mean_and_resamples_cases_not_rows() -> None:
     assert all(map(math.isnan, mean_interval(np.ones(4), ["a"] * 4)))
 
 
+def test_ninety_five_percent_are_those_of_a_gaussian_for_many_cases() -> None:
+    values = np.random.default_rng(2).normal(size=1000)
+    low, high = mean_interval(values, np.arange(1000))
+    assert (low, high) == pytest.approx(
+        values.mean() + np.array([-1.96, 1.96]) * values.std() / math.sqrt(1000), abs=4e-3
+    )
+
+
 @pytest.mark.parametrize("radius", [0.0, 1.0, 1.25, 1.5, 2.4, 5.0])
 @pytest.mark.parametrize("shape", [(20, 24), (8, 9, 10)])
 def test_dilation_is_the_thresholded_distance_transform(radius: float, shape: tuple[int, ...]) -> None:
@@ -107,6 +126,7 @@ def test_dilation_is_the_thresholded_distance_transform(radius: float, shape: tu
 def test_margin_is_five_pixels_at_256() -> None:
     assert margin((256, 256)) == 5
     assert margin((64, 64)) == 1.25
+    assert margin((64, 128, 32)) == 2.5
 
 
 def test_leakage_of_a_change_inside_and_outside() -> None:
@@ -169,6 +189,11 @@ def test_folding_is_seen_and_a_shift_is_not_folding() -> None:
     assert float(minimum) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_cell_without_area_folds() -> None:
+    share, minimum = folding(torch.tensor([[[1.0, 0.5], [0.0, -0.1]], [[1.0, 2.0], [0.3, 0.2]]]))
+    assert share.tolist() == [0.5, 0] and minimum.tolist() == pytest.approx([-0.1, 0.2])
+
+
 class Fading(Identity):
     """Each pass darkens the image by 0.01, and by noise at a temperature above zero."""
 
@@ -185,6 +210,18 @@ def test_composition_counts_every_pass() -> None:
     assert {count: float(errors[0]) for count, errors in fading.items()} == pytest.approx({1: 0.01, 10: 0.1}, rel=1e-3)
     sampled = composition(Fading(["a", "b"]), image, values, ["a"], temperature=1.0)
     assert float(sampled[1].min()) > 0.5
+
+
+def test_composition_goes_on_from_the_last_variables() -> None:
+    class Ageing(Identity):
+        """Each pass adds one to ``b``, by which the image fades."""
+
+        def counterfactual(self, image, values, do, temperature=0.0):  # type: ignore[no-untyped-def]
+            after = super().counterfactual(image, values, do).values + torch.tensor([0.0, 1.0])
+            return Counterfactual(image - 0.01 * after[:, 1].view(-1, 1, 1, 1), after)
+
+    found = composition(Ageing(["a", "b"]), torch.zeros(1, 1, 8, 8), torch.tensor([[3.0, 0.0]]), ["a"])
+    assert {count: float(errors) for count, errors in found.items()} == pytest.approx({1: 0.01, 10: 0.55})
 
 
 def test_reversibility_takes_the_intervention_back() -> None:
@@ -259,6 +296,33 @@ def test_realism_grows_with_the_distance_between_sets() -> None:
     assert math.isnan(realism(real[:3], cases[:3], real[:3], cases[:3])["kid"])
 
 
+def kernel_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The unbiased squared distance of Binkowski et al. 2018, all pairs counted."""
+    own, others, between = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((one, one), (other, other), (one, other)))
+    n, m = len(one), len(other)
+    return float(
+        (own.sum() - np.trace(own)) / (n * (n - 1))
+        + (others.sum() - np.trace(others)) / (m * (m - 1))
+        - 2 * between.mean()
+    )
+
+
+def test_realism_is_the_distance_of_gaussians_and_of_kernels_in_standardised_features() -> None:
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(2, 400, 2, generator=generator)
+    real, other = (drawn - drawn.mean(1, keepdim=True)) / drawn.std(1, keepdim=True)
+    cases = [str(number) for number in range(400)]
+    moved = 2 * other + torch.tensor([1.5, 0.0])
+    found = realism(moved, cases, real, cases)
+    # Of N(0, 1) and N(m, s²), for each feature: m² + (s - 1)².
+    assert found["fid"] == pytest.approx(1.5**2 + 2 * 1, rel=0.1)
+    assert found["kid"] == pytest.approx(kernel_distance(moved.numpy(), real.numpy()), rel=0.15)
+    assert 0 < found["kid_sd"] < 0.5 * found["kid"] and found["n"] == 400
+    units = torch.tensor([20.0, 0.5])  # of the features, which do not matter
+    again = realism(units * moved - 7, cases, units * real - 7, cases)
+    assert (again["fid"], again["kid"]) == pytest.approx((found["fid"], found["kid"]), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "architecture, arguments, count",
     [
@@ -274,6 +338,12 @@ def test_features_come_from_the_lowest_resolution(architecture: str, arguments: 
     assert found.shape == (3, features.num_features)
     assert features.num_features == count
     assert features.layer in features.name
+
+
+def test_features_are_averaged_over_the_image() -> None:
+    image = torch.rand(3, 1, 8, 8)
+    features = BottleneckFeatures(nn.Sequential(nn.AvgPool2d(2), nn.Upsample(8)), image[:1], "means")
+    torch.testing.assert_close(features(image), image.mean((2, 3)))
 
 
 def test_features_need_a_lower_resolution() -> None:

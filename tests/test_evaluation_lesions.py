@@ -29,6 +29,8 @@ FIRST, SECOND = (slice(2, 12), slice(2, 4)), (slice(20, 30), slice(6, 8))
         # one of twenty pixels is too little of a lesion
         (masks(FIRST), masks((slice(2, 3), slice(2, 3))), LesionCounts(1, 0, 1, 0)),
         (masks(FIRST), masks((slice(2, 3), slice(2, 4))), LesionCounts(1, 1, 1, 0)),
+        # a tenth of what is predicted is true
+        (masks((slice(2, 3), slice(2, 4))), masks(FIRST), LesionCounts(1, 1, 1, 0)),
     ],
 )
 def test_counts(label: np.ndarray, prediction: np.ndarray, expected: LesionCounts) -> None:

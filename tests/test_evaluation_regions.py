@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
@@ -19,6 +20,7 @@ from data_prep.regions import derive_regions, region_definition
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
+from segcft_ext.evaluation.summary import _positional
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
@@ -173,6 +175,32 @@ def test_leakage_into_the_other_half_is_positional_and_outside(judged: tuple[Jud
     maps = judged[0].change_maps()
     half = maps["exact"][HALVES[0]]
     assert half.shape == SIZE and half[:32].mean() > 0.01 and half[32:].max() < 1e-4
+
+
+def test_what_the_model_predicts_of_another_region_does_not_leak() -> None:
+    """Of a change of 4 the other half has the 1 that was predicted in the first case, and 3 in the second."""
+    do, other = HALVES
+    rows = pd.DataFrame(
+        {
+            "id": ["a", "b"],
+            **{f"before.{do}": [5.0, 5.0], f"measured.{do}": [9.0, 9.0], f"before.{other}": [2.0, 2.0]},
+            f"measured.{other}": [3.0, 5.0],
+            **{f"factual.{other}": [2.5, 2.5], f"asked.{other}": [3.5, 3.5]},
+        }
+    )
+    found = _positional(rows, do, [other], seed=0)
+    assert (found["own"], found["others"], found["leakage"]) == (4, 1, 0.25)
+
+
+def test_taking_nothing_back_does_not_count_as_reversible(judged: tuple[JudgeEvaluator, Path]) -> None:
+    engine = judged[0]
+    for do in HALVES:
+        rows = engine.pairs[(engine.pairs["method"] == "spilling") & (engine.pairs["do"] == do)]
+        acted = rows[f"asked.{do}"] != rows[f"factual.{do}"]
+        assert 0 < acted.sum() < len(rows)
+        assert rows.loc[~acted, "reversibility"].max() < 1e-4 < rows.loc[acted, "reversibility"].mean()
+        found = engine.evaluation["methods"]["spilling"]["reversibility"][do]
+        assert found == pytest.approx(rows.loc[acted, "reversibility"].mean())
 
 
 def test_what_fails_to_appear_counts_in_the_leakage(judged: tuple[JudgeEvaluator, Path]) -> None:

@@ -1,7 +1,7 @@
 """Guides let gradients through and keep their own weights; the objective asks for what it should."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
 from segcft_ext.measurements import Area, RegionArea
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
+from segcft_ext.objective import CFTObjective, CFTTerms, Lagrangian, draw_interventions
 from segcft_ext.variables import Variables
 
 DEFINITIONS = [{"name": "a", "kind": "continuous"}, {"name": "b", "kind": "continuous"}]
@@ -76,6 +76,9 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
     torch.testing.assert_close(prediction.values, 100 * prediction.support.flatten(2).mean(2))
     torch.testing.assert_close(prediction.values.sum(1), Area(1)(guide.see(image).softmax(1)))
     assert not torch.allclose(guide(image).values, prediction.values)
+    assert prediction.log_odds is not None
+    for zone, rows in enumerate((range(6), range(6, 32))):
+        assert prediction.log_odds[0, zone].isfinite().all(1).nonzero()[:, 0].tolist() == list(rows)
 
 
 def sure_guide() -> SegmentorGuide:
@@ -112,7 +115,7 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert relabelled(2, 0) == [(2, 2, -1), (2, 3, -1)]  # two brightest of the left half become brighter
     assert relabelled(0, -1) == [(5, 6, 1)]
     assert relabelled(-3, 0) == []  # nothing is there to be taken away
-    assert len(relabelled(99, 0)) == 32  # there is no more room
+    assert len(relabelled(99, 0)) == 32 and relabelling(99, 0).isfinite()  # there is no more room
     # One pixel with log-odds of -28, in scaled units of a range of 20.
     assert relabelling(1, 0).item() == pytest.approx(28 * 100 / 64 * 2 / 20, rel=1e-4)
     # A head that knows which two pixels of the left half it lets appear is asked for these; for its losses as before.
@@ -121,6 +124,20 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
     assert relabelled(2, 0, gained) == [(6, 0, -1), (6, 1, -1)]
     assert relabelling(2, 0, gained).item() == pytest.approx(2 * 40 * 100 / 64 * 2 / 20, rel=1e-4)
     assert relabelled(0, -1, gained) == relabelled(0, -1)
+
+
+def test_what_has_changed_sides_already_is_not_asked_for_again() -> None:
+    guide, image = sure_guide(), torch.zeros(1, 1, 8, 8)
+    image[..., 2, 1:4] = torch.tensor([0.2, 0.3, 0.25])
+    halfway = image.clone()
+    halfway[..., 2, 2] = 1.5  # one of the two pixels that are to appear
+    halfway.requires_grad_()
+    factual, prediction = guide(image), guide(halfway)
+    wanted = Counterfactual(halfway, factual.values + 100 / 64 * torch.tensor([[2.0, 0.0]]))
+    reference = one_hot((image > 1).float(), num_classes=2)
+    found = CFTObjective()(image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference)
+    gradient = torch.autograd.grad(found.relabelling, halfway)[0][0, 0]
+    assert gradient.nonzero().tolist() == [[2, 3]]
 
 
 def test_a_regressor_counts_no_pixels() -> None:
@@ -228,6 +245,22 @@ def test_a_missing_value_asks_for_nothing() -> None:
     assert total.isfinite() and torch.autograd.grad(total, prediction.values)[0].isfinite().all()
 
 
+def test_the_total_weighs_each_term_by_its_own_weight() -> None:
+    names = [field.name for field in fields(CFTTerms)]
+    weights = {name: 2.0**position for position, name in enumerate(names) if name != "effectiveness"}
+    objective = CFTObjective(warm_up=0, **weights)
+    for name in names:
+        one = CFTTerms(**{other: torch.tensor(float(other == name)) for other in names})
+        assert objective.total(one) == weights.get(name, 1)
+
+
+def test_paint_costs_its_mean_absolute_intensity() -> None:
+    image, _, asked, _ = scene()
+    paint = torch.zeros_like(image)
+    paint[..., :16], paint[..., 16:32] = 0.5, -0.25
+    assert terms(CFTObjective(), [13.0, 10.0], replace(asked, paint=paint)).paint == pytest.approx(0.75 / 4)
+
+
 def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
     image, _, asked, _ = scene()
     changed = image.clone()
@@ -275,6 +308,28 @@ def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None
     cost = terms(CFTObjective(), [13.0, 10.0], Counterfactual(outside, asked.values)).locality
     assert free == 0
     assert cost == pytest.approx(0.5 * (24 / 64) / (24 / 64))  # over the size of a
+
+
+@pytest.mark.parametrize(("size", "radius"), [(64, 1), (128, 2), (256, 5)])
+def test_the_structure_is_wider_by_five_pixels_at_256_before_and_after(size: int, radius: int) -> None:
+    """What may change: the columns of a before or after and a few pixels more, relative to how much of a there is."""
+    image, values = torch.zeros(1, 1, size, size), torch.tensor([[8.0, 10.0]])
+    before, after = torch.zeros(2, 1, 2, size, size)
+    before[:, 0, :, : size // 4], before[:, 1, :, size // 2 :] = 1, 1
+    after[:, 0, :, size // 16 : size * 5 // 16] = 1
+    predictions = [GuidePrediction(torch.tensor([[9.0, 10.0]]), mask) for mask in (before, after)]
+
+    def locality(column: int) -> float:
+        changed = image.clone()
+        changed[..., column] = 0.5
+        wanted = Counterfactual(changed, torch.tensor([[12.0, 10.0]]))
+        return float(CFTObjective()(image, values, wanted, *predictions, fitted(), [0, 1], REFERENCE).locality)
+
+    last = size * 5 // 16 - 1
+    assert locality(0) == locality(last) == locality(last + radius) == 0
+    assert locality(last + radius + 1) == pytest.approx(0.5 / size / 0.25)  # a quarter of the image is a
+    before[:, 0, :, 2:] = 0
+    assert locality(size - 1) == pytest.approx(0.5 / size / 0.1)  # as if it were a tenth
 
 
 def test_folds_cost_and_small_movements_do_not() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from segcft_ext.networks.hvae import HVAE, StochasticBlock, discretised_gaussian_log_likelihood
 
@@ -28,6 +29,15 @@ def test_the_bins_of_a_pixel_sum_to_one(mean: float, log_scale: float) -> None:
     bins = torch.linspace(-1, 1, 256, dtype=torch.float64)
     log_likelihood = discretised_gaussian_log_likelihood(bins, torch.tensor(mean), torch.tensor(log_scale))
     assert float(log_likelihood.exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "log_scale"), [(-0.3, -3.0), (0.9, -1.0), (1.2, -2.0)])
+def test_the_likelihood_of_an_intensity_is_what_the_gaussian_has_in_its_bin(mean: float, log_scale: float) -> None:
+    bins = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    edges = torch.cat([torch.tensor([-torch.inf]), (bins[1:] + bins[:-1]) / 2, torch.tensor([torch.inf])])
+    expected = torch.distributions.Normal(mean, math.exp(log_scale)).cdf(edges).diff()
+    found = discretised_gaussian_log_likelihood(bins, torch.tensor(mean), torch.tensor(log_scale)).exp()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_the_likelihood_is_finite_with_finite_gradients_far_out() -> None:
@@ -86,6 +96,68 @@ def test_the_priors_of_all_blocks_see_the_parents_only_when_conditional(conditio
     assert all(torch.equal(one, other) is not conditional for one, other in pairs)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_prior_of_a_block_sees_the_latents_before_it(conditional: bool) -> None:
+    network = awake(small(conditional_prior=conditional))
+
+    def priors(first: float) -> list[torch.Tensor]:
+        """Means of all blocks, where the first block's latents are as given and all others zero."""
+        means: list[torch.Tensor] = []
+
+        def latent(block: StochasticBlock, state: torch.Tensor, context: torch.Tensor, level: int) -> torch.Tensor:
+            means.append(block.prior(context, torch.zeros(1, 2))[0])
+            return torch.full_like(means[-1], first if len(means) == 1 else 0)
+
+        network._decode(latent, torch.zeros(1, 2), network._sizes((16, 16)))
+        return means
+
+    assert list(map(torch.equal, priors(0), priors(1))) == [True, False, False]
+
+
+def at_constants(network: HVAE, prior: Normal, posterior: Normal) -> HVAE:
+    """The same prior and posterior for every latent, whatever the image."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, StochasticBlock):
+                for head, wanted in ((module.prior_head, prior), (module.posterior_head, posterior)):
+                    log_scale = 4 * torch.atanh(wanted.scale.log() / 4)  # what the soft clamp makes of it is wanted
+                    head.bias.copy_(torch.stack([wanted.loc, log_scale]).repeat_interleave(4))
+    return network
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_latents_are_drawn_from_the_posterior_and_their_kl_is_that_of_gaussians(conditional: bool) -> None:
+    prior, posterior = Normal(torch.tensor(-1.0), torch.tensor(2.0)), Normal(torch.tensor(1.0), torch.tensor(0.5))
+    network = at_constants(small(conditional_prior=conditional), prior, posterior)
+    image, parents = torch.rand(40, 1, 16, 16), torch.zeros(40, 2)
+    torch.manual_seed(0)
+    found = network.posterior(image, parents)
+    drawn = torch.cat([latent.flatten(1) for latent in found.latents], 1)
+    kl = kl_divergence(posterior, prior) * drawn.shape[1]
+    torch.testing.assert_close(found.kl, kl.expand(40), rtol=1e-4, atol=0)
+    for temperature in (1.0, 0.5, 0.0):
+        latents = network.posterior(image, parents, temperature).latents
+        drawn = torch.cat([latent.flatten() for latent in latents])
+        if conditional:  # the prior's noise
+            drawn = prior.loc + prior.scale * drawn
+        assert drawn.mean().item() == pytest.approx(1, abs=0.02)
+        assert drawn.std().item() == pytest.approx(0.5 * temperature, rel=0.03, abs=1e-5)
+
+
+def test_samples_have_the_priors_latents_at_their_temperature() -> None:
+    prior = Normal(torch.tensor(-1.0), torch.tensor(2.0))
+    network, drawn = at_constants(small(), prior, prior), []
+    for module in network.modules():
+        if isinstance(module, StochasticBlock):
+            module.expand.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[0].flatten()))
+    torch.manual_seed(0)
+    for temperature in (1.0, 0.5, 0.0):
+        drawn.clear()
+        network.sample(torch.zeros(40, 2), (16, 16), temperature)
+        assert torch.cat(drawn).mean().item() == pytest.approx(-1, abs=0.05)
+        assert torch.cat(drawn).std().item() == pytest.approx(2 * temperature, rel=0.03, abs=1e-5)
+
+
 def test_the_kl_vanishes_where_posterior_and_prior_agree() -> None:
     network = small()  # both heads start at zero
     posterior = network.posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
@@ -98,9 +170,10 @@ def test_free_bits_are_a_floor_for_each_block() -> None:
 
 
 def test_negative_elbo_is_in_nats_per_dimension() -> None:
-    network = small(beta=2.0)
+    network = awake(small(beta=2.0))
     image, parents = torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 2)
     posterior = network.posterior(image, parents)
+    assert (posterior.kl > 1).all()
     likelihood = discretised_gaussian_log_likelihood(image, posterior.mean, posterior.log_scale).mean((1, 2, 3))
     expected = 2 * posterior.kl / 256 - likelihood
     torch.testing.assert_close(network.negative_elbo(image, posterior), expected)

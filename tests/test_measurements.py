@@ -96,6 +96,18 @@ def test_zones_are_those_of_the_structure_and_bands_those_of_the_image():
     torch.testing.assert_close(across, torch.tensor([[9.0, 9.0, 0.0]]) * share)
 
 
+def test_a_pixel_on_a_boundary_belongs_to_both_regions_by_its_share():
+    label = torch.ones(1, 1, 10, 6, dtype=torch.long)
+    bands = thirds(1, "image")
+    torch.testing.assert_close(measure_label_map(bands, label, 2), torch.full((1, 3), 100 / 3))
+    rows = [band.support(one_hot(label, 2))[0, 0, :, 0] for band in bands.values()]
+    torch.testing.assert_close(rows[0], torch.tensor([1, 1, 1, 1 / 3, 0, 0, 0, 0, 0, 0]))
+    torch.testing.assert_close(rows[1], torch.tensor([0, 0, 0, 2 / 3, 1, 1, 2 / 3, 0, 0, 0]))
+    # Where pixels are counted, it is one of the region that has more of it.
+    counted = [band.log_odds(9 * one_hot(label, 2))[0, 0, :, 0].isfinite().sum().item() for band in bands.values()]
+    assert counted == [3, 4, 3]
+
+
 @pytest.mark.parametrize("of", ["image", "structure"])
 def test_without_a_reference_log_odds_count_where_the_area_does(of):
     logits = 9 * one_hot(LUNGS, 3)
@@ -135,6 +147,9 @@ def test_a_stray_pixel_moves_no_zone_and_an_absent_structure_has_those_of_the_im
     label[..., 0, 0] = 1
     stray = measure_label_map(thirds(1, "structure"), label, 2)
     torch.testing.assert_close(stray - clean, torch.tensor([[100 / label.numel(), 0, 0]]), atol=1e-5, rtol=0)
+    label[..., 0, :10] = 1  # one percent of it is no stray pixel: the zones are those of rows 0 to 50
+    tip = measure_label_map(thirds(1, "structure"), label, 2)
+    torch.testing.assert_close(tip, torch.tensor([[10.0, 400.0, 500.0]]) * 100 / label.numel())
     absent, present = torch.zeros_like(LUNGS), torch.ones_like(LUNGS)
     values = measure_label_map(thirds(1, "structure"), present, 2, reference=absent)
     torch.testing.assert_close(values, measure_label_map(thirds(1, "image"), present, 2))

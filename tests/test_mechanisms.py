@@ -94,6 +94,13 @@ def test_a_flows_density_integrates_to_one(strength):
         assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-4)
 
 
+def test_a_fresh_flow_is_a_gaussian():
+    value, parents = torch.linspace(-3, 3, 50), encoded_parents(50, 2)
+    gaussian, mechanism = torch.distributions.Normal(0.0, 0.4), FlowMechanism(2)
+    torch.testing.assert_close(mechanism.log_prob(value, parents), gaussian.log_prob(value))
+    torch.testing.assert_close(mechanism.abduct(value, parents), value.double() / 0.4)
+
+
 @pytest.mark.parametrize(("kind", "count"), [("bernoulli", 2), ("categorical", 4)])
 def test_probabilities_sum_to_one_and_samples_follow_them(kind, count):
     mechanism = build(kind, 2)

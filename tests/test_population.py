@@ -1,8 +1,10 @@
 """Growth maps find where a structure varies in the population; counterfactuals are to grow there."""
 
+import numpy as np
 import pytest
 import torch
 from monai.data import Dataset
+from scipy.ndimage import uniform_filter
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.place import GainMap, misplaced
@@ -10,7 +12,7 @@ from segcft_ext.guides import GuidePrediction, RegressorGuide
 from segcft_ext.measurements import Area
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.objective import CFTObjective
-from segcft_ext.population import growth_maps
+from segcft_ext.population import blurred, growth_maps
 from segcft_ext.variables import Variables
 
 NAMES = ["age", "a", "b"]
@@ -83,6 +85,18 @@ def test_growing_elsewhere_than_the_population_costs() -> None:
     assert cost(above, growth) > cost(factual, growth) > 0
     # Eight rows of 20 pixels are wrong by one each, and the blur takes some of it, in scaled units of a range of 20.
     assert 0.1 * 160 < cost(above, growth) / (float(pixel) * 2 / 20) < 160
+
+
+def test_changes_are_compared_after_two_means_over_sixteen_pixels_at_256() -> None:
+    mask = torch.rand(64, 48)
+    expected = mask.numpy()
+    for _ in range(2):
+        expected = uniform_filter(expected, size=9, mode="constant")  # 4 pixels each way
+    np.testing.assert_allclose(blurred(mask[None, None])[0, 0], expected, atol=1e-6)
+    growth = torch.zeros(64, 64)
+    growth[40:44, 20:40] = 1
+    # What is a little beside it is not elsewhere.
+    assert misplaced(growth.roll(2, 0), growth) < 0.25 < 0.5 == (growth.roll(2, 0) - growth).abs().sum() / 160
 
 
 def test_misplaced_growth_is_told_in_shares() -> None:

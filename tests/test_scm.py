@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from segcft_ext.mechanisms import Mechanism
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
 
@@ -272,3 +273,72 @@ def test_a_known_linear_model_is_recovered_with_its_counterfactuals():
     samples = scm.sample(4000, torch.Generator().manual_seed(0))
     assert samples[:, 1].std().item() == pytest.approx(values[:, 1].std().item(), rel=0.1)
     assert torch.corrcoef(samples.T)[0, 1].item() == pytest.approx(torch.corrcoef(values.T)[0, 1].item(), abs=0.03)
+
+
+def set_linear(mechanism: Mechanism, slopes: list[float], intercept: float, scale: float | None = None) -> None:
+    """First output of the conditioner a linear function of the parents, exactly, as silu(x) - silu(-x) = x.
+
+    Of a flow that is the mean of a Gaussian of this scale, for without its other outputs the spline is the identity.
+    """
+    conditioner = mechanism.conditioner
+    with torch.no_grad():
+        conditioner.bias.zero_()
+        conditioner.bias[0] = intercept
+        if scale is not None:
+            conditioner.bias[1] = 4 * math.atanh(math.log(scale / 0.4) / 4)  # of the soft limit of the logarithm
+        if slopes:
+            first, _, last = conditioner.network
+            for parameter in (first.weight, first.bias, last.weight):
+                parameter.zero_()
+            for column, slope in enumerate(slopes):
+                for sign in (1, -1):
+                    row = 2 * column + (sign < 0)
+                    first.weight[row, column], last.weight[0, row] = sign, sign * slope
+
+
+def test_a_model_made_by_hand_has_the_distributions_and_counterfactuals_of_theory():
+    """sex -> age -> heart and sex -> heart, linear Gaussian in scaled units, 30 % men."""
+    names = ["heart", "age", "sex"]
+    variables = Variables([{"name": name, "kind": "binary" if name == "sex" else "continuous"} for name in names])
+    variables.fit(torch.tensor([[5.0, 20, 0], [15, 80, 1]]), ["percent", "years", ""])
+    scm = SCM(variables, {"heart": ["sex", "age"], "age": ["sex"]})
+    heart, age, sex = scm.mechanisms
+    set_linear(sex, [], math.log(0.3 / 0.7))
+    set_linear(age, [0.3], 0.1, 0.2)
+    set_linear(heart, [0.4, -0.5], 0.05, 0.25)  # of sex as -1 or 1, and of the scaled age
+    count = 100_000
+    generator = torch.Generator().manual_seed(0)
+    noise = {n: m.sample_noise(count, generator) for n, m in zip(names, scm.mechanisms)}
+
+    def moments(values: torch.Tensor) -> tuple[float, float]:
+        scaled = variables.scale(values)[:, 0]
+        return scaled.mean().item(), scaled.std().item()
+
+    with torch.no_grad():
+        values = scm.predict(noise)
+        # The variance of what follows from sex, -1 or 1, is 4 p (1 - p) times the square of its whole effect.
+        assert values[:, 2].mean().item() == pytest.approx(0.3, abs=0.005)
+        whole = 0.4 - 0.5 * 0.3
+        expected = 0.05 - 0.5 * 0.1 + whole * -0.4, math.sqrt(0.84 * whole**2 + (0.5 * 0.2) ** 2 + 0.25**2)
+        assert moments(values) == pytest.approx(expected, abs=0.005)
+
+        # do(age = 62), 0.4 on the scale: sex keeps its share, so this is not the mean of those who are 62 years old.
+        acted = scm.predict(noise, {"age": torch.full((count,), 62.0)})
+        assert torch.equal(acted[:, 2], values[:, 2]) and (acted[:, 1] == 62).all()
+        wanted = 0.05 + 0.4 * -0.4 - 0.5 * 0.4
+        assert moments(acted) == pytest.approx((wanted, math.sqrt(0.84 * 0.4**2 + 0.25**2)), abs=0.005)
+        seen = moments(values[(values[:, 1] - 62).abs() < 0.5])[0]
+        share = 0.3 / (0.3 + 0.7 * math.exp(-0.5 * 3**2))  # men are 62 on average, women three deviations younger
+        assert seen == pytest.approx(0.05 + 0.4 * (2 * share - 1) - 0.5 * 0.4, abs=0.02) and seen > wanted + 0.5
+
+        # Counterfactuals: the noise of each case is kept, in the grandchild too.
+        some = values[:500]
+        nothing, other = torch.zeros(500), 2 - 4 * some[:, 2]  # the change of sex, from -1 to 1 or back
+        for name, target, change_of_sex, change_of_age in (
+            ("age", some[:, 1] - 15, nothing, nothing - 0.5),
+            ("sex", 1 - some[:, 2], other, 0.3 * other),
+        ):
+            found = variables.scale(scm.counterfactual(some, {name: target})) - variables.scale(some)
+            change_of_heart = 0.4 * change_of_sex - 0.5 * change_of_age
+            torch.testing.assert_close(found[:, 0], change_of_heart, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[:, 1], change_of_age, atol=1e-5, rtol=0)

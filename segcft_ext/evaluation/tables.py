@@ -24,9 +24,9 @@ MAX_PAIRS = 12
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """One sentence: how many cases and interventions, and who judged."""
     data = evaluation["data"]
-    draws = data["interventions_per_case"]
+    cases, draws = data["cases"], data["interventions_per_case"]
     return (
-        f"{data['cases']} test cases, {draws} intervention{'' if draws == 1 else 's'} on each of "
+        f"{cases} test case{'' if cases == 1 else 's'}, {draws} intervention{'' if draws == 1 else 's'} on each of "
         f"{', '.join(map(words, data['interventions']))} per case, the same for all methods (seed {data['seed']}), "
         f"judged by an independent segmentor ({data['judge']['definition']['architecture']})."
     )

@@ -32,7 +32,8 @@ class Posterior:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
         mean: mean of the likelihood given latents and parents, shape (B, C, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not computed.
+        kl: KL(q || p) summed over all latents, for each block at least the free bits, in nats, shape (B,); NaN where it
+            was not computed.
     """
 
     latents: list[Tensor]
