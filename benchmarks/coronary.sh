@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The figures of docs/results.md on straightened coronary phantoms, from drawing them to the judge's tables.
+# Reproduces the figures of docs/results.md on straightened coronary phantoms, from drawing them to the judge's tables.
 #
 #   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS]
 #
-# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, those of the configs, or `demo`, those of the demo
-# and its judge's seed. Needs the project's environment to be active. One segmentor, one judge; then, for each way of
-# dividing the vessel into variables, a regressor, a DSCM, Reg-CFT, Seg-CFT and an evaluation:
+# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs, or `demo`, the epochs
+# of the demo and its judge's seed. The project's environment must be active. One segmentor and one judge are trained;
+# then, for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT and Seg-CFT, and an evaluation
+# is run:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
@@ -28,7 +29,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$out/mlflow.db}
 
-# stage BUNDLE CONFIG DATA OUTPUT [ARGUMENTS]: one stage, unless its model is there and its training is over
+# stage BUNDLE CONFIG DATA OUTPUT [ARGUMENTS]: run one stage, unless it is complete
 stage() {
     local bundle=$root/bundles/$1 config=$2 data=$3 target=$out/$4
     shift 4
@@ -40,7 +41,7 @@ stage() {
     touch "$target/complete"
 }
 
-# data NAME [ARGUMENTS]: the same vessels, with variables of their own
+# data NAME [ARGUMENTS]: prepare the same vessels with a choice of variables
 data() {
     local target=$out/data/$1
     shift
@@ -49,7 +50,7 @@ data() {
         --name "coronary phantoms" --out "$target" "$@"
 }
 
-# compare NAME DATA [ARGUMENTS of the DSCM]: the three methods on one choice of variables
+# compare NAME DATA [ARGUMENTS of the DSCM]: train and evaluate the three methods on one choice of variables
 compare() {
     local name=$1 data=$2
     shift 2

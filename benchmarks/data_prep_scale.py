@@ -1,14 +1,14 @@
-"""How fast data_prep goes through large radiographs, and how much of that time is decoding.
+"""How fast data_prep prepares large radiographs, and how much of that time is decoding.
 
     python benchmarks/data_prep_scale.py OUT --count 5000
 
 Generates 16-bit PNG images with three masks each in OUT (5 MB for each case of 2048 x 2048), decodes some of them in
-one process without doing anything else, then prepares all with each number of processes. Seconds are given by the clock
-and of the processor, since a machine may have other work to do; starting up, as measured with a few cases, is taken
-off. Memory is the proportional set size (PSS) of all processes together.
+one process without doing anything else, then prepares all with each number of processes. Both wall-clock and CPU time
+are given, since a machine may have other work to do; the time of starting up, measured with a few cases, is subtracted.
+Memory is the proportional set size (PSS) of all processes together.
 
-5 000 cases need 26 GB of disk and 19 minutes on two idle cores. After an interruption the same command goes on: what is
-generated stays, a measurement that is finished (``OUT/measured.json``) is not repeated.
+5 000 cases need 26 GB of disk and 19 minutes on two idle cores. After an interruption the same command goes on: files
+that are generated stay, and finished measurements (``OUT/measured.json``) are not repeated.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ DECODED = 500
 
 
 class NoisyChests:
-    """PNG files of distinct images at the price of writing them.
+    """PNG files of distinct images, at no more than the cost of writing them.
 
     A few anatomies are encoded with a few exposures each (12 bits, noise in the lowest five or so). A new image takes
-    every band of rows from one of the exposures: bands are compressed independently of each other, so that they can be
-    joined without being compressed again. Filters of the rows are those that Pillow chooses.
+    each band of rows from one of the exposures: bands are compressed independently, so that they can be joined without
+    being compressed again. The rows have the filters that Pillow chooses.
     """
 
     def __init__(self, pixels: int, anatomies: int, exposures: int = 3, bands: int = 16) -> None:
@@ -68,7 +68,7 @@ class NoisyChests:
         filtered = bytearray(zlib.decompress(_chunk(_png(pixels), b"IDAT")))
         width, found = 1 + 2 * self.pixels, []
         for start in range(0, self.pixels, self.rows):
-            # The first row of a band must not lean on the one above: filter 0.
+            # The first row of a band must not be predicted from the one above: filter 0.
             filtered[start * width : (start + 1) * width] = b"\0" + pixels[start].astype(">u2").tobytes()
             raw = bytes(filtered[start * width : (start + self.rows) * width])
             packer = zlib.compressobj(COMPRESSION, zlib.DEFLATED, -15)
@@ -117,7 +117,7 @@ def _chunk(png: bytes, wanted: bytes) -> bytes:
 
 
 def generate(folders: dict[Path, int], pixels: int, anatomies: int) -> None:
-    """Write so many cases to each folder, those that are not there yet."""
+    """Write the given number of cases to each folder, except those that are there already."""
     todo = [
         (folder, index)
         for folder, count in folders.items()
@@ -138,8 +138,7 @@ def generate(folders: dict[Path, int], pixels: int, anatomies: int) -> None:
 
 
 def decode(folder: Path, count: int) -> tuple[float, float]:
-    """Seconds for each of ``count`` cases, by the clock and of the processor, to bring all its pictures into memory and
-    do nothing with them."""
+    """Wall-clock and CPU seconds, the mean of ``count`` cases, to decode all pictures of a case and do nothing else."""
     start, used = time.perf_counter(), time.process_time()
     for index in tqdm(range(count), desc="decoding"):
         for kind in ("images", *(f"masks/{structure}" for structure in CHEST)):
@@ -149,7 +148,7 @@ def decode(folder: Path, count: int) -> tuple[float, float]:
 
 
 def prepare(folder: Path, out: Path, size: int, workers: int) -> tuple[float, float, float]:
-    """Seconds, by the clock and of the processor, and peak memory in MB of ``python -m data_prep folder``."""
+    """Wall-clock seconds, CPU seconds and peak memory in MB of ``python -m data_prep folder``."""
     shutil.rmtree(out, ignore_errors=True)
     before, start = os.times(), time.perf_counter()
     command = ["folder", str(folder), "--size", str(size), "--workers", str(workers), "--out", str(out)]
@@ -202,7 +201,7 @@ def main() -> None:
         started = measured(f"{name}, few", partial(prepare, few, given.out / "prepared_few", given.size, workers))
         ended = measured(name, partial(prepare, many, given.out / "prepared", given.size, workers))
         seconds, used = ((b - a) / (given.count - FEW) for a, b in zip(started[:2], ended[:2]))
-        # The processor time of a pool's processes is not told to the process that has started the pool.
+        # The CPU time of a pool's processes is not reported to the process that has started the pool.
         cpu, share = ("", "") if workers > 1 else (f"{1000 * used:.0f} ms", f"{decoding / used:.2f}")
         rows.append((name, 1 / seconds, cpu, share, f"{ended[2]:.0f} MB"))
     print(f"\n{given.count} images of {given.pixels} x {given.pixels}, {size:.1f} MB each with masks, to {given.size}")
@@ -218,7 +217,7 @@ class _Measured:
         self._path, self._settings = path, settings
 
     def __call__(self, name: str, measure: Callable[[], Sequence[float]]) -> Sequence[float]:
-        """What was measured under this name, or is now."""
+        """The measurement of this name: from the file if it is there, else made now."""
         kept: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
         if kept.get("settings") != self._settings:
             kept = {"settings": self._settings}

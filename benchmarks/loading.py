@@ -1,12 +1,12 @@
-"""What loading costs an epoch of training, for each of MONAI's ways of loading and a memory map.
+"""The cost of loading in an epoch of training, for each of MONAI's ways of loading and a memory map.
 
     python benchmarks/loading.py OUT --size 64
     python benchmarks/loading.py OUT --size 224
 
-Prepares phantoms in OUT, loads them with the transforms of the bundle dscm_pretraining, and sets the processor time of
-an epoch's loading against that of its training steps (the bundle's network and batch size; forward, backward, update).
-Processor time is that of all threads and worker processes, so other work on the machine does not change the result;
-loading in other processes is nevertheless taken as a cost, since training would use those cores.
+Prepares phantoms in OUT, loads them with the transforms of the bundle dscm_pretraining, and compares the CPU time of an
+epoch's loading with that of its training steps (the bundle's network and batch size; forward, backward, update). CPU
+time is that of all threads and worker processes, so other work on the machine does not change the result. Loading in
+other processes counts as a cost, too, since training would use those cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CONFIG = Path(__file__).parents[1] / "bundles" / "dscm_pretraining" / "configs" 
 
 
 class MemoryMap(Dataset):
-    """Image and label map of all cases in one file on disk, which is read as it is needed."""
+    """Images and label maps of all cases in one file on disk, of which only what is needed is read."""
 
     def __init__(self, data: list[dict[str, Any]], transform: Callable[[Any], Any], path: Path) -> None:
         super().__init__(data)
@@ -55,7 +55,7 @@ class MemoryMap(Dataset):
 
 
 def cpu() -> float:
-    """Processor seconds of this process and of the worker processes that have ended."""
+    """CPU seconds of this process and of the worker processes that have ended."""
     return time.process_time() + sum(os.times()[2:4])
 
 
@@ -66,7 +66,7 @@ def resident() -> float:
 
 
 def epoch(loader: DataLoader) -> float:
-    """Processor seconds of one epoch's loading."""
+    """CPU seconds of one epoch's loading."""
     start = cpu()
     if isinstance(loader.dataset, SmartCacheDataset):
         loader.dataset.update_cache()
@@ -76,7 +76,7 @@ def epoch(loader: DataLoader) -> float:
 
 
 def step_time(network: DSCM, batches: Iterable[Any], prepare_batch: PrepareVariables) -> tuple[float, float]:
-    """Processor seconds of a training step of the bundle's network, and of augmenting and measuring its batch."""
+    """CPU seconds of a training step of the bundle's network, and of augmenting and measuring its batch."""
     preparing, training = [], []
     optimizer = torch.optim.AdamW(network.parameters())
     for i, batch in enumerate(batches):
@@ -95,7 +95,7 @@ def step_time(network: DSCM, batches: Iterable[Any], prepare_batch: PrepareVaria
 
 
 def monai_augmentation_time(batch: Any, size: int) -> float:
-    """Processor seconds in which MONAI's transforms, case by case on the processor, do to a batch the like of what
+    """CPU seconds in which MONAI's transforms, case by case on the CPU, augment a batch much as
     :class:`~segcft_ext.augmentation.BatchAugmentation` does."""
     chain = Compose(
         [

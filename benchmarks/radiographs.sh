@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The figures of docs/results.md on real radiographs, from a folder of images and masks to the judge's tables.
+# Reproduces the figures of docs/results.md on real radiographs, from a folder of images and masks to the judge's
+# tables.
 #
 #   benchmarks/radiographs.sh CXR OUT [SIZE]
 #
-# CXR holds jsrt/ and wingspan/, each with png/ and mask/{left_lung,right_lung,heart}/, and cases.csv. Needs the project's
-# environment to be active. It takes about two and a half hours on two cores at 64 x 64; every stage resumes where it
+# CXR holds jsrt/ and wingspan/, each with png/ and mask/{left_lung,right_lung,heart}/, and cases.csv. The project's
+# environment must be active. It takes about two and a half hours on two cores at 64 x 64; every stage resumes where it
 # was interrupted.
 set -euo pipefail
 cxr=$1 out=$2 size=${3:-64}
@@ -13,7 +14,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$out/mlflow.db}
 
-# stage BUNDLE CONFIG OUTPUT [ARGUMENTS]: one stage, unless its model is there and its training is over
+# stage BUNDLE CONFIG OUTPUT [ARGUMENTS]: run one stage, unless it is complete
 stage() {
     local bundle=$root/bundles/$1 config=$2 target=$out/$3
     shift 3

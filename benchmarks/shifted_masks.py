@@ -1,9 +1,9 @@
-"""How surely masks that lie beside the lungs are found, and how often right ones are taken for such.
+"""How reliably masks that lie beside the lungs are found, and how often correct masks are taken for such.
 
     python benchmarks/shifted_masks.py runs/cxr64/datalist.json
 
 The masks of every radiograph of a datalist are moved in eight directions. Then lungs are made white in the pictures, as
-by a disease, with the masks where they belong. "Certain" rejects a case, "likely" lists it in ``inspect``.
+by a disease, with the masks left in place. A "certain" finding rejects a case, a "likely" one lists it in ``inspect``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEVERITY = 0.9  # of the way to the brightness around the lungs
 
 
 def whiten(image: np.ndarray, lungs: np.ndarray, where: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The picture, as bright ``where`` the lungs are ill as it is around them, with soft borders and a texture."""
+    """The picture, made about as bright ``where`` the lungs are ill as around them, with soft borders and a texture."""
     around = image[ndimage.binary_dilation(lungs, iterations=3) & ~lungs]
     texture = 0.25 * around.std() * random.normal(size=image.shape)
     amount = SEVERITY * ndimage.gaussian_filter(where.astype(float), 0.7)
@@ -59,7 +59,7 @@ def situations(
 
 
 def measure(datalist: Datalist) -> dict[str, list[tuple[bool, bool]]]:
-    """Whether it is likely, and certain, that the masks are shifted, for each situation and case."""
+    """For each situation and case, whether shifted masks are likely, and whether they are certain."""
     found: dict[str, list[tuple[bool, bool]]] = {}
     for entry in tqdm([entry for entries in datalist.entries.values() for entry in entries]):
         image, label = (read_array(datalist.path.parent / entry[key]) for key in ("image", "label"))

@@ -1,11 +1,11 @@
-"""Straightening against the analytic phantom, and how fast it is: the first figures of the coronary results.
+"""The accuracy of straightening, against the analytic phantom, and its speed: the first of the coronary results.
 
     python benchmarks/straightening.py [hearts] [seed]
 
 Renders CT volumes of hearts (three arteries each, oblique voxels of 0.4 x 0.4 x 0.5 mm), writes them as NIfTI and VTK
 files, and straightens every artery at 256 x 64 x 64 and in longitudinal cuts of 256 x 64 at 0 and 90 degrees. Each
 structure's volume or area in each third is compared with that of the phantom's own functions of vessel coordinates,
-which have never seen a voxel. Time is that of one core, reading the files included.
+which involve no voxels. Time is that of one core, reading the files included.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure(label: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def truth(artery: Artery, dims: int, angle: float) -> np.ndarray:
-    """The same from the phantom's functions, in cuts sampled four times as finely."""
+    """What :func:`measure` should give, from the phantom's functions; cuts are sampled four times as finely."""
     size = (256, 64, 64) if dims == 3 else (1024, 256)
     grid = Grid.of(size, artery.vessel.length, WIDTH)
     u, v = grid.u, grid.v

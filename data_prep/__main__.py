@@ -79,8 +79,8 @@ def folder(
 ) -> None:
     """Prepare folders of images (PNG, TIFF, DICOM, NIfTI) with masks.
 
-    Each FOLDER is a source and gives it its name. FOLDER/images/a.png goes with FOLDER/masks/heart/a.png and so on;
-    the suffixes may differ. What cannot be used is listed with its reason in OUT/rejected.csv.
+    Each FOLDER is a source, named after the folder. The image FOLDER/images/a.png belongs to FOLDER/masks/heart/a.png
+    and so on; the suffixes may differ. Cases that cannot be used are listed with the reason in OUT/rejected.csv.
 
     Example:
 
@@ -93,7 +93,7 @@ def folder(
         images: folder of the images, relative to each FOLDER; sub-folders are searched too.
         masks: folder that holds one folder of masks for each structure, relative to each FOLDER. Or, as JSON, a mapping
             from structure to folder, which then replaces --structures. With --labels, the folder of the label maps;
-            with --mask_table, a mapping from structure to column where these differ.
+            with --mask_table, a mapping from structure to column, needed if their names differ.
         structures: names in the order of the label values 1, 2, ...; where masks overlap, the later one wins.
         labels: JSON mapping from structure to its value, or list of values, in label maps: one file for each case
             with all structures. Replaces --structures; values to be ignored are listed as "background".
@@ -103,24 +103,25 @@ def folder(
         variables: columns of the table to take. Names ("age,sex", the kind is then inferred), or a JSON mapping from
             name to "continuous" or to the list of categories.
         units: JSON mapping from continuous variable to its unit, '{"age": "years"}'.
-        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'. Empty cells always do; NA,
-            NaN, none and null do unless they are listed as categories.
+        missing: JSON mapping from variable to the value(s) that mean missing, '{"age": 0}'. Empty cells are always
+            missing; NA, NaN, none and null are, too, unless they are listed as categories.
         id_column: column with the image's file name, with or without suffix.
         source_column: column that names the source; without it the source is the FOLDER.
-        patient_column: column that names the patient; a patient's cases stay in one split. A case whose patient is
-            missing is a patient of its own.
-        size: of the prepared images in pixels, as 64, or as height and width 96x64.
-        unit: of the areas. "percent" of the image, "mm2", or "auto" (mm2 when every pixel spacing is known).
-        seed: of the splits.
-        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
-            four at most.
-        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        patient_column: column that names the patient; a patient's cases stay in one split. A case without a patient
+            counts as a patient of its own.
+        size: size of the prepared images in pixels, 64 or, as height and width, 96x64.
+        unit: unit of the areas, "percent" (of the image), "mm2", or "auto" (mm2 if the pixel spacing of every accepted
+            case is known, else percent).
+        seed: seed of the splits.
+        fractions: share of each split, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
+            fewer for few cases.
+        scheduler: address of a Dask scheduler, such as tcp://localhost:8786, whose workers are used instead.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
         mapping: file for the salt and the file names behind the ids, by default OUT.mapping.json beside the folder OUT.
-            It stays with you, being the only output that names a case.
+            Keep it to yourself, since no other output names a case.
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
@@ -178,10 +179,11 @@ def padchest(
 ) -> None:
     """Prepare PadChest with the masks of CheXmask: adults, postero-anterior, of sufficient quality.
 
-    A row of PadChest's table is left out, and counted in OUT/filters.csv, when none of its folder's images is given,
-    the age is unknown or below 18 years, the projection is not PA, it is marked pediatric, labelled "suboptimal study"
-    or "exclude", or CheXmask's Dice RCA (Mean) is below 0.7. Every other row is a case: accepted, or listed with its
-    reason in OUT/rejected.csv. Areas are in percent of the image, for PadChest gives no pixel spacing.
+    A row of PadChest's table is filtered out, and counted in OUT/filters.csv, if none of its folder's images is given,
+    the age is unknown or below 18 years, the projection is not PA, the row is marked pediatric or labelled "suboptimal
+    study" or "exclude", or CheXmask's Dice RCA (Mean) is unknown or below 0.7. Every other row is a case: accepted, or
+    listed with the reason in OUT/rejected.csv. Areas are in percent of the image, since PadChest gives no pixel
+    spacing.
 
     Example:
 
@@ -193,17 +195,17 @@ def padchest(
         table: PadChest's table, CSV or .csv.gz.
         chexmask: CheXmask's table for PadChest, of the original resolution or pre-processed; unpacked CSV.
         out: folder to write to; what an earlier run left there is replaced.
-        size: of the prepared images in pixels, as 64, or as height and width 96x64.
-        seed: of the splits; a patient's images stay in one split.
-        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
-            four at most.
-        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        size: size of the prepared images in pixels, 64 or, as height and width, 96x64.
+        seed: seed of the splits; a patient's images stay in one split.
+        fractions: share of each split, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
+            fewer for few cases.
+        scheduler: address of a Dask scheduler, such as tcp://localhost:8786, whose workers are used instead.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
         mapping: file for the salt and the ImageIDs behind the ids, by default OUT.mapping.json beside the folder OUT.
-            It stays with you, being the only output that names a case.
+            Keep it to yourself, since no other output names a case.
     """
     if not images:
         raise ValueError("no folder of images given; see python -m data_prep padchest --help")
@@ -259,7 +261,7 @@ def ccta(
     Each PLACE is a folder laid out like the public ImageCAS-X (volumes/, segmentations/, centerlines/), or a CSV list
     with the columns volume, label and, if known, centreline, vessel, patient. Volumes are NIfTI files or folders with a
     DICOM series; label volumes NIfTI files on the same grid; centrelines VTK polydata (.vtk, .vtp) or CSV with the
-    columns x, y, z. Where a volume has no centreline it is found in its label volume.
+    columns x, y, z. If a volume has no centreline, its centrelines are extracted from its label volume.
 
     Examples:
 
@@ -271,25 +273,26 @@ def ccta(
         places: one or several folders or lists.
         out: folder to write to; what an earlier run left there is replaced.
         labels: the values of each structure in the label volumes, "lumen=1,calcified_plaque=2,noncalcified_plaque=3" by
-            default. Values that are to be passed over stand under background ("background=20-23,lumen=1"); any other
-            one rejects the volume.
+            default. Values to be ignored are listed as background ("background=20-23,lumen=1"); a value that is not
+            listed rejects the volume.
         dims: 2 for longitudinal cuts, 3 for straightened volumes.
-        size: samples along the vessel and across it; 256x64 by default.
-        angles: of the cuts in degrees, "0,90"; each cut of each vessel is a case. 0 points to superior at the ostium.
-        across: distance of the samples across the vessel, mm.
-        window: HU that the stored intensities span.
-        order: of the interpolation, 1 (linear) or 3 (cubic).
-        smoothing: of the centrelines, mm.
+        size: number of samples along the vessel and across it; 256x64 by default.
+        angles: angles of the longitudinal cuts in degrees, "0,90"; each cut of each vessel is a case. 0 is the
+            direction that points most to superior at the ostium.
+        across: spacing of the samples across the vessel, mm.
+        window: lowest and highest HU of the stored intensities.
+        order: order of the interpolation, 1 (linear) or 3 (cubic).
+        smoothing: standard deviation of the Gaussian that smooths the centrelines, mm.
         shortest: length below which a vessel is rejected, mm.
-        coordinates: of the centrelines, LPS (as VTK, ITK, DICOM and 3D Slicer have them) or RAS (as NIfTI has them).
+        coordinates: convention of the centrelines' coordinates, LPS (VTK, ITK, DICOM, 3D Slicer) or RAS (NIfTI).
         regions: names of the regions in which structures are measured, "proximal,mid,distal" by default; "none"
             measures whole vessels.
-        boundaries: of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
-        seed: of the splits.
-        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
-            four at most.
-        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        boundaries: boundaries of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
+        seed: seed of the splits.
+        fractions: share of each split, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
+            fewer for few cases.
+        scheduler: address of a Dask scheduler, such as tcp://localhost:8786, whose workers are used instead.
         strict: stop at the first rejected case, with its reason.
         name: what the data are called in reports; by default the name of the folder OUT.
         salt: text mixed into the ids; by default the one in the file --mapping, or a new random one.
@@ -358,18 +361,18 @@ def phantom(
     Args:
         out: folder to write to; what an earlier run left there is replaced.
         kind: what to draw, "chest", "coronary" (straightened arteries), or "coronary_volumes" (whole CT volumes with
-            label volumes and centrelines, which are for data_prep ccta; of the options count, seed and out are used).
+            label volumes and centrelines, as input of data_prep ccta; only the options count, seed and out are used).
         count: number of cases.
-        size: in pixels; 64 of a square chest, 256x64 along and across a vessel.
-        dims: of the vessels; 2 is a longitudinal cut, 3 a volume.
+        size: size in pixels; by default 64 for a chest, which is square, and 256x64 (along and across) for a vessel.
+        dims: dimensions of a vessel's image; 2 is a longitudinal cut, 3 a volume.
         regions: names of the regions in which a vessel's structures are measured, "proximal,mid,distal" by default;
             "none" measures whole vessels.
-        boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
-        seed: of the cases and of the splits.
-        fractions: of the splits, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
-        workers: processes, whose number does not change the result; by default, for many cases, one for each core, but
-            four at most.
-        scheduler: address of a Dask scheduler, whose workers are used instead; tcp://localhost:8786, for instance.
+        boundaries: boundaries of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
+        seed: seed of the cases and of the splits.
+        fractions: share of each split, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
+        workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
+            fewer for few cases.
+        scheduler: address of a Dask scheduler, such as tcp://localhost:8786, whose workers are used instead.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
     count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), read_fractions(fractions)
@@ -416,7 +419,8 @@ def regions(
 ) -> None:
     """Derive a datalist with one variable for each structure and region from the DATALIST of any source.
 
-    Areas are measured again on the stored label maps, in their units; all else stays, and images are referred to.
+    Areas are measured again on the stored label maps, in the same units. Everything else is kept, and the new datalist
+    refers to the images where they are.
 
     Examples:
 
@@ -428,12 +432,13 @@ def regions(
     Args:
         datalist: the datalist.json to start from.
         out: the new datalist.json, in a folder of its own.
-        names: of the regions along the axis, "proximal,mid,distal" by default, or "upper,middle,lower" of a structure.
-        boundaries: of the regions as rising fractions, "0,0.5,1"; equal parts by default.
+        names: names of the regions along the axis, "proximal,mid,distal" by default, "upper,middle,lower" with --of
+            structure.
+        boundaries: boundaries of the regions as rising fractions, "0,0.5,1"; equal parts by default.
         of: what the boundaries are fractions of: the length of the "image" along the axis (straightened vessels), or
             the extent of each factual "structure" along it (zones of a lung).
-        axis: the axis that the regions follow, from 0; of radiographs, 0 runs downwards.
-        structures: those that are divided, "left_lung,right_lung"; all that have an area by default. The others keep
+        axis: image axis that the regions follow, counted from 0; in radiographs, 0 runs downwards.
+        structures: structures to divide, "left_lung,right_lung"; by default all that have an area. The others keep
             their whole areas.
     """
     definition = region_definition(read_list(names or []), read_boundaries(boundaries), of, read_whole("axis", axis))
@@ -462,7 +467,7 @@ def inspect(datalist: str, *, out: str | None = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a mistake of the user's ends with one line, not with a traceback."""
+    """Run one command; a user's mistake is reported in one line, without a traceback."""
     commands: dict[str, Callable[..., None]] = {
         "folder": folder,
         "inspect": inspect,
@@ -481,7 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> None:
-    """Prepare a source whose names identify patients, keep these apart, and report.
+    """Prepare a source whose case names may identify patients, keep the names in a separate file, and report.
 
     ``options`` are those of :func:`data_prep.collect.prepare`.
     """

@@ -1,4 +1,4 @@
-"""Files by name, wherever they lie: in folders, in zip archives, in zip archives within folders.
+"""Finding files by name in folders, in zip archives, and in zip archives within folders.
 
 A file's place is plain text, so that it can be sent to worker processes; each process opens an archive once and reads
 the files from it without unpacking.
@@ -25,13 +25,13 @@ class Place:
 
 
 def find_files(roots: Sequence[Path], suffix: str) -> tuple[dict[str, list[Place]], list[Path]]:
-    """Files with this suffix, hidden ones apart, by their name without folders.
+    """Find files with this suffix, except hidden ones, by their name without folders.
 
-    A file that lies unpacked hides those of the same name in archives: both are there after unpacking an archive.
+    An unpacked file takes precedence over files of the same name in archives: both exist after unpacking an archive.
 
     Args:
         roots: folders, searched with all below them, and zip archives.
-        suffix: such as ".png"; upper and lower case are the same.
+        suffix: such as ".png"; upper and lower case do not matter.
 
     Returns:
         The places of each name, more than one where a name is ambiguous; and the archives that cannot be opened.
@@ -64,7 +64,7 @@ def find_files(roots: Sequence[Path], suffix: str) -> tuple[dict[str, list[Place
 
 def open_place(place: Place) -> Path | zipfile.Path:
     """Where a file can be read."""
-    # By process: archives that a forked process shares with its parent would share the position in the file.
+    # One archive per process: a forked process that used its parent's would share the position in the file.
     return zipfile.Path(_archive(place.path, os.getpid()), place.member) if place.member else Path(place.path)
 
 
@@ -78,9 +78,9 @@ def _has_suffix(name: str, suffix: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files, sorted. Links to folders are followed, except those that lead back to a folder on the way to them."""
+    """All files below a folder, sorted. Links to folders are followed, except links to a folder that contains them."""
     found = []
-    ways = {str(folder): {os.path.realpath(folder)}}  # where each folder, and those that lead to it, really lie
+    ways = {str(folder): {os.path.realpath(folder)}}  # real paths of each folder and of those that lead to it
     for root, folders, files in os.walk(folder, followlinks=True):
         way = ways.pop(root)
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}

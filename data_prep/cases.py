@@ -1,7 +1,7 @@
-"""A case on its way from a source to the datalist, and the reasons for which one is left out.
+"""A case on its way from a source to the datalist, and the reasons for which a case is left out.
 
 A source knows which cases there are (:attr:`Source.items`) and how to load one (:meth:`Source.load`). Loading raises
-:class:`Rejected` for a case that cannot be used, so that whoever runs the source counts it and goes on.
+:class:`Rejected` for a case that cannot be used; the run counts that case and goes on.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ NOTES = {
     "centreline_reversed": "the vessel widens towards its end: its centreline may run from the far end to the ostium",
     "burned_in_unknown": "the file does not say whether text is burned into its pixels",
 }
-"""What is worth knowing about a case that is accepted all the same."""
+"""Notes on a case that is accepted: what is worth knowing about it."""
 
 
 class Rejected(Exception):
@@ -85,9 +85,9 @@ class Item:
     """A case that a source has found and not yet opened.
 
     Attributes:
-        source: the source's name, the stratum of the splits.
+        source: the source's name, by which the splits are stratified.
         name: the case's name, unique within the source up to faults in the data; may identify the patient.
-        index: position among the source's own things to load.
+        index: index by which the source finds what it has to load.
         patient: the patient's name in the user's data, or None where a case is a patient of its own.
     """
 
@@ -128,7 +128,7 @@ class Source(ABC):
         labels: value of each structure in the label map, the background included as 0.
         may_lack: the structures that a case need not have.
         variables: definitions of the variables that are not measured, as they stand in a datalist's header.
-        window: lowest and highest intensity that [0, 1] stands for, and their unit; None where that differs by case.
+        window: lowest and highest intensity that [0, 1] stands for, and their unit; None if they differ between cases.
         regions: the datalist's ``regions``: each structure is then measured in every region, not as a whole.
         truth: the datalist's ``truth``.
         items: every case found, in an order that does not depend on the machine.
@@ -145,10 +145,10 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self, item: Item) -> Any:
-        """Plain values that differ when :meth:`load` would give another case: what an interrupted run is checked by.
+        """Plain values that change whenever :meth:`load` would give another case; a resumed run compares them.
 
         These are the :func:`~data_prep.journal.stamp` of each file, the row of a table, and every option of the source
-        that does not stand in the datalist's header.
+        that is not in the datalist's header.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The source ``ccta``: coronary CT angiographies, each vessel of a volume a case of its own, straightened."""
+"""The source ``ccta``: coronary CT angiographies, of which each vessel is straightened and becomes a case."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ __all__ = ["SHORTEST", "CctaSource"]
 
 SHORTEST = 20.0
 LUMEN_HU = (50.0, 1000.0)
-"""Between these lies the median over any lumen that is filled with contrast medium."""
+"""Range of the median over a lumen that is filled with contrast medium."""
 
 ENDS, WIDENING = 10.0, 1.25
-"""A vessel whose last so many mm are wider than its first ones by this factor may have been drawn backwards."""
+"""A vessel whose last ``ENDS`` mm are wider than its first by the factor ``WIDENING`` may have been drawn backwards."""
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A vessel that was found, or in its place the fault for which there is none."""
+    """A vessel that was found, or the fault (reason and text) because of which there is none."""
 
     name: str
     vessel: Vessel | None = None
@@ -63,22 +63,22 @@ class _Opened:
 class CctaSource(Source):
     """Straightened vessels of coronary CT angiographies.
 
-    Each vessel is a case; in longitudinal cuts, each vessel at each angle. What another vessel's lumen or plaque shows
-    in the picture is background in the label map.
+    Each vessel is a case; with longitudinal cuts, each vessel at each angle. Lumen and plaques of other vessels that
+    the image shows are background in the label map.
 
     Args:
         scans: the volumes with their label volumes and centrelines.
-        structures: the values in the label volumes for each structure, by its name in
-            :data:`~data_prep.coronary_vessel.LABELS`; under ``background`` what is to be passed over.
-        size: samples along and across, two numbers for longitudinal cuts and three for volumes.
-        spacing: of the samples across, mm.
-        angles: of the cuts in degrees, from the direction that points most to superior at the ostium.
+        structures: the values of each structure in the label volumes, by its name in
+            :data:`~data_prep.coronary_vessel.LABELS`; values to be ignored are listed as ``background``.
+        size: number of samples along and across, two numbers for longitudinal cuts and three for volumes.
+        spacing: spacing of the samples across, mm.
+        angles: angles of the cuts in degrees, from the direction that points most to superior at the ostium.
         window: HU that become 0 and 1.
         regions: the datalist's ``regions``.
-        order: of the interpolating splines, 1 (linear) or 3 (cubic).
-        sigma: smoothing of the centrelines, mm.
+        order: order of the interpolating splines, 1 (linear) or 3 (cubic).
+        sigma: standard deviation of the Gaussian that smooths the centrelines, mm.
         shortest: length below which a centreline is rejected, mm.
-        convention: of the centrelines' coordinates, LPS or RAS.
+        convention: convention of the centrelines' coordinates, LPS or RAS.
         workers: processes for finding centrelines in label volumes.
 
     Raises:
@@ -139,7 +139,7 @@ class CctaSource(Source):
         self._last: tuple[int, _Opened | Rejected] | None = None
 
     def fingerprint(self, item: Item) -> list[Any]:
-        """The scan's files, its vessels, which of them and which cut it is, and the options."""
+        """The scan's files and vessels, which vessel and which cut the case is, and the options."""
         scan, position, angle = self._cases[item.index]
         planned = [(p.name, p.fault, p.vessel and _as_list(p.vessel)) for p in self._plans[scan]]
         digest = hashlib.sha256(repr(planned).encode("utf-8", "surrogateescape")).hexdigest()
@@ -160,8 +160,8 @@ class CctaSource(Source):
         self._check_place(axis, planned.vessel, opened)
 
         along = axis.length / self.size[0]
-        # Samples farther apart than two voxels would alias: of image samples as many as needed are averaged, an odd
-        # number, so that the middle one is where the label is taken.
+        # Samples farther apart than two voxels would alias, so each is the average of an odd number of image samples;
+        # the label is taken at the middle one.
         each = 1 + 2 * int(np.ceil(max(0.0, along / (2 * opened.image.spacing.min()) - 1)))
         frames = make_frames(axis.points, each * self.size[0], sigma=0)
         across = self.size[1:]
@@ -182,8 +182,8 @@ class CctaSource(Source):
         )
 
     def _open(self, scan: int) -> _Opened:
-        """The volumes of a scan; those of the last one are kept, since the vessels of a volume follow each other."""
-        last = self._last  # threads of a cluster's worker share the source
+        """The volumes of a scan; those of the last one are kept, since a scan's vessels are loaded in succession."""
+        last = self._last  # read once: the threads of a cluster's worker share the source
         if last is None or last[0] != scan:
             try:
                 last = scan, self._read(scan)
@@ -219,7 +219,7 @@ class CctaSource(Source):
             raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
 
     def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Where a sample's label is another vessel's or another limb's, boolean, of the label's shape."""
+        """Whether each sample's label is another vessel's or another limb's, boolean, of the shape of ``label``."""
         axis = opened.axes[own]
         labelled = np.nonzero(label)
         affine = opened.image.affine
@@ -247,7 +247,7 @@ def _check_structures(structures: Mapping[str, Sequence[int]]) -> None:
 
 
 def _widens(axis: Axis, vessel: Vessel) -> bool:
-    """Whether a vessel is clearly wider at its end than at its ostium, which nothing but the order of points tells."""
+    """Whether a vessel is clearly wider at its end than at an ostium that is known from the order of points alone."""
     arc = arc_length(axis.points)
     first, last = (float(axis.radii[part].mean()) for part in (arc <= ENDS, arc >= arc[-1] - ENDS))
     return vessel.start == 0 and not vessel.marked and last > WIDENING * first
@@ -279,7 +279,7 @@ def _share_inside(points: np.ndarray, volume: Volume) -> float:
 
 @dataclass(frozen=True)
 class _Planner:
-    """Finds the vessels of one scan; pickled to processes."""
+    """Finds the vessels of one scan; pickled to worker processes."""
 
     values: Mapping[int, Sequence[int]]
     convention: str
@@ -297,7 +297,7 @@ class _Planner:
         return self._from_lines(files) + unreadable
 
     def _from_lines(self, files: Sequence[tuple[str, Polylines]]) -> list[_Planned]:
-        """The vessels of all files together, which may share their stem; each has the name of the file it ends in."""
+        """The vessels of all files taken together, since they may share a stem; named after the files they end in."""
         if not files:
             return []
         owners = [owner for owner, (_, lines) in enumerate(files) for _ in lines.lines]
@@ -312,7 +312,7 @@ class _Planner:
         return planned + [_Planned(name, fault=fault) for (name, _), own in zip(files, of_file) if not own]
 
     def _from_label(self, scan: Scan) -> list[_Planned]:
-        """What is shorter than a vessel has to be is a piece of the label and no case."""
+        """The vessels found in the label volume; what is shorter than ``shortest`` is a fragment and no case."""
         try:
             _check_files(scan)
             label = read_labels(scan.labels[0], self.values)

@@ -1,8 +1,8 @@
-"""Centrelines: read from a file or found in a label volume, put together to trees, and taken apart into vessels.
+"""Centrelines: read from a file or extracted from a label volume, joined into trees, and divided into vessels.
 
-A tree becomes vessels from the longest on: the longest way from the ostium to an end is the first vessel, and from each
-junction on it the longest way that is left is another. So every piece of a tree belongs to exactly one vessel, the left
-main with what runs on longest (as a rule the LAD), and a plaque is not counted twice. Points are in RAS mm throughout.
+The longest path from the ostium of a tree to an end is the first vessel; from each junction on it, the longest
+remaining path is another. So every piece of a tree belongs to exactly one vessel (the left main to the vessel that runs
+on longest, as a rule the LAD), and no plaque is counted twice. Points are in RAS mm throughout.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = [
 ]  # fmt: skip
 
 CONVENTIONS = {"LPS": np.array([-1.0, -1.0, 1.0]), "RAS": np.ones(3)}
-"""What a file's x, y, z are multiplied with to get RAS.
+"""Factors that turn a file's x, y, z into RAS.
 
 RAS: x runs to the right, y to anterior, z to superior, as in NIfTI; LPS: x to the left, y to posterior, as in DICOM,
 ITK, VTK and 3D Slicer's files."""
 
 SMALLEST, LARGEST = 0.001, 1000.0
-"""Between these lies the extent of any centreline, mm."""
+"""Range of a centreline's extent, mm."""
 
 REACH = 1.0
-"""A line that begins so near to another one begins on it, mm: less than any coronary artery's diameter."""
+"""A line that begins within this distance of another one, mm, begins on it; less than any coronary's diameter."""
 
 STAIRS = 1.0
-"""Smoothing of a line from voxel to voxel, mm."""
+"""Standard deviation of the Gaussian that smooths a skeleton's lines from voxel to voxel, mm."""
 
 STEP = 0.25
 """Distance of the points of a dense curve, mm."""
@@ -57,9 +57,9 @@ class Vessel:
     Attributes:
         points: shape (N, 3), RAS mm.
         start: arc length from the ostium to the first point, mm.
-        tree: index of the tree; vessels of a tree stand in the order of their length.
+        tree: index of the tree, whose first vessel is the longest from the ostium, the others following by length.
         line: index of the line on which it ends.
-        marked: whether the ostium of its tree was marked as such.
+        marked: whether ``start_points`` marks the ostium of its tree.
     """
 
     points: np.ndarray
@@ -78,12 +78,12 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
     """Read VTK polydata, or a CSV file with the columns x, y, z in mm (and, for several lines, ``line``).
 
     Args:
-        path: the file; the format is told by its content.
-        convention: of the file's coordinates, a key of :data:`CONVENTIONS`.
+        path: the file; its format is recognised by the content.
+        convention: convention of the file's coordinates, a key of :data:`CONVENTIONS`.
 
     Raises:
-        Rejected: when it cannot be read, holds coordinates that are not finite, or
-            points that lie at one place or farther apart than in any heart.
+        Rejected: when the file cannot be read, or holds coordinates that are not finite, or points that all lie at one
+            place or farther apart than in any heart.
     """
     try:
         data = path.read_bytes()
@@ -120,8 +120,9 @@ def _parse_csv(data: bytes) -> Polylines:
 def find_centrelines(vessels: np.ndarray, affine: np.ndarray) -> Polylines:
     """Skeleton of a mask of vessels (3-D, boolean), without spurs; ``start_points`` marks each tree's thickest end.
 
-    The mask is thinned to lines one voxel wide (Lee et al., 1994); neighbouring voxels of these make a graph, whose
-    minimum spanning tree has no cycles. A side branch not longer than the vessel is wide is a spur of the thinning.
+    The mask is thinned to lines one voxel wide (Lee et al., 1994). Their voxels, joined with their neighbours, form a
+    graph, whose minimum spanning tree has no cycles. A side branch is a spur of the thinning, and left out, if it is
+    not longer than the vessel's diameter where it leaves, plus 1 mm.
     """
     where = np.argwhere(vessels)
     if not len(where):
@@ -145,13 +146,13 @@ def find_centrelines(vessels: np.ndarray, affine: np.ndarray) -> Polylines:
         ostia[root] = 1
         ways = _ways(tree, root)
         lines += [w for i, w in enumerate(ways) if i == 0 or arc_length(points[w])[-1] > 2 * radii[w[0]] + 1]
-    for line in lines:  # an elder vessel before those that leave it, so that these begin where it lies in the end
+    for line in lines:  # a vessel before its side branches, so that these begin where it lies after smoothing
         points[line[1:]] = _without_stairs(points[line])[1:]
     return Polylines(points, lines, {"start_points": ostia[:, None]})
 
 
 def _without_stairs(points: np.ndarray) -> np.ndarray:
-    """The points of a line from voxel to voxel, whose stairs make it longer by a tenth, moved onto a smooth curve."""
+    """Move the points of a line from voxel to voxel, which its steps make a tenth too long, onto a smooth curve."""
     arc = arc_length(points)
     curve, length = smooth_curve(points, STAIRS)
     return curve(arc * length / arc[-1])
@@ -171,11 +172,12 @@ def _graph(points: np.ndarray, pairs: np.ndarray) -> networkx.Graph:
 
 
 def split_vessels(lines: Polylines) -> list[Vessel]:
-    """The vessels of each tree, the longest first; every vessel that leaves the ostium is one of its own.
+    """The vessels of each tree, the longest first; if several leave the ostium, each is a vessel of its own.
 
-    Lines belong together where they share a point or the place of one, or where one begins within :data:`REACH` mm of
-    another. The ostium is the point that the point array ``start_points`` marks (the public ImageCAS-X has one, a
-    skeleton too). Else it is a point where lines only begin: where most do, and the first given of several such.
+    Lines form a tree if they share a point, or have points at the same place, or if one begins within :data:`REACH` mm
+    of another. The ostium is the point marked by the point array ``start_points`` (ImageCAS-X and skeletons have it).
+    Without a mark it is a point where lines only begin (or, without any, an end of the tree): the one where most lines
+    begin, and the first given of several such.
     """
     places, node = np.unique(lines.points.round(4), axis=0, return_inverse=True)
     node = node.reshape(-1)  # numpy 2.0 gave it another shape
@@ -213,7 +215,7 @@ def join_lines(parts: Sequence[Polylines]) -> Polylines:
 
 
 def _attach(places: np.ndarray, lines: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Move the first node of each line onto the line of another tree near which it lies, as a node of that line too.
+    """Move the first node of each line onto a nearby line of another tree, if there is one, as a node of both lines.
 
     Only beginnings are moved: the far ends of vessels of two trees may meet, at the apex for instance.
     """
@@ -233,7 +235,7 @@ def _attach(places: np.ndarray, lines: Sequence[np.ndarray]) -> tuple[np.ndarray
 
 
 def _foot(line: np.ndarray, place: np.ndarray) -> tuple[float, int, np.ndarray]:
-    """Distance of a place from a polygon (N, 3), the nearest segment, and the nearest point of that."""
+    """Distance of a place from a polyline (N, 3), index of the nearest segment, and the nearest point on it."""
     first, along = line[:-1], np.diff(line, axis=0)
     squared = np.maximum((along**2).sum(1), 1e-12)
     feet = first + np.clip(((place - first) * along).sum(1) / squared, 0, 1)[:, None] * along
@@ -245,7 +247,7 @@ def _foot(line: np.ndarray, place: np.ndarray) -> tuple[float, int, np.ndarray]:
 def _ostium(
     tree: networkx.Graph, lines: Sequence[np.ndarray], marked: Collection[int], order: Mapping[int, int]
 ) -> int:
-    """The node that is marked; else where most lines begin and none passes or ends; else the end given first."""
+    """The marked node; else that where most lines begin and none passes or ends; else an end. Ties: the first given."""
     nodes = sorted(tree, key=lambda n: order[n])
     begins = Counter(int(line[0]) for line in lines)
     passed = {int(n) for line in lines for n in line[1:]}
@@ -254,7 +256,7 @@ def _ostium(
 
 
 def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:
-    """Take a tree apart into ways: from the root the longest, then the longest from each junction on, longest first."""
+    """Divide a tree into paths: the longest from the root, then the longest from each junction, sorted by length."""
     reach: dict[int, float] = {}  # node -> greatest distance to an end beyond it
     parent = dict(networkx.bfs_predecessors(tree, root))
     order = [root, *parent]
@@ -282,8 +284,8 @@ def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:
 def smooth_curve(points: np.ndarray, sigma: float) -> tuple[CubicSpline, float]:
     """A smooth curve through points (N, 3): a spline over its arc length, and its length in mm.
 
-    The polygon is resampled every :data:`STEP` mm and smoothed by a Gaussian of ``sigma`` mm along the arc; beyond its
-    ends it is continued by point reflection, so that the ends stay where they are.
+    The polyline is resampled every :data:`STEP` mm and smoothed by a Gaussian of ``sigma`` mm along the arc; beyond its
+    ends it is continued by point reflection, so that the ends stay in place.
     """
     arc = arc_length(points)
     points, arc = points[np.diff(arc, prepend=-1) > 1e-6], arc[np.diff(arc, prepend=-1) > 1e-6]
@@ -299,13 +301,13 @@ def smooth_curve(points: np.ndarray, sigma: float) -> tuple[CubicSpline, float]:
 
 
 def check_centreline(points: np.ndarray, shortest: float) -> None:
-    """A centreline is long enough, and does not double back.
+    """Check that a centreline is long enough and does not double back.
 
-    Looked at in chords of 1.5 mm, it must nowhere turn by more than a right angle: a vessel that does, with a radius of
-    curvature of about 1 mm, does not exist, and straightened it would show the same place twice.
+    Successive chords of 1.5 mm must not turn by more than a right angle. No vessel has such a bend, with a radius of
+    curvature of about 1 mm, and straightened it would show the same place twice.
 
     Raises:
-        Rejected: when one of these is not so.
+        Rejected: when the centreline is shorter than ``shortest`` (mm) or doubles back.
     """
     length = arc_length(points)[-1]
     if length < shortest:

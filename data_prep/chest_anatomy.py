@@ -1,10 +1,10 @@
-"""Outlines of lungs and heart in a chest seen from the front, solved for the areas that are asked for.
+"""Outlines of lungs and heart in a chest seen from the front, solved for given areas.
 
 Everything is drawn in *body coordinates*: ``x`` grows from the midline to the patient's left (the right side of the
-picture), ``y`` downwards from the lung apices; one unit is the picture's side for a body of scale one. Where borders
-lie was set by hand, guided by how far from the midline they lie, level by level, in frontal radiographs. A structure's
-outline is a one-parameter family that grows with its parameter, so that any area can be met by solving for that
-parameter alone while all else stays where it is:
+picture), ``y`` downwards from the lung apices; one unit is the picture's side for a body of scale one. The borders were
+set by hand, guided by their distances from the midline, level by level, in frontal radiographs. A structure's outline
+is a one-parameter family that grows with its parameter, so that any area can be met by solving for that parameter alone
+while all else stays in place:
 
 * the heart scales about its atria,
 * a lung keeps its apex, its mediastinal border and its rib cage, and its half of the diaphragm moves; only when the
@@ -131,7 +131,7 @@ def body_frame(size: int, scale: float, width: float, centre: float, top: float,
 
 @dataclass(frozen=True)
 class Heart:
-    """The heart's outline: a closed curve around the atria, told by its distance in each direction.
+    """The heart's outline: a closed curve around the atria, given by its distance from them in each direction.
 
     Args:
         shape: standardised shape coefficients ``heart_axis``, ``heart_apex``, ``heart_height``, ``heart_x``.
@@ -219,7 +219,7 @@ class Lung:
 
     @property
     def rest(self) -> float:
-        """Level of the dome where breath alone has put it."""
+        """Level of the diaphragm's dome at ``t`` = 0, set by the depth of breath alone."""
         return (0.560 if self.side == LEFT else 0.580) + self.heart.descent
 
     @property
@@ -251,7 +251,7 @@ class Lung:
         return _CAGE(y * (1 + 0.06 * self.shape["cage"]))
 
     def stretch(self, t: float) -> float:
-        """How far the side of the rib cage has moved out: one until the diaphragm nears the picture's edge."""
+        """Factor by which the side of the rib cage has moved out: one until the diaphragm nears the picture's edge."""
         excess = max(0.0, t - 0.75 * self._room)
         return 1.0 + 1.6 * excess**2 / (excess + 0.12)
 
@@ -269,7 +269,7 @@ class Lung:
         return (self.rest + shift) + self._dome * lateral**2.2 + 0.022 * medial * medial
 
     def covers(self, frame: Frame, t: float) -> np.ndarray:
-        """Pixels inside the lung's outline, bool (H, W); what the heart hides is not taken out."""
+        """Pixels inside the lung's outline, bool (H, W), including those that the heart hides."""
         x, y = self.side * frame.x, frame.y
         return (x > self.medial(y)) & (x < self.wall(y, t)) & (y < self.floor(x, t)) & (y > 0)
 

@@ -22,21 +22,21 @@ _BLADE_LATERAL = curve([(0.0, 0.50), (0.06, 0.515), (0.14, 0.500), (0.24, 0.474)
 def ribs(frame: Frame, lung: Lung, t: float, heart: np.ndarray, shape: Mapping[str, float]) -> np.ndarray:
     """Posterior and anterior arcs of one side's ribs.
 
-    A rib runs around the cage by an angle; seen from the front its posterior half falls a little towards the side, its
-    anterior half falls steeply towards the sternum, and they meet where the wall is tangent to the beam. All ribs of a
-    half are one periodic function of the level relative to that course.
+    A rib runs obliquely around the cage: seen from the front, its posterior half falls a little towards the side, its
+    anterior half falls steeply towards the sternum, and they meet where the wall is tangent to the beam. All posterior
+    halves are one periodic function of the level relative to that course, and so are all anterior halves.
 
     Args:
         frame: pixels.
         lung: the lung of that side, whose outer wall they follow.
-        t: displacement of its diaphragm: where the wall has moved outwards, so have the ribs.
+        t: displacement of the lung's diaphragm; where the wall has moved outwards, so have the ribs.
         heart: pixels of the heart, bool (H, W).
         shape: standardised shape coefficients ``rib_fall``, ``rib_drop``, ``rib_space``.
     """
     x, y = lung.side * frame.x, frame.y
     cage, wall = lung.cage(y), lung.wall(y, t)
     medial = np.maximum(lung.medial(y), np.where(heart, x, 0).max(1, keepdims=True))
-    # where the wall has moved outwards the ribs over the lung have, those over heart and mediastinum have not
+    # where the wall has moved outwards, so have the ribs over the lung, but not those over heart and mediastinum
     squeeze = np.where(wall - medial > 0.01, (cage - medial) / np.maximum(wall - medial, 0.01), 1)
     x = np.where(x > medial, medial + (x - medial) * squeeze, x).astype(np.float32)
     wall = cage + np.float32(0.014)

@@ -1,8 +1,8 @@
-"""What is known of every frontal chest radiograph, and so contradicts it: for left lung, right lung and heart.
+"""Plausibility checks of a frontal chest radiograph with its left lung, right lung and heart.
 
-Set on 404 public radiographs (JSRT, Wingspan) at 64 x 64. In 403 both lungs are darker than the heart, by at least 0.12
-of the image's range, and the heart lies between the lungs' centres by at least a twelfth of the width. In the last one
-the files of left lung and heart are exchanged.
+The limits were set on 404 public radiographs (JSRT, Wingspan) at 64 x 64. In 403 both lungs are darker than the heart,
+by at least 0.12 of the image's range, and the heart lies between the lungs' centres by at least a twelfth of the width.
+In the remaining one the files of left lung and heart are exchanged.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["check_chest"]
 
 
 LARGEST_PIECE = 0.7
-"""Smallest share of a lung or heart that is in one piece; 0.92 is the least in the public radiographs."""
+"""Smallest share of a lung or heart that must be in one piece; 0.92 is the least in the public radiographs."""
 
 
 def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int]) -> None:
-    """Lungs and heart are of one piece each, the heart lies between the lungs and is brighter than one of them, and the
-    lungs' masks lie on the lungs.
+    """Check that lungs and heart are of one piece each, that the heart lies between the lungs and is brighter than at
+    least one of them, and that the lungs' masks lie on the lungs.
 
-    Other structures are not looked at. Without a heart, or without lungs, what is there is checked for itself.
+    Other structures are ignored. If ``labels`` lacks lungs or heart, the checks that need them are left out.
 
     Args:
         image: shape (H, W), in any unit.
@@ -35,8 +35,8 @@ def check_chest(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int])
         labels: value of each structure.
 
     Raises:
-        Rejected: ``fragmented_structure``, ``exchanged_masks``, or ``inverted_greyscale`` when both lungs are brighter
-            than the heart. A single bright lung is a disease.
+        Rejected: ``fragmented_structure``, ``exchanged_masks``, ``shifted_masks``, or ``inverted_greyscale`` when both
+            lungs are brighter than the heart. A single bright lung is taken for a disease.
     """
     masks = {name: label == labels[name] for name in CHEST if name in labels}
     for name, mask in masks.items():

@@ -1,8 +1,9 @@
 """Soft tissue and air of the chest as attenuation maps: trunk, breasts, lungs with their vessels, airways, stomach gas.
 
 All maps are dimensionless line integrals of the attenuation coefficient, float32 (H, W), in the body coordinates of
-:mod:`data_prep.chest_anatomy`. Air is what it takes away from the trunk's attenuation. Only :func:`lung_air` depends on
-the area of a lung and only :func:`air_behind_heart` on that of the heart; the rest belongs to the body.
+:mod:`data_prep.chest_anatomy`. The maps of air hold what it takes away from the trunk's attenuation. Only
+:func:`lung_air` depends on the area of a lung (and :func:`trunk`, where the rib cage has moved out) and only
+:func:`air_behind_heart` on that of the heart; the rest belongs to the body.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def lung_air(
         t: displacement of its diaphragm.
         hidden: share of the lung's depth that the heart leaves free.
         vessel: attenuation of the vessels of this side.
-        mottle: texture of the lung around one.
+        mottle: texture of the lung, a factor around one.
     """
     x, y = lung.side * frame.x, frame.y
     wall = lung.wall(y, t)
@@ -106,7 +107,7 @@ def airways(frame: Frame, shape: Mapping[str, float]) -> np.ndarray:
 
 
 def gastric_bubble(frame: Frame, shape: Mapping[str, float], level: float, size: float) -> np.ndarray:
-    """Gas under the left dome, ``level`` where breath has put the dome; none when ``size`` is zero."""
+    """Gas under the left dome of the diaphragm, whose level is ``level``; none when ``size`` is zero."""
     if size <= 0:
         return np.zeros_like(frame.x)
     x = (frame.x - np.float32(0.20 + 0.02 * shape["asymmetry"])) / np.float32(0.075 * size)
@@ -117,7 +118,7 @@ def gastric_bubble(frame: Frame, shape: Mapping[str, float], level: float, size:
 
 
 def mottle(frame: Frame, rng: np.random.Generator) -> np.ndarray:
-    """Texture around one from what is too small to be drawn, on a lattice of 1/96 of the picture."""
+    """Texture of what is too small to be drawn, a factor around one, on a lattice of 1/96 of the picture."""
     lattice = rng.standard_normal((97, 97), np.float32)
     lattice = 2 * gaussian_filter(lattice, 0.6) + gaussian_filter(lattice, 2.0)
     height, width = frame.x.shape
@@ -149,9 +150,9 @@ def vessels(frame: Frame, side: int, descent: float, rng: np.random.Generator) -
 
 
 def _tubes(frame: Frame, side: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Tubes of a radius along points a step apart, as lines blurred to the tubes' mean width.
+    """Tubes along points, given their radius and the step between points; drawn as lines blurred to the mean width.
 
-    A tube's integral across is proportional to its radius squared; the blur keeps it, on every grid.
+    The integral across a tube is proportional to its radius squared; the blur preserves it on every grid.
     """
     height, width = frame.x.shape
     # the frame is an affine map of rows and columns

@@ -1,10 +1,10 @@
 """CheXmask's tables: masks of the lungs and the heart for public radiographs, in the two versions that are published.
 
-In the version of the original resolution, Height and Width are given and the masks lie on the image's own pixels. In
-the pre-processed version they are empty and the masks have 1024 x 1024 pixels: they lie on the image after its black
-borders were cut off, what was left was padded to a centred square, and the square was resized.
+In the version of the original resolution, the columns Height and Width are filled and the masks lie on the image's own
+pixels. In the pre-processed version these columns are empty and the masks have 1024 x 1024 pixels: they lie on the
+image after its black borders were cut off, the rest was padded to a centred square, and the square was resized.
 
-The tables have several gigabytes, nearly all of it masks. So they are read through once, noting where each row lies,
+The tables have several gigabytes, nearly all of it masks. So a table is read through once to note where each row lies,
 and a case's row is read again when the case is loaded.
 
 References:
@@ -45,17 +45,17 @@ class MaskRow:
 
 
 def index_masks(path: Path, names: Container[str]) -> tuple[dict[str, list[MaskRow]], int]:
-    """Read a table once.
+    """Read a table through and note where its rows lie.
 
     Args:
         path: the CSV file.
-        names: the ImageIDs that are of interest.
+        names: the ImageIDs whose rows are wanted.
 
     Returns:
         The rows of each of these images (several where the table repeats an ImageID), and the number of other rows.
 
     Raises:
-        ValueError: when the file is compressed, lacks a column or is no CSV.
+        ValueError: when the file is compressed, lacks a column or is not CSV.
         OSError: when it cannot be read.
     """
     if path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz"):
@@ -119,10 +119,10 @@ def read_masks(path: Path, name: str, row: MaskRow) -> tuple[dict[str, np.ndarra
 def crop_borders(pixels: np.ndarray) -> np.ndarray:
     """The image (H, W) without its black borders: the smallest rectangle that holds all pixels above 1, in 8 bits.
 
-    Padded to the centred square, this is what the pre-processed masks lie on, at another size.
+    Padded to a centred square, this is what the pre-processed masks lie on, at another size.
 
-    CheXmask's authors read PadChest's 16-bit files in 8 bits, which keeps the higher byte. So in 16 bits a pixel
-    belongs to a border up to the value 511. They read the values as stored, so MONOCHROME1 is not turned over before.
+    CheXmask's authors read PadChest's 16-bit files in 8 bits, which keeps the higher byte. So in 16 bits, values up to
+    511 count as border. They read the values as stored, so MONOCHROME1 must not be inverted before.
 
     Raises:
         Rejected: when nothing is left.
@@ -135,10 +135,10 @@ def crop_borders(pixels: np.ndarray) -> np.ndarray:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file as text, with the position in bytes up to which they were taken.
+    """The lines of a file as text, with the position in bytes up to which they have been read.
 
-    A CSV reader takes no line before it needs it, so the position is that of the end of the record; a record may have
-    several lines, as the landmarks of the original resolution do.
+    A CSV reader takes no line before it needs it, so the position is the end of the last record; a record may have
+    several lines, since the landmarks of the original resolution do.
     """
 
     def __init__(self, file: BinaryIO) -> None:

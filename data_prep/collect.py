@@ -4,7 +4,7 @@ Cases are independent: each is loaded, measured on its final label map and writt
 its record (a few numbers) comes back. So memory stays flat, and several processes give the same result as one. A case
 that cannot be used becomes a row of ``rejected.csv``; accepted and rejected cases always add up to the cases found.
 
-Each record is kept in a journal as it comes, so that a run that was stopped, by whatever, goes on where it was.
+Each record is written to a journal at once, so that a run can be resumed, whatever stopped it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of :func:`prepare` found, the validated datalist, how many accepted cases bear each note, and how many
-    cases an interrupted run had finished."""
+    """What a run of :func:`prepare` found.
+
+    Attributes:
+        datalist: the validated datalist.
+        found: number of cases found, accepted or rejected.
+        rejected: number of rejected cases by reason.
+        notes: number of accepted cases that bear each note.
+        resumed: number of cases that an interrupted run had finished.
+    """
 
     datalist: Datalist
     found: int
@@ -95,21 +102,21 @@ def prepare(
     Args:
         source: where the cases come from.
         out: folder for ``datalist.json``, ``images/``, ``labels/``, ``rejected.csv`` and the two pictures.
-        name: what the data are called in reports; by default the folder's name.
+        name: what the data are called in reports; by default the name of the folder ``out``.
         seed: seed of the splits.
         fractions: share of each split, :data:`~data_prep.splits.FRACTIONS` by default.
-        unit: of the areas: "percent" of the image; "mm2" ("mm3" of volumes), which rejects cases of unknown spacing;
-            or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
-        workers: processes; the result does not depend on it. By default, for many cases, one for each core, four at
-            most (see :func:`~data_prep.executors.default_workers`).
+        unit: unit of the areas: "percent" of the image; "mm2" ("mm3" for volumes), which rejects cases of unknown
+            spacing; or "auto", mm2 (mm3) when the spacing of every accepted case is known, else percent.
+        workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
+            fewer for few cases (see :func:`~data_prep.executors.default_workers`).
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
-        strict: stop at a rejected case.
+        strict: stop at the first rejected case.
         salt: salt of the ids; by default that of ``mapping``, or a random one.
         mapping: file, outside ``out``, for the salt and the names behind the ids; None writes no such file.
 
     Raises:
         ValueError: when an option is wrong, which is found before anything in ``out`` is touched; when too few cases
-            are accepted to fill every split; or, if ``strict``, a case is rejected.
+            are accepted to fill every split; or when a case is rejected and ``strict`` is set.
         OSError: when something cannot be written; what is finished is kept.
         WorkersLost: when the processes die; what is finished is kept.
     """
@@ -188,7 +195,7 @@ def _header(source: Source, name: str, unit: str) -> dict[str, Any]:
 
 
 def _make_writable(folder: Path) -> None:
-    """Make a folder and try to write there, so that a run does not find out after hours that it cannot.
+    """Make a folder and try to write to it, so that a run does not fail after hours because it cannot.
 
     Raises:
         OSError: naming the folder, when it cannot be written to.
@@ -222,7 +229,7 @@ def _work_off(
     scheduler: str | None,
     strict: bool,
 ) -> None:
-    """Add the outcomes that are not there yet; if ``strict``, only until one is a rejection."""
+    """Prepare the cases that have no outcome yet and add their outcomes; if ``strict``, stop at a rejection."""
     if strict and any(outcome.reason for outcome in outcomes.values()):
         return
     todo = [(item, identifier) for item, identifier in zip(worker.source.items, ids) if identifier not in outcomes]
@@ -239,10 +246,10 @@ def _work_off(
 
 
 def _stop_at_rejected(source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:
-    """What ``strict`` means.
+    """Refuse rejected cases, for ``strict``.
 
     Raises:
-        ValueError: when a case is rejected; for the first of them.
+        ValueError: when a case is rejected, naming the first such case.
     """
     for item, identifier in zip(source.items, ids):
         outcome = outcomes.get(identifier)
@@ -252,7 +259,7 @@ def _stop_at_rejected(source: Source, ids: list[str], outcomes: Mapping[str, Out
 
 
 class _Worker:
-    """Loads, checks, measures and writes one case, and gives its line of the journal; pickled once to every process."""
+    """Loads, checks, measures and writes one case and returns its journal line; pickled once to every process."""
 
     def __init__(self, source: Source, out: Path, unit: str, salt: str) -> None:
         self.source, self.out, self.unit, self.salt = source, out.absolute(), unit, salt
@@ -296,7 +303,7 @@ class _Worker:
         )
 
     def _load(self, item: Item) -> Case:
-        """One case; what no check foresaw costs that case and not the run, unless files of the source are gone."""
+        """Load one case. An error that no check foresaw rejects only this case, unless files of the source are gone."""
         try:
             return self.source.load(item)
         except OSError:
@@ -328,7 +335,7 @@ def _case_ids(source: Source, salt: str) -> list[str]:
 
 
 def _reject_duplicates(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Reject every accepted case whose prepared picture is an earlier one's, whatever its file's name and format.
+    """Reject every accepted case whose prepared picture is the same as an earlier one's, whatever its file.
 
     It would count twice, and could lie in two splits.
     """
@@ -371,7 +378,7 @@ def _size(path: Path) -> int | None:
 
 
 def _remove_strangers(out: Path, ids: set[str], suffix: str) -> None:
-    """Remove what an earlier run has left in the folder; only files that bear one of our ids."""
+    """Remove images and label maps that an earlier run has left: only files whose names have the form of an id."""
     for folder in ("images", "labels"):
         for path in (out / folder).iterdir():
             ours = re.fullmatch(r"([0-9a-f]{16})(\.png|\.nii\.gz|\.[0-9a-f]{8}\.tmp)", path.name)

@@ -12,8 +12,9 @@ For the third r, with standard normal noise e and the patient's burden b, which 
              = scale exp(0.35 b + 0.5 e2)      else
     lumen_r  = healthy_r exp(0.06 e3 - (1 - m_r) (calcified_r + noncalcified_r) / healthy_r)
 
-so a square millimetre of plaque takes ``1 - m`` of lumen, ``m`` being the remodelling index: at one the vessel has
-widened by all that the plaque takes. Plaques do not cause each other; they correlate through the burden.
+so a square millimetre of plaque takes ``1 - m`` square millimetres of lumen, ``m`` being the remodelling index: at
+``m`` = 1 the vessel has widened by all that the plaque takes. Plaques do not cause each other; they correlate through
+the burden.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from data_prep.coronary_vessel import Band, Vessel
 __all__ = ["THIRDS", "draw", "factual", "lumen_loss"]
 
 THIRDS = ("proximal", "mid", "distal")
-PRESENT = {"calcified_plaque": (0.60, 0.50, 0.34), "noncalcified_plaque": (0.64, 0.52, 0.38)}  # shares of the thirds
+PRESENT = {"calcified_plaque": (0.60, 0.50, 0.34), "noncalcified_plaque": (0.64, 0.52, 0.38)}  # share of cases by third
 SCALE = {  # median where present, by dimensions of the image: mm² and mm³
     2: {"calcified_plaque": 3.2, "noncalcified_plaque": 7.0},
     3: {"calcified_plaque": 7.0, "noncalcified_plaque": 26.0},
@@ -131,7 +132,7 @@ def _soft(rng: np.random.Generator, angle: float, i: int) -> dict[str, float]:
 
 
 def factual(exogenous: Mapping[str, Any], dims: int) -> dict[str, dict[Band, float]]:
-    """What the model makes of the noise: area in mm² (volume in mm³) of each structure in each third."""
+    """The causal model applied to the noise: area in mm² (volume in mm³) of each structure in each third."""
     vessel, noise = Vessel(exogenous), exogenous["noise"]
     found: dict[str, dict[Band, float]] = {}
     for structure, shares in PRESENT.items():
@@ -150,7 +151,7 @@ def factual(exogenous: Mapping[str, Any], dims: int) -> dict[str, dict[Band, flo
 
 
 def lumen_loss(exogenous: Mapping[str, Any], dims: int, band: Band, plaque: float) -> float:
-    """Logarithm of what a plaque of this area (volume) takes of the lumen of a band, positive when it narrows."""
+    """Decrease of the logarithm of a band's lumen through plaque of this area (volume), positive when it narrows."""
     vessel = Vessel(exogenous)
     shares = [max(0.0, min(band[1], high) - max(band[0], low)) for low, high in vessel.thirds]
     index = float(np.average(exogenous["noise"]["remodelling"], weights=shares))

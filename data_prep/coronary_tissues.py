@@ -16,7 +16,7 @@ FAT = -95.0
 
 
 def draw_scan(rng: np.random.Generator) -> dict[str, float]:
-    """Noise of the scan and of the contrast in the lumen."""
+    """Noise of the scan, of the contrast in the lumen and of the plaques' tissue (``fibrous`` and ``lipid``, HU)."""
     return {
         "lumen": round(float(rng.uniform(320, 450)), 3),  # HU at the ostium
         "fall": round(float(rng.uniform(0.08, 0.24)), 5),  # share lost by the end

@@ -1,12 +1,12 @@
-"""The anatomy of one coronary artery as functions of vessel coordinates, solved for the areas that are asked for.
+"""The anatomy of one coronary artery as functions of vessel coordinates, solved for given areas.
 
 Vessel coordinates are millimetres: ``s`` along the centreline from the ostium, ``u`` and ``v`` across it. A
 straightened volume samples them on a grid, a longitudinal cut is its plane ``v = 0``, and a CT volume with curved
 vessels maps its voxels back to them. Every function takes ``s`` of shape (N, 1, …), with ``u`` and ``v`` that broadcast
 with it, or all three of shape (N,).
 
-Each structure is a family that grows with one number, told by the *level* of a point: the number at which the growing
-structure reaches it. So any area is met by sorting levels, without a search:
+Each structure is a one-parameter family of growing shapes. The *level* of a point is the parameter at which the growing
+structure reaches it, so any area is met by sorting levels, without a search:
 
 * the lumen is a disc of radius ``b(s) exp(x w(s))``; ``b`` is the healthy radius, ``w`` widens or narrows one band of
   the vessel and is zero at its borders. A narrowing is deepest at the sites of the lesions, and leaves the wall
@@ -14,7 +14,7 @@ structure reaches it. So any area is met by sorting levels, without a search:
 * plaques are nodules that sit on the lumen's border and grow outwards and along the vessel, each within its third.
   Calcium wins over other plaque.
 
-The factual artery is solved first, third by third. A change of a variable is one number more for the variable's own
+The factual artery is solved first, third by third. A change of a variable adds one parameter for the variable's own
 band, whatever the bands: thirds, other regions or the whole vessel.
 """
 
@@ -31,9 +31,9 @@ __all__ = ["LABELS", "STRUCTURES", "Band", "Grid", "Points", "Vessel", "smooth_s
 LABELS = {"background": 0, "lumen": 1, "calcified_plaque": 2, "noncalcified_plaque": 3}
 STRUCTURES = ("lumen", "calcified_plaque", "noncalcified_plaque")  # in the order in which they are solved
 WALL = 0.32  # mm, of a healthy wall and of what covers a plaque
-ABSENT = 4.0  # a plaque that is absent begins to appear when those of its band have grown by this factor
+ABSENT = 4.0  # an absent plaque begins to appear when the present ones of its band have grown by this factor
 THIN = 0.8  # mm, thickness of a nodule of size one, on average
-THICK = 3.6  # mm, what no plaque can grow beyond
+THICK = 3.6  # mm beyond the lumen's border, the limit of every plaque's growth
 
 Band = tuple[float, float]  # from, to: fractions of the vessel's length
 
@@ -120,7 +120,7 @@ class Vessel:
     # --- the healthy vessel -------------------------------------------------------------------------------------------
 
     def axis(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the vessel's middle lies in ``u`` and ``v``: imperfect centreline, and a step where the heart moved."""
+        """The vessel's axis in ``u`` and ``v``: error of the centreline, and steps where the heart moved."""
         waves = self._waves("wobble", s)
         step = sum(size * smooth_step((s - at * self.length) / 0.8 + 0.5) for at, size in zip(*self.shape["steps"]))
         return waves[0] + step, waves[1]
@@ -143,7 +143,7 @@ class Vessel:
     # --- lumen --------------------------------------------------------------------------------------------------------
 
     def _profile(self, s: np.ndarray, band: Band, narrows: bool) -> np.ndarray:
-        """Share of a band's change that each level of the vessel takes: 0 outside, smooth inside."""
+        """Share of a band's change at each ``s``: 0 outside the band, smooth inside."""
         low, high = (b * self.length for b in band)
         ramp = 0.15 * (high - low)
         window = np.ones_like(s)
@@ -192,7 +192,7 @@ class Vessel:
         return p * scale, q * scale
 
     def _required(self, s: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        """Radius at which the lumen reaches each point: its middle moves away from the plaque as it narrows."""
+        """Radius at which the lumen, whose middle moves away from the plaque as it narrows, reaches each point."""
         eu, ev = self._eccentricity(s)
         b = self.healthy_radius(s)
         p, q = p + b * eu, q + b * ev
@@ -231,7 +231,7 @@ class Vessel:
         rough: np.ndarray,
         direction: tuple[np.ndarray, np.ndarray],
     ) -> np.ndarray:
-        """Size at which a plaque reaches points beyond the lumen's border, all arguments of one length."""
+        """Size at which a plaque reaches points beyond the lumen's border; all arrays have the same length."""
         size = np.full(s.shape, np.inf)
         crowded = outside / np.sqrt(1 - (outside / THICK) ** 4)
         for k, lesion in enumerate(self.lesions):
@@ -260,7 +260,7 @@ class Vessel:
         return size
 
     def _sizes(self, structure: str, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Factual size of a plaque at each level of the vessel, and the growth at which it begins to appear."""
+        """Factual size of a plaque at each ``s``, and the growth at which it begins to appear."""
         size, begin = np.ones_like(s), np.zeros_like(s)
         for k, ((low, high), factual) in enumerate(zip(self.thirds, self.state.plaque[structure])):
             here = (s >= low * self.length) & (s <= high * self.length)
@@ -276,7 +276,7 @@ class Vessel:
         return begin + at.found[structure] / size
 
     def _growth(self, structure: str, s: np.ndarray) -> np.ndarray:
-        """Growth of a plaque at each level of the vessel."""
+        """Growth of a plaque at each ``s``."""
         growth = np.ones_like(s)
         for (low, high), factor in self.state.growth[structure].items():
             growth = np.where((s >= low * self.length) & (s <= high * self.length), factor, growth)
@@ -285,7 +285,7 @@ class Vessel:
     # --- structures ---------------------------------------------------------------------------------------------------
 
     def margins(self, at: Points) -> dict[str, np.ndarray]:
-        """For each plaque how far each point lies beyond its border in mm, roughly; below zero is inside."""
+        """Approximate distance of each point from each plaque's border in mm, negative inside."""
         margins = {}
         for structure in STRUCTURES[1:]:
             size, begin = self._sizes(structure, at.s)
@@ -309,11 +309,11 @@ class Vessel:
     # --- solving ------------------------------------------------------------------------------------------------------
 
     def fit(self, grid: Grid, wanted: Mapping[str, Mapping[Band, float]]) -> None:
-        """Bring every structure to its areas (volumes) on the label map of a grid.
+        """Give every structure its wanted areas (volumes) on the label map of a grid.
 
         Args:
-            grid: where the areas are measured.
-            wanted: for each structure the area in mm² (mm³) of each band. The first call, with the thirds, makes the
+            grid: the grid on which the areas are measured.
+            wanted: for each structure the area in mm² (mm³) in each band. The first call, with the thirds, makes the
                 factual artery; each later one starts from there.
 
         Raises:
@@ -349,7 +349,7 @@ class Vessel:
         return self.label_at(self._fitted[1], self.margins(self._fitted[1]))
 
     def _fit_lumen(self, grid: Grid, wanted: Mapping[Band, float]) -> bool:
-        """Solve for the lumen; whether it has changed."""
+        """Solve for the lumen's radius and return whether it has changed."""
         p, q = self._from_axis(grid.s, grid.u, grid.v)
         with np.errstate(divide="ignore"):
             change = np.log(self._required(grid.s, p, q) / self.radius(grid.s))
@@ -376,12 +376,12 @@ class Vessel:
         current: float,
         factual: bool = False,
     ) -> float:
-        """The threshold of ``level`` below which the band holds the area; ``current`` if that does already."""
+        """The threshold of ``level`` below which the band holds the area; ``current`` if it holds it already."""
         edges = np.arange(len(grid.s) + 1) / len(grid.s)
         share = np.clip(np.minimum(edges[1:], band[1]) - np.maximum(edges[:-1], band[0]), 0, None) * len(grid.s)
         pixel = float(np.prod(grid.spacing))
         if not factual and structure != "lumen":
-            # a row that a boundary cuts is measured in both bands, but changes only with the one of its middle
+            # a row that a boundary cuts is measured in both bands, but changes only with the band of its middle
             middle = grid.s.reshape(-1) / self.length
             beyond = (middle < band[0]) | (middle >= band[1])
             held = (level < current).reshape(len(share), -1).sum(1) * share * pixel

@@ -1,7 +1,7 @@
 """Reading one picture from a DICOM file as a viewer shows it.
 
-Compressed files need the decoders of the extra ``formats``. Native decoders trust a code stream's own header, so the
-size that it declares is compared with the data set's before they are let loose on it.
+Compressed files need the decoders of the extra ``formats``. Native decoders trust the header of a code stream, so the
+size that it declares is compared with that of the data set before anything is decoded.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ except ImportError:  # pydicom 2 chooses its decoder alone
 __all__ = ["decode_pixels", "is_dicom", "read_dicom"]
 
 _DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
-"""Plugins of pydicom, the first that reads a compression is taken.
+"""Plugins of pydicom in the order of preference.
 
-RLE is pydicom's own and not pylibjpeg's, whose panic on a damaged file is no Exception and would end the run.
+RLE is decoded by pydicom and not by pylibjpeg, whose panic on a damaged file is no ``Exception`` and would end the run.
 """
 
 _gdcm = IsolatedDecoder()
@@ -42,7 +42,7 @@ _COLOURS = re.compile(r"RGB|YBR_\w+")
 
 
 def read_dicom(data: bytes) -> Picture:
-    """Stored values, rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 turned over.
+    """Read the stored values, rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 inverted.
 
     Spacing is Pixel Spacing, else Imager Pixel Spacing, which holds at the detector and is noted as such.
 

@@ -1,11 +1,11 @@
-"""Whether the masks of both lungs lie where the picture has its lungs, or would explain it better elsewhere.
+"""Displaced masks: whether the masks of both lungs lie on the lungs, or would fit the picture better elsewhere.
 
-A lung is darker than what surrounds it. So the mean of the picture in a band just outside a lung's mask, less the mean
-in a band just inside, is a contrast that is largest where the mask belongs. It is worked out for every displacement up
-to a fifth of the picture, by the Fourier transform, on a picture of 64 pixels: that takes about a millisecond.
+A lung is darker than its surroundings. So the mean of the picture in a band just outside a lung's mask, minus the mean
+in a band just inside, is a contrast that is largest where the mask belongs. It is computed for every displacement up to
+a fifth of the picture, by the Fourier transform, on a picture of 64 pixels, which takes about a millisecond.
 
-The lungs are looked at apart from each other. In a picture with a white lung, masks that are right may fit better
-elsewhere when they are taken together, but not each of them.
+Each lung must fit better elsewhere. In a picture with a white lung, correct masks taken together may fit better
+elsewhere, but not each of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REACH = 13
 BAND = 3
 """Width of the bands inside and outside of a mask, in these pixels."""
 INSIDE = 0.6
-"""Smallest share of either band that a displacement leaves in the picture."""
+"""Smallest share of either band that must lie in the picture after a displacement."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Displacement:
 
     Attributes:
         rows, columns: how far they would have to be moved, down and to the right, as a share of the longer side.
-        contrast: of the lung that has less of it there, in standard deviations of the picture.
-        remaining: contrast where the mask is as a share of the contrast there, of the lung that would gain less;
-            infinite where a lung has no contrast there.
+        contrast: contrast of the masks moved there, in standard deviations of the picture; the lower of the two lungs'.
+        remaining: contrast of the masks in place as a share of that of the masks moved; the larger of the two lungs'.
+            Infinite if a lung's mask has no contrast when moved.
     """
 
     rows: float
@@ -52,17 +52,18 @@ class Displacement:
     def is_likely(self) -> bool:
         """Whether somebody should look: both lungs fit better at least two pixels of the grid away.
 
-        In 1 of 403 public radiographs (JSRT, Wingspan) this is wrong.
+        This is a false alarm in 1 of 403 public radiographs (JSRT, Wingspan).
         """
         return self._distance >= 2 / GRID and self.remaining < 0.9
 
     @property
     def is_certain(self) -> bool:
-        """Whether the masks lie somewhere else: both lungs fit much better at least three pixels away, and are as dark
-        there as lungs are.
+        """Whether the masks do not lie on the lungs: both lungs fit much better at least three pixels away, and are as
+        dark there as lungs are.
 
-        In none of 403 public radiographs, where 0.86 or more remains at two pixels or more. Nine in ten of them have
-        a contrast of 0.4: without that, lungs that a disease has made white might be taken for displaced masks.
+        True of none of 403 public radiographs, where at two pixels or more 0.86 or more of the contrast remains. Nine
+        in ten of them have a contrast of 0.4 or more; without that condition, lungs that a disease has made white might
+        be taken for displaced masks.
         """
         return self._distance >= 3 / GRID and self.remaining < 0.7 and self.contrast >= 0.4
 
@@ -76,7 +77,7 @@ class Displacement:
 
 
 def find_displacement(image: np.ndarray, label: np.ndarray, labels: Mapping[str, int]) -> Displacement | None:
-    """Where the masks of both lungs fit best; None where a lung is too small to be looked for.
+    """Where the masks of both lungs fit best; None if a lung is too small to be looked for, or the image constant.
 
     Args:
         image: radiograph (H, W), lungs dark, in any unit.
@@ -98,8 +99,8 @@ def find_displacement(image: np.ndarray, label: np.ndarray, labels: Mapping[str,
 
 
 def _contrasts(image: np.ndarray, lung: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """Mean outside less mean inside for every displacement, shape (2 REACH + 1, 2 REACH + 1); minus infinity where too
-    little is left in the picture."""
+    """Mean outside minus mean inside for every displacement, shape (2 REACH + 1, 2 REACH + 1); minus infinity where too
+    little of a band lies in the picture."""
     inner = lung & ~ndimage.binary_erosion(lung, iterations=BAND, border_value=1)
     outer = ndimage.binary_dilation(lung, iterations=BAND) & around
     size = [fft.next_fast_len(side + REACH, real=True) for side in image.shape]  # so that nothing wraps around

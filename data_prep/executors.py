@@ -1,9 +1,9 @@
-"""Where cases are worked on: in this process, in processes of this machine, or on a Dask cluster.
+"""Working on cases in this process, in processes of this machine, or on a Dask cluster.
 
-One function of a case and its id is called for every case; which machine does so does not change the result. Only a
-bounded number of cases is under way at any time and only their records come back, so memory does not grow with the
-number of cases. On a cluster every worker must see the same folders under the same paths, and have the same version of
-this package installed.
+One function of a case and its id is called for every case; the result does not depend on where. Only a bounded number
+of cases is under way at any time and only their records come back, so memory does not grow with the number of cases. On
+a cluster every worker must see the same folders under the same paths, and have the same version of this package
+installed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Batch = list[tuple[Item, str]]
 Submit = Callable[[Batch], "Future[list[str]]"]
 
 IN_FLIGHT = 1000
-"""Batches handed out at a time: more than a cluster has cores, and so few that they weigh nothing."""
+"""Batches handed out at a time: more than a cluster has cores, yet so few that they take little memory."""
 
 FEW = 50
-"""Cases that are done by the time that a process has started."""
+"""Cases that one process finishes in the time in which another one starts."""
 
 MOST_WORKERS = 4
-"""Processes that nobody has asked for: each may need a GB of memory."""
+"""Largest default number of processes: each may need a GB of memory."""
 
 LARGEST_BATCH = 64
-"""Cases of one patient that follow each other go to one process: it need not read again what they share."""
+"""Successive cases of one patient, up to this number, go to one process, which reads what they share only once."""
 
 
 class WorkersLost(RuntimeError):
@@ -46,7 +46,7 @@ class WorkersLost(RuntimeError):
 
 
 def default_workers(cases: int) -> int:
-    """Processes for a number of cases: one for each core, up to four, and one alone for few cases."""
+    """Number of processes for a number of cases: one for each core, at most four, and fewer for few cases."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, MOST_WORKERS, cases // FEW))
 
@@ -140,11 +140,11 @@ _work: Work | None = None
 
 
 def _prepare_process() -> None:
-    """Let this process work on one case after another at its best speed.
+    """Make this process fast at working on one case after another.
 
-    A case is small: more threads would wait for each other, at full speed. And Linux's C library gives freed memory
-    back to the system beyond twice the largest block that it has seen freed so far (up to 32 MiB); to get it again for
-    the next case costs a tenth of the time of a large radiograph, so it is shown such a block.
+    A case is small: more threads would only busy-wait for each other. And Linux's C library returns freed memory to the
+    system beyond twice the largest block that it has seen freed so far (up to 32 MiB). Getting it back for the next
+    case costs a tenth of the time of a large radiograph, so such a block is allocated and freed here.
     """
     torch.set_num_threads(1)
     np.empty(2**25 - 2**14, np.uint8)
@@ -158,7 +158,7 @@ def _start_process(work: Work) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next case for ever."""
+    """End this process when its parent is killed; otherwise it would wait for its next case for ever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -52,7 +52,7 @@ class FolderSource(Source):
         self.labels = label_values(masks.structures)
         self.variables: list[dict[str, Any]] = table.definitions if table else []
         self._table, self._masks = table, masks
-        # A name that is no text (its bytes are no UTF-8) could be written to no output.
+        # A name whose bytes are not UTF-8 could not be written to any output.
         sources = [real_path(root).name.encode("utf-8", "replace").decode() for root in roots]
         if len(set(sources)) != len(sources):
             raise ValueError(f"folders: {sources} are to be the sources' names, so they must differ")
@@ -93,7 +93,7 @@ class FolderSource(Source):
             raise Rejected("duplicate_name", f"several files of the same name for {', '.join(twice)}")
         variables = self._table.values(match.row) if self._table else {}
 
-        with quiet():  # once: logging takes its time to be silenced
+        with quiet():  # once for all files, since silencing the logs takes time
             image = read_picture(files["image"][0])
             masks = self._masks.read(item.index, {key: paths[0] for key, paths in files.items()}, image)
         return Case(

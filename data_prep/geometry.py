@@ -1,8 +1,8 @@
 """One geometry for all images: centred padding to the wanted aspect ratio, then an antialiased resize.
 
-Both resizes are separable and written as a matrix along each axis, with the pixels' *areas* aligned (not their
-centres of the corner pixels), so that image and label map stay in register at every size. The matrices are sparse: an
-old pixel has a part in two or three new ones, so a large image costs little more than reading it once.
+Both resizes (of image and label map) are separable and written as a matrix along each axis. They align the pixels'
+*areas* (not the centres of the corner pixels), so that image and label map stay in register at every size. The matrices
+are sparse: an old pixel contributes to two or three new ones, so a large image costs little more than reading it once.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def fit_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pad (with background) and resize a label map (H, W) to ``size``: uint8.
 
     Each label's share of the new pixel's exact area is computed and the label with the largest share wins, so a label
-    that is not in the input cannot appear. Of equal shares, frequent at a reduction by two, the one of the old pixel in
-    the middle wins (then the lower one): always giving them to the background would make every structure smaller.
+    that is not in the input cannot appear. Between equal shares, which are frequent when the size is halved, the label
+    of the old pixel in the middle wins (else the lower label): giving all ties to the background would make every
+    structure smaller.
     """
     padded = pad_to_aspect(label, size)
     rows, columns = (_area_weights(n, m) for n, m in zip(padded.shape, size))

@@ -1,4 +1,4 @@
-"""A grey picture as a file holds it, and what every format has to obey."""
+"""A grey picture as a file holds it, and the checks that hold for every format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ MAX_SIDE = 2**13
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels (H, W), row 0 at the top, their spacing in mm (row, column) or None where unknown, and notes.
+    """A grey picture.
 
-    ``notes`` are keys of :data:`data_prep.cases.NOTES`. ``affine`` (4, 4) leads from column, row and slice to mm in RAS
-    coordinates; None where the format states no position.
+    Attributes:
+        pixels: shape (H, W), row 0 at the top.
+        spacing: pixel spacing in mm (row, column), None where unknown.
+        notes: keys of :data:`data_prep.cases.NOTES`.
+        affine: shape (4, 4), from column, row and slice to RAS mm; None where the format states no position.
     """
 
     pixels: np.ndarray
@@ -29,7 +32,7 @@ class Picture:
 
 
 def check_shape(height: int, width: int) -> None:
-    """Refuse what is no picture, and what no radiograph needs.
+    """Refuse what is too small for a picture or too large for a radiograph.
 
     Raises:
         Rejected: when a side has fewer than 2 or more than :data:`MAX_SIDE` pixels.

@@ -1,7 +1,7 @@
-"""Ids without identity: salted hashes, with the salt and the mapping kept in a file of the user's own.
+"""Ids that identify nobody: salted hashes, with the salt and the names behind the ids in a file for the user alone.
 
-The file lies beside the prepared folder, not in it, so that the folder can be passed on. Without the salt an id cannot
-be tried out against a list of known file names.
+The file lies beside the prepared folder, not in it, so that the folder can be passed on. Without the salt, ids cannot
+be matched with a list of known file names.
 """
 
 from __future__ import annotations

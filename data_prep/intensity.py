@@ -1,8 +1,8 @@
 """One intensity mapping for all images: linear between the 1st and the 99th percentile of the image's own pixels.
 
-Radiographs come with arbitrary gain and offset (8 bit, 12 bit, windowed or not); the percentiles remove both and are
-not moved by burned-in letters or a few dead pixels, which the maximum would be. They are taken before any padding, so
-the amount of padding does not change how the anatomy looks. What lies outside is clipped.
+Radiographs come with arbitrary gain and offset (8 bit, 12 bit, windowed or not). The percentiles remove both and,
+unlike the maximum, are not moved by burned-in letters or a few dead pixels. They are taken before any padding, so the
+amount of padding does not change how the anatomy looks. Values outside of them are clipped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
 
 
 def _count(image: np.ndarray) -> np.ndarray:
-    """Number of pixels of each value; in parts, since numpy makes 8 bytes of every pixel on the way."""
+    """Number of pixels of each value; counted in parts, since numpy converts every pixel to 8 bytes on the way."""
     counts = np.zeros(np.iinfo(image.dtype).max + 1, np.intp)
     for start in range(0, len(image), 64):
         counts += np.bincount(image[start : start + 64].ravel(), minlength=counts.size)

@@ -1,7 +1,7 @@
-"""GDCM in a process of its own, for it aborts on some damaged files and would take the whole run with it.
+"""GDCM in a process of its own, because it aborts on some damaged files and would end the whole run.
 
-The process is started once and asked again and again through its pipes; when it dies, only the file that killed it is
-lost. ``python -m data_prep.isolated`` is that process.
+The process is started once and gets one file after another through its pipes; when it dies, only the file that killed
+it is lost. ``python -m data_prep.isolated`` is that process.
 """
 
 from __future__ import annotations

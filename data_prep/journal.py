@@ -1,8 +1,8 @@
-"""The journal of an unfinished run: one line for each finished case, so that a run that was killed can go on.
+"""The journal of an unfinished run: one line for each finished case, so that a killed run can be resumed.
 
-It lies in the output folder and goes when the run is complete. A line is a case's id, a digest of everything that its
-outcome depends on (the source's files with size and time of change, the table's row, the settings, the program), and
-the outcome. A line whose digest is no longer the same is not used, so a run with other settings never takes over
+It lies in the output folder and is removed when the run is complete. A line holds a case's id, a digest of everything
+that its outcome depends on (the source's files with size and time of change, the table's row, the settings, the
+program), and the outcome. A line whose digest has changed is not used, so a run with other settings never takes over
 anything from this one.
 """
 
@@ -27,13 +27,14 @@ import segcft_ext.measurements
 __all__ = ["Journal", "input_digest", "open_journal", "stamp"]
 
 SYNC_SECONDS = 5.0
-"""A killed process loses nothing that was written; a power cut may cost so many seconds of work."""
+"""Seconds between syncs to the disk: a power cut costs about as much work; the kill of a process costs none."""
 
 
 def stamp(path: Path) -> list[Any]:
-    """Where a file is, its size, and when it was changed: what differs when the file was replaced.
+    """A file's path, size and time of change, which differ when the file was replaced.
 
-    For a folder with the slices of a series: the stamp of each file, since a folder does not show which was replaced.
+    For a folder with the slices of a series: the stamp of each file, since a folder's own size and time do not show
+    that a file was replaced.
     """
     try:
         status = path.stat()
@@ -71,7 +72,7 @@ class Journal:
             end = 0
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # torn by the kill
+                    break  # cut off when the process was killed
                 end += len(line)
                 try:
                     record = json.loads(line)
@@ -79,12 +80,12 @@ class Journal:
                 except (ValueError, KeyError, TypeError):
                     continue  # a power cut can leave anything
             file.truncate(end)
-        # Without a buffer, so that a line is there once it is written, and a full disk is told at once and only once.
+        # Unbuffered, so that a written line is in the file at once, and a full disk is reported at once and only once.
         self._file = path.open("ab", buffering=0)
         self._synced = time.monotonic()
 
     def append(self, line: str) -> Mapping[str, Any]:
-        """Keep one record, given as JSON, and return it as it will be read again.
+        """Append one record, given as JSON, and return it as a resumed run will read it.
 
         Raises:
             OSError: when the disk is full.

@@ -39,7 +39,7 @@ MIN_CASES = 10
 """A source with fewer cases has no distribution to compare a case with."""
 NEARLY_ALL = 0.95
 LOOSE = 0.05
-"""Share of a structure's pixels outside its largest piece that is more than a few stray pixels."""
+"""Share of a structure's pixels outside its largest piece, above which they are more than a few stray pixels."""
 LACKING_OVERLAP = 0.15
 """Dice below the source's median by which a shape counts as unusual, so that very uniform data are not all reported."""
 GRID = 64
@@ -48,7 +48,15 @@ GRID = 64
 
 @dataclass(frozen=True)
 class Fault:
-    """Something unusual about a case: a key of :data:`FAULTS`, how bad it is within its kind, and a short text."""
+    """Something unusual about a case.
+
+    Attributes:
+        kind: a key of :data:`FAULTS`.
+        split: the case's split.
+        entry: the case's entry in the datalist.
+        severity: how bad it is, comparable within a kind.
+        text: a short description.
+    """
 
     kind: str
     split: str
@@ -59,8 +67,15 @@ class Fault:
 
 @dataclass
 class _Shapes:
-    """What is kept of the label maps of a source: for each case and structure its share of loose pixels (NaN where it
-    is absent), and the small map; for each case whether sides are swapped, and how far its masks are shifted."""
+    """What is kept of the label maps of a source; every list has one element for each case.
+
+    Attributes:
+        cases: split and datalist entry.
+        loose: for each structure the share of its pixels outside its largest piece, NaN where it is absent.
+        small: the label map at a small size.
+        swapped: how sides are swapped, "" if they are not.
+        shifted: where the masks of both lungs fit best, None where this is unknown.
+    """
 
     cases: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     loose: list[list[float]] = field(default_factory=list)
@@ -72,7 +87,7 @@ class _Shapes:
 def find_faults(datalist: Datalist) -> list[Fault]:
     """Everything unusual in a datalist, the worst of each kind first.
 
-    Every label map is read once, and so is every radiograph; of volumes, shapes are compared in the middle slice.
+    Every label map is read once, and so is every radiograph; shapes of volumes are compared in the middle slice.
     """
     of_source: dict[str, _Shapes] = {}
     cases = [(split, entry) for split in SPLITS for entry in datalist.entries[split]]
@@ -97,8 +112,8 @@ def find_faults(datalist: Datalist) -> list[Fault]:
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance from the median over the median absolute deviation, scaled as a standard deviation is; zero where that
-    deviation is zero."""
+    """Distance from the median, divided by the median absolute deviation scaled to a standard deviation; zero where
+    that deviation is zero."""
     distance = values - np.median(values)
     deviation = 1.4826 * np.median(np.abs(distance))
     return distance / deviation if deviation > 0 else np.zeros_like(distance)
@@ -130,7 +145,7 @@ def _unusual_structures(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
 
 
 def _unusual_values(shapes: _Shapes, datalist: Datalist) -> list[Fault]:
-    """Measured variables on a logarithmic scale, on which half and double are equally far; zeros are left out."""
+    """Outliers of measured variables on a log scale, where half and double are equally far; zeros are left out."""
     faults = []
     for variable in datalist.variables:
         if variable.measurement is None:

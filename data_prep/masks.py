@@ -24,8 +24,8 @@ class Masks(ABC):
     """The masks of all cases.
 
     Attributes:
-        structures: their names in the order of the label values.
-        folders: where their files lie, relative to each root; the files of a case come under the same keys.
+        structures: names of the structures in the order of the label values.
+        folders: folders of the masks' files, relative to each root; the files of a case have the same keys.
     """
 
     structures: Sequence[str]
@@ -33,10 +33,10 @@ class Masks(ABC):
 
     @abstractmethod
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        """Be told all cases, as (folder's name, file's name without suffix), before any is read."""
+        """Take note of all cases, as (folder's name, file's name without suffix), before any is read."""
 
     def fingerprint(self, index: int) -> Any:
-        """What, beside the files, the masks of a case depend on."""
+        """What the masks of a case depend on besides their files."""
         return None
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Masks(ABC):
         Args:
             index: position among the cases of :meth:`match`.
             files: the case's files by key of :attr:`folders`.
-            image: the image that the masks are to lie on.
+            image: the image on which the masks must lie.
 
         Raises:
             Rejected: when a mask is missing, cannot be read, or does not lie on the image.
@@ -57,7 +57,7 @@ class MaskFolders(Masks):
     """One folder of masks for each structure.
 
     Args:
-        folders: by structure, relative to each root, in the order of the label values.
+        folders: folder of each structure, relative to each root, in the order of the label values.
     """
 
     def __init__(self, folders: Mapping[str, str]) -> None:
@@ -81,12 +81,12 @@ class MaskFolders(Masks):
 
 
 class LabelMaps(Masks):
-    """One file for each case, whose values tell the structures.
+    """One label map for each case, with all structures.
 
     Args:
-        folder: of the files, relative to each root.
+        folder: folder of the label maps, relative to each root.
         values: value, or values, of each structure in these files, in the order of the new label values. 0 is the
-            background, and so is what is listed as ``background``; any other value rejects the case.
+            background, and so are values listed as ``background``; a value that is not listed rejects the case.
 
     Raises:
         ValueError: when a value is no whole number or stands for two structures.
@@ -130,7 +130,7 @@ class MaskTable(Masks):
 
     Args:
         path: the table, one row for each case.
-        columns: by structure, in the order of the label values.
+        columns: column of each structure, in the order of the label values.
         id_column: the column with the image's file name, with or without suffix.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Reading one slice from a NIfTI file, turned as radiologists look at it."""
+"""Reading one slice from a NIfTI file, oriented as radiologists view it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _GZIP = b"\x1f\x8b"
 
 
 def is_nifti(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a NIfTI file (in one part) or of a gzip archive."""
+    """Whether the first bytes of a file are those of a single-file NIfTI or of a gzip archive."""
     return head.startswith(_GZIP) or head[344:348] in _MAGIC or head[4:8] in _MAGIC
 
 
 def read_nifti(data: bytes, max_bytes: int) -> Picture:
-    """One slice, turned by :func:`segcft_ext.presentation.upright`.
+    """Read one slice, oriented by :func:`segcft_ext.presentation.upright`.
 
     Args:
         data: the file, compressed or not.

@@ -1,4 +1,4 @@
-"""What is typed as an option of ``python -m data_prep``, as the value that it means.
+"""Reading the values of the options of ``python -m data_prep``.
 
 Values come as text. What cannot be read raises a ValueError that names the option, what was found and what is expected.
 """
@@ -40,7 +40,7 @@ EXAMPLES = {
 
 
 def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_column: str) -> Masks:
-    """What --masks, --structures, --labels and --mask_table mean together."""
+    """The masks that --masks, --structures, --labels and --mask_table (with --id_column) describe together."""
     masks, structures, labels = read_json("masks", masks), _structures(structures), read_mapping("labels", labels)
     if isinstance(masks, dict) and not all(isinstance(place, str) for place in masks.values()):
         raise ValueError(f"masks: found {masks!r}, expected the name of a folder, or column, for each structure")
@@ -63,7 +63,7 @@ def _structures(given: Any) -> list[str]:
 
 
 def read_json(option: str, given: Any) -> Any:
-    """JSON, where a text looks like an object or a list of JSON; anything else as it is."""
+    """Parse a text that looks like a JSON object or list; anything else is returned unchanged."""
     if not isinstance(given, str) or given.lstrip()[:1] not in ("{", "["):
         return given
     try:
@@ -110,7 +110,7 @@ def _boundary(given: str) -> float:
 
 
 def read_vessel_size(given: Any, dims: int) -> tuple[int, ...]:
-    """Samples along a vessel and across it, as many as there are dimensions; 256x64 by default."""
+    """Number of samples along a vessel and across it, one for each dimension; 256x64 by default."""
     if dims not in (2, 3):
         raise ValueError(f"dims: found {dims}, expected 2 or 3")
     numbers = read_sizes("256x64" if given is None else given)
@@ -159,7 +159,7 @@ def read_label_values(given: Any) -> dict[str, list[int]]:
 
 
 def read_flag(option: str, given: Any) -> bool:
-    """True for an option that stands alone."""
+    """Whether a flag, an option that stands alone, is given."""
     if str(given) not in ("True", "False"):
         raise ValueError(f"{option}: found {given!r}, expected --{option} alone, behind the folders")
     return str(given) == "True"

@@ -64,7 +64,8 @@ class PadChestSource(Source):
         size: (H, W) of the prepared arrays.
 
     Attributes:
-        counts: number of rows in the table, taken out by each filter, and left as cases; and of what has no row.
+        counts: numbers of rows in the table, of rows that each filter takes out, of cases, of images and of masks
+            without a row, and of archives that cannot be opened.
         broken: the archives that cannot be opened.
 
     Raises:
@@ -112,8 +113,8 @@ class PadChestSource(Source):
     def load(self, item: Item) -> Case:
         """Read image and masks, bring them to the common geometry and intensity.
 
-        PadChest's files have been windowed by its authors where DICOM gave a window, so WindowCenter and WindowWidth
-        are not applied again; the percentiles of :func:`to_unit_range` take gain and offset out in any case.
+        PadChest's authors have windowed the files where DICOM gave a window, so WindowCenter and WindowWidth are not
+        applied again; the percentiles of :func:`to_unit_range` remove gain and offset in any case.
         """
         found = self._found[item.index]
         if found.fault:
@@ -184,7 +185,7 @@ def _filter(
         "projection not PA": frame[_PROJECTION] != "PA",
         "marked pediatric": ~frame[_PEDIATRIC].str.lower().isin(["", "no"]),
         "labelled suboptimal study or exclude": labels.map(lambda found: not found.isdisjoint(EXCLUDED_LABELS)),
-        # A row without masks, or with several, is no matter of their quality: it is a case, and rejected.
+        # A row without masks, or with several, is not filtered by their quality: it is a case, and rejected.
         f"Dice RCA (Mean) below {MIN_RCA:g} or unknown": frame[_ID].isin(rca) & ~(frame[_ID].map(rca) >= MIN_RCA),
     }
     counts, kept = {}, pd.Series(True, frame.index)

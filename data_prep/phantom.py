@@ -28,14 +28,14 @@ class Phantom(Protocol):
 class PhantomSource(Source):
     """Chest phantoms.
 
-    An image is stored linearly as rendered: a percentile mapping of its own would make a case and its true
-    counterfactual differ in brightness. The areas in the datalist are measured on the rendered label map, like any
-    other case's.
+    An image is stored linearly as rendered: a percentile mapping for each image would make a case and its true
+    counterfactual differ in brightness. The areas in the datalist are measured on the rendered label map, as for any
+    other source.
 
     Args:
         phantom: the renderer.
         count: number of cases.
-        size: of what the renderer draws.
+        size: size of the rendered images.
         seed: seed of the cases; case i is the same whatever the count.
         truth: how an evaluation builds the same renderer, ``{"_target_": …}``.
     """
@@ -56,7 +56,7 @@ class PhantomSource(Source):
         self._seed = seed
 
     def fingerprint(self, item: Item) -> list[Any]:
-        """The seed; the renderer's own options stand in the header's ``truth``."""
+        """Seed and index of the case; the renderer's own options are in the header's ``truth``."""
         return [self._seed, item.index]
 
     def load(self, item: Item) -> Case:
@@ -76,7 +76,7 @@ class CoronarySource(PhantomSource):
 
     Args:
         phantom: the renderer; its regions are those in which the variables are measured.
-        count, seed: as of :class:`PhantomSource`.
+        count, seed: as for :class:`PhantomSource`.
     """
 
     labels = CoronaryPhantom.labels

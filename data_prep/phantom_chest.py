@@ -5,12 +5,13 @@
     sex, age ──> body size ──> left_lung_area, right_lung_area, heart_area
          age ──> depth of breath (lungs up, heart down), heart_area
 
-Body size and depth of breath are no variables: each is its causes' effect plus exogenous noise. The areas share them,
-and the left lung a part of the heart's noise, so they correlate; but no area causes another, and an action on one
-leaves the others as they are. A case whose areas lie beyond ``AREAS`` is drawn anew.
+Body size and depth of breath are not variables of the datalist: each is the effect of its causes plus exogenous noise.
+The areas share them as causes, and the left lung shares a part of the heart's noise, so the areas correlate; but no
+area causes another, and an action on one leaves the others as they are. A case whose areas lie outside of ``AREAS`` is
+drawn anew.
 
-``sample`` draws a case's variables and all its exogenous noise, ``render`` is a pure function of the two. So the
-*true counterfactual* of a case is the picture of other variables with the same exogenous noise:
+``sample`` draws a case's variables and all its exogenous noise; ``render`` is a pure function of the two. So the
+*true counterfactual* of a case is the picture rendered from other variables and the same exogenous noise:
 
     >>> phantom = ChestPhantom(size=64)
     >>> variables, exogenous = phantom.sample(seed=0)
@@ -133,7 +134,7 @@ class ChestPhantom:
         before_areas = self._areas(variables["age"], variables["sex"], exogenous)
         after_areas = self._areas(after["age"], after["sex"], exogenous)
         for name in AREAS:
-            # the noise is multiplicative, so the factual value carries it; no change of the causes, no change at all
+            # the noise is multiplicative, so the factual value carries it; if the causes do not change, nothing does
             if name not in do and before_areas[name] != after_areas[name]:
                 after[name] = variables[name] * after_areas[name] / before_areas[name]
         return after, *self.render(after, exogenous)

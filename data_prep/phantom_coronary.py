@@ -7,7 +7,7 @@
     >>> variables, image, label = phantom.counterfactual(variables, exogenous, do)
 
 The causal model is that of :mod:`data_prep.coronary_model`, the anatomy that of :mod:`data_prep.coronary_vessel`. Both
-know thirds; the variables may be those of any regions or of the whole vessel, as the datalist has them.
+are defined on thirds; the variables may be those of any regions or of the whole vessel, as the datalist defines them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class CoronaryPhantom:
     Args:
         size: samples along the vessel and across it.
         regions: as a datalist's header has them; None for variables of the whole vessel.
-        descendants: whether the lumen follows an action on a plaque, as the causal model has it. Otherwise an action
-            changes the variables that it names, and no other: what a method that takes the variables for independent
-            is to be compared with.
+        descendants: whether the lumen follows an action on a plaque, as in the causal model. Otherwise an action
+            changes only the variables that it names, which is the reference for methods that treat the variables as
+            independent.
 
     Raises:
         ValueError: when the size is too small or the regions are not those of the vessel's axis.
@@ -133,7 +133,7 @@ class CoronaryPhantom:
 
     @staticmethod
     def _plaque(values: Mapping[str, float], names: Mapping[str, tuple[str, Band]], band: Band) -> float:
-        """Plaque in a band, calcified or not; what reaches over its border counts by its share."""
+        """Plaque in a band, calcified or not; a region that crosses the band's border counts by its share inside."""
         total = 0.0
         for name, (structure, (low, high)) in names.items():
             if structure != "lumen":

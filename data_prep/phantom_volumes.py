@@ -3,9 +3,10 @@
     >>> phantom = HeartPhantom()
     >>> heart = write_heart(phantom, seed=0, name="heart-000", folder=Path("hearts"))
 
-Each artery is one of :mod:`data_prep.coronary_vessel`, known in coordinates along and across a centreline; here the
-centreline runs over a heart, and every voxel is mapped back to the vessels near it. So straightening the volume has to
-give back what the vessel's own functions say: the test of ``python -m data_prep ccta`` from end to end.
+Each artery is a :class:`~data_prep.coronary_vessel.Vessel`, defined in coordinates along and across a centreline. Here
+the centreline runs over a heart, and every voxel is mapped back to the coordinates of the vessels near it. So
+straightening the volume must give what the vessel's own functions say, which tests ``python -m data_prep ccta`` from
+end to end.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from data_prep.straightening import make_frames
 __all__ = ["Artery", "Heart", "HeartPhantom", "write_heart"]
 
 REACH = 6.5
-"""Half-width in mm of what is drawn by a vessel's own functions; beyond it is heart and fat."""
+"""Distance from a centreline, mm, up to which the vessel's own functions are drawn; beyond it are heart and fat."""
 
 STEP = 0.1
-"""Distance of the points, mm, among which a voxel's nearest point of a centreline is looked for."""
+"""Distance between the points of a centreline, mm, among which a voxel's nearest one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Artery:
 
     Attributes:
         tree: "left" or "right".
-        points: centreline (N, 3), RAS, from the ostium or, for a side branch, the axis of the artery it comes from.
+        points: centreline (N, 3), RAS mm, from the ostium or, for a side branch, the axis of the artery it comes from.
         begin: arc length in mm from the first point to where the vessel's own coordinate ``s`` is 0: the ostium, or the
             wall of the artery it comes from.
         vessel: the anatomy in coordinates along and across.
@@ -71,7 +72,7 @@ class HeartPhantom:
     """Hearts with a left anterior descending artery, a diagonal branch of it, and a right coronary artery.
 
     Args:
-        spacing: of the voxels in mm along the three axes, which lie obliquely.
+        spacing: voxel spacing in mm along the three axes, which lie obliquely.
     """
 
     def __init__(self, spacing: tuple[float, float, float] = (0.4, 0.4, 0.5)) -> None:
@@ -115,10 +116,10 @@ def write_heart(phantom: HeartPhantom, seed: int, name: str, folder: Path) -> He
 
 
 def _arteries(rng: np.random.Generator, axes: np.ndarray) -> tuple[Artery, ...]:
-    """Centrelines on an ellipsoid with these half-axes, and what runs along them."""
+    """The arteries, whose centrelines run on an ellipsoid with half-axes ``axes``, mm."""
 
     def curve(polar: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
-        """Points by their angles from superior, and about that axis from the right over anterior to the left."""
+        """Points given by their angle from superior, and the angle about that axis from right over anterior to left."""
         across = np.sin(polar)
         return axes * np.stack([across * np.cos(azimuth), across * np.sin(azimuth), np.cos(polar)], axis=1)
 
@@ -149,7 +150,7 @@ def _leaves(artery: Artery, side: np.ndarray) -> float:
 def _artery(
     seed: int, tree: str, points: np.ndarray, begin: float, thin: float, scan: Mapping[str, float] | None = None
 ) -> Artery:
-    """An artery along a centreline. One that is made ``thin`` has no plaque: there would be no room for it."""
+    """An artery along a centreline. One narrowed by ``thin`` < 1 has no plaque: there would be no room for it."""
     exogenous = draw(np.random.default_rng(seed))
     exogenous["vessel"]["length"] = float(arc_length(points)[-1]) - begin
     exogenous["vessel"]["radius"] *= thin
@@ -180,7 +181,7 @@ def _paint(
         margins = artery.vessel.margins(at)
         own = artery.vessel.label_at(at, margins)
         tissue = vessel_hu(artery.vessel, at, margins, artery.scan)
-        # Where a side branch leaves, what is an elder artery's stays it.
+        # Where a side branch leaves, voxels of the artery that it comes from keep their label and tissue.
         free = label[where] == 0
         label[tuple(w[free] for w in where)] = own[free]
         free &= ~np.isnan(tissue)

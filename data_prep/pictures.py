@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 AS_WRITTEN: Any = {"text.parse_math": False}
-"""Names are the user's: a dollar sign in them starts no formula."""
+"""Names are given by the user: a dollar sign in them must not start a formula."""
 
 MAX_CASES = 40
 COLUMNS = 8

@@ -1,7 +1,7 @@
 """Reading polylines of VTK polydata: legacy files (.vtk, text or binary, both layouts of cells) and XML files (.vtp).
 
-Only points, lines and numeric point arrays are taken, which is all a centreline is made of. VTK itself would be a
-dependency of 140 MB for that, and its readers, written in C++, can take the whole process with them on a damaged file.
+Only points, lines and numeric point arrays are read, which is all that a centreline consists of. VTK itself would be a
+dependency of 140 MB, and its readers, written in C++, can crash the whole process on a damaged file.
 
 Formats: https://docs.vtk.org/en/latest/vtk_file_formats/index.html
 """
@@ -32,7 +32,7 @@ _LEGACY_TYPES = {
 _COMPONENTS = {
     "SCALARS": 1, "VECTORS": 3, "NORMALS": 3, "TENSORS": 9, "TENSORS6": 6, "GLOBAL_IDS": 1, "PEDIGREE_IDS": 1,
 }  # fmt: skip
-"""Numbers of each point, or cell, by the keyword of an array; scalars may state another number."""
+"""Components for each point (or cell) by the keyword of an array; scalars may state another number."""
 _XML_TYPES = {
     "Int8": "i1", "UInt8": "u1", "Int16": "i2", "UInt16": "u2", "Int32": "i4", "UInt32": "u4", "Int64": "i8",
     "UInt64": "u8", "Float32": "f4", "Float64": "f8",
@@ -45,7 +45,7 @@ class Polylines:
 
     Attributes:
         points: shape (N, 3), as in the file.
-        lines: the indices of each line's points, in its order.
+        lines: indices of each line's points, in order along the line.
         arrays: numeric point arrays by name, shape (N, C).
     """
 
@@ -58,7 +58,7 @@ def parse_polydata(data: bytes) -> Polylines:
     """Parse the content of a ``.vtk`` or ``.vtp`` file.
 
     Raises:
-        Rejected: when it is none of them, is damaged, or holds no line.
+        Rejected: when it is neither of them, is damaged, or holds no line.
     """
     try:
         found = _Legacy(data).parse() if data.startswith(b"# vtk DataFile") else _parse_xml(data)
@@ -124,14 +124,14 @@ class _Legacy:
         return Polylines(points, lines, arrays)
 
     def words(self) -> list[str]:
-        """The words of the next line with something in it that is not of a block METADATA, which a blank line ends."""
+        """The words of the next line that is not blank; METADATA blocks, which end with a blank line, are skipped."""
         while (found := self.line().split()) and found[0].upper() == "METADATA":
             while self.line(blank=True):
                 pass
         return found
 
     def line(self, blank: bool = False) -> str:
-        """The next line with something in it (with ``blank``: just the next line), or "" at the end."""
+        """The next line that is not blank (with ``blank``: simply the next line), or "" at the end of the file."""
         while self.at < len(self.data):
             end = self.data.find(b"\n", self.at)
             end = len(self.data) if end < 0 else end
@@ -142,7 +142,7 @@ class _Legacy:
         return ""
 
     def numbers(self, count: int, kind: str) -> np.ndarray:
-        """The next numbers; of texts, which nobody needs here, zeros."""
+        """The next ``count`` numbers; texts, which are not needed here, are skipped and given as zeros."""
         if count < 0:
             raise ValueError(count)
         kind = kind.lower()
@@ -174,7 +174,8 @@ class _Legacy:
         self.at += size + length
 
     def cells(self, first: int, second: int) -> list[np.ndarray]:
-        """Cells: up to version 4 (number, size) and rows of length and indices; then (offsets, connectivity)."""
+        """Cells: up to version 4 ``first`` rows of length and indices, ``second`` numbers in all; from version 5 on
+        ``first`` offsets, then ``second`` numbers of connectivity."""
         if self.version >= 5:
             offsets = self.numbers(first, self.line().split()[1])
             return _split(offsets, self.numbers(second, self.line().split()[1]))

@@ -1,8 +1,8 @@
-"""Reading one picture: PNG, TIFF, DICOM, NIfTI. The format is told by the file's content, not by its name.
+"""Reading one picture: PNG, TIFF, DICOM, NIfTI. The format is recognised by the file's content, not by its name.
 
 What cannot be read raises :class:`~data_prep.cases.Rejected`; messages carry the kind of the fault and never the file's
-name or an element of its header, since both may identify a patient. For the same reason decoders' warnings and logs
-are not let through: they quote what they stumble over.
+name or an element of its header, since both may identify a patient. For the same reason warnings and logs of decoders,
+which quote faulty data, are suppressed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def strip_suffix(name: str) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads, in a circle of links as far as possible (pathlib's own raises RuntimeError before 3.13)."""
+    """The path without links; in a circle of links as far as possible (pathlib raises there before Python 3.13)."""
     return Path(os.path.realpath(path))
 
 
@@ -65,16 +65,16 @@ def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
 
     Args:
         path: the file.
-        indexed: whether a palette with colours only shows what the pixels stand for, as in label maps: the pixels are
-            then its indices. A palette of greys is a grey picture all the same.
+        indexed: whether colours of a palette only display label values: the pixels are then the palette's indices. A
+            picture with a palette of greys is a grey picture in any case.
 
     Raises:
         Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
     """
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading from a pipe would block
         raise Rejected("unreadable", "this is no file, or a link to none")
     try:
-        # Python makes room for all that it is asked to read, which costs time: no more than the file has.
+        # Python allocates as much as it is asked to read, which takes time: ask for no more than the file has.
         size = path.stat().st_size if isinstance(path, Path) else MAX_BYTES
         with path.open("rb") as file:
             data = file.read(min(size, MAX_BYTES) + 1)
@@ -100,9 +100,9 @@ _quiet_state = ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no warning and no log of a decoder through.
+    """Suppress the warnings and logs of decoders.
 
-    Both are the whole process's, so the last thread to leave restores them.
+    Both are settings of the whole process, so the last thread to leave restores them.
     """
     global _quiet_threads
     with _quiet_lock:

@@ -59,19 +59,19 @@ def derive_regions(
 ) -> Datalist:
     """Write a datalist in which each area of a structure is replaced by its areas in the regions.
 
-    Where it is divided already, it is divided anew. Everything else stays: other variables and their values, splits,
-    ids, use, noise. The renderer of true counterfactuals stays if it takes ``regions``; another one cannot know what a
-    regional variable means.
+    Areas that are divided already are divided anew. Everything else stays: other variables and their values, splits,
+    ids, use, noise. The renderer of true counterfactuals stays if it takes ``regions``; any other one cannot know what
+    a regional variable means.
 
     Args:
         datalist: the datalist to start from.
         out: the new file, in a folder of its own.
         regions: as the header has them, see :func:`region_definition`.
-        structures: those whose areas are divided; all by default.
+        structures: structures whose areas are divided; all by default.
 
     Raises:
         ValueError: when ``out`` is no JSON file or lies beside the datalist, a structure is unknown or has no area, or
-            one that is not divided anew has other regions.
+            a structure that is not divided anew has other regions.
         DatalistError: when the datalist cannot be read or the regions contradict its format.
     """
     source, target = read_datalist(datalist), Path(out).absolute()

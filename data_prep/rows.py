@@ -1,4 +1,4 @@
-"""Tables of any usual format as text, and which of their rows belongs to which case."""
+"""Reading tables of any usual format as text, and matching their rows with cases."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_table(path: Path) -> pd.DataFrame:
             have one name.
     """
     suffix = path.suffix.lower()
-    # The header is read as a row: taken for names, pandas renames doubled ones, and of longer rows it makes the first
-    # cell an index, which moves all others to the next column.
+    # The header is read as a row. Otherwise pandas would rename names that occur twice, and would take the first cell
+    # of rows longer than the header for an index, which moves all other cells to the next column.
     options: Any = {"header": None, "dtype": str, "keep_default_na": False}
     try:
         if suffix in (".parquet", ".pq"):
@@ -41,7 +41,7 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = _with_header(pd.read_excel(path, **options))
         else:
             separator = "\t" if suffix in (".tsv", ".tab") else ","
-            # Not in parts (low_memory), for of each part the first row may be longer unnoticed.
+            # Not in chunks (low_memory): a first row of a chunk that is too long would go unnoticed.
             frame = _with_header(pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False, **options))
     except ImportError as error:
         raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
@@ -55,15 +55,19 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _with_header(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table whose first row are the names of its columns."""
+    """The table with its first row as the names of its columns."""
     return frame[1:].set_axis(frame[:1].fillna("").astype(str).squeeze(axis=0), axis=1)
 
 
 @dataclass(frozen=True)
 class Match:
-    """A case's row in the table (None: it has none), or what is wrong with it.
+    """A case's row in the table, or what is wrong with it.
 
-    ``source`` and ``patient`` are what the row says about them, None where it says nothing (:func:`is_missing`).
+    Attributes:
+        row: the row's cells by column; None if the case has no row.
+        source: the source that the row names, None where it names none (:func:`is_missing`).
+        patient: the patient that the row names, likewise.
+        fault: why no row can be matched, "" if nothing is wrong.
     """
 
     row: Mapping[str, str] | None = None
@@ -73,7 +77,7 @@ class Match:
 
 
 class Rows:
-    """The rows of a table by the file's name that they hold.
+    """The rows of a table, found by the file name that they hold.
 
     Args:
         path: the table.

@@ -1,10 +1,11 @@
-"""Which CT volumes there are, with their label volumes and centrelines: in folders like ImageCAS-X, or in a list.
+"""Finding CT volumes with their label volumes and centrelines: in folders like ImageCAS-X, or in a list.
 
 ImageCAS-X (https://kitbransby.github.io/ImageCAS-X/) has ``volumes/ID.img.nii.gz``,
 ``segmentations/ID.coronary.nii.gz`` and ``centerlines/ID.coronary_{left,right}_centerline.vtk``. Here a volume and its
-label volume have one name, apart from words at its end that tell what the file is; a centreline belongs to the one with
-whose name its own begins. So ``volumes/ID.nii.gz`` (or a folder ``volumes/ID`` with the slices of a DICOM series),
-``segmentations/ID_seg.nii.gz`` and ``centerlines/ID.vtk`` or ``ID_LAD.csv`` are found too.
+label volume have the same name, apart from words at its end that say what the file is; a centreline belongs to the
+volume or label volume with whose name its own name begins. So ``volumes/ID.nii.gz`` (or a folder ``volumes/ID`` with
+the slices of a DICOM series), ``segmentations/ID_seg.nii.gz`` and ``centerlines/ID.vtk`` or ``ID_LAD.csv`` are found
+too.
 """
 
 from __future__ import annotations
@@ -150,6 +151,6 @@ def _bare(path: Path) -> str:
 
 
 def _owner(path: Path, names: list[str]) -> str:
-    """The name of a volume or label volume with which the file's begins, up to a separator; else the file's own."""
+    """The volume's or label volume's name with which the file's name begins, up to a separator; else the file's own."""
     stem = _SUFFIX.sub("", path.name)
     return next((n for n in names if stem == n or (stem.startswith(n) and stem[len(n)] in "._- ")), _bare(path))

@@ -24,7 +24,7 @@ def check_fractions(fractions: Mapping[str, float] | None) -> dict[str, float]:
     """The share of each split, :data:`FRACTIONS` where none are given.
 
     Raises:
-        ValueError: when the fractions are not a division.
+        ValueError: when the fractions are not positive shares of all splits that sum to 1.
     """
     found = dict(fractions or FRACTIONS)
     shares = list(found.values())
@@ -40,7 +40,7 @@ def split_cases(
     """Split and, for training cases, use ("guide" or "judge") of every case, in the order of ``items``.
 
     Raises:
-        ValueError: when the fractions are not a division, or so few cases are left that a split or use is empty.
+        ValueError: as :func:`check_fractions`, or when there are so few cases that a split or use is empty.
     """
     fractions = check_fractions(fractions)
     splits = assign(items, fractions, seed)
@@ -78,5 +78,5 @@ def assign(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> lis
 
 
 def _patient(item: Item) -> tuple[str, ...]:
-    """Who a case is of; one whose patient is unknown is a patient of its own."""
+    """Key of a case's patient; a case whose patient is unknown is a patient of its own."""
     return ("case", item.source, item.name) if item.patient is None else ("patient", item.patient)

@@ -1,7 +1,7 @@
-"""How an array lies in the prepared folder: a picture as PNG, a volume as NIfTI with its spacing in the affine.
+"""Storing arrays in the prepared folder: a picture as PNG, a volume as NIfTI with its spacing in the affine.
 
-The axes of a volume stay in the order of the array's, and its affine is diagonal: the spacing in mm, or one where that
-is unknown.
+A volume's axes stay in the order of the array's, and its affine is diagonal: the spacing in mm, or one where it is
+unknown.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SUFFIXES = {2: ".png", 3: ".nii.gz"}
 
 
 def write_array(path: Path, array: np.ndarray, spacing: Sequence[float] | None = None) -> int:
-    """Write a picture (H, W) or a volume (D, H, W) of uint8 or uint16 atomically; its size in bytes.
+    """Write a picture (H, W) or a volume (D, H, W) of uint8 or uint16 atomically; returns the file's size in bytes.
 
     Args:
         path: with the suffix that :data:`SUFFIXES` has for the array's dimensions.
         array: what to write.
         spacing: mm along each axis; a picture has no place for it.
     """
-    # A name of its own, since a process that a kill has orphaned may still be writing the same case.
+    # A unique name, since a process orphaned by the kill of an earlier run may still be writing the same case.
     scratch = path.with_name(f"{path.name.removesuffix(SUFFIXES[array.ndim])}.{secrets.token_hex(4)}.tmp")
     try:
         if array.ndim == 2:

@@ -1,13 +1,13 @@
 """Straightened curved planar reformation: image and labels in the coordinates of a centreline.
 
-Across the centreline p(s) stand two unit vectors n(s), b(s) that turn about it as little as possible (a
-rotation-minimising frame; double reflection of Wang et al., "Computation of rotation minimizing frames", ACM
-Transactions on Graphics 27(1), 2008). Sample (i, j, k) lies at p(s_i) + u_j n(s_i) + v_k b(s_i), the arc lengths s_i
-being the centres of equal parts of the whole length and u_j, v_k the centres of pixels around the axis. A longitudinal
-cut at the angle a has the samples p(s_i) + u_j (cos a n(s_i) + sin a b(s_i)).
+Two unit vectors n(s), b(s) across the centreline p(s) turn about it as little as possible (a rotation-minimising frame;
+double reflection of Wang et al., "Computation of rotation minimizing frames", ACM Transactions on Graphics 27(1),
+2008). Sample (i, j, k) lies at p(s_i) + u_j n(s_i) + v_k b(s_i). The arc lengths s_i are the centres of equal parts of
+the whole length, and u_j, v_k are the centres of pixels around the axis. A longitudinal cut at the angle a has the
+samples p(s_i) + u_j (cos a n(s_i) + sin a b(s_i)).
 
-Distances along and across are those of the patient near the axis. Off the axis a length along the vessel is shown
-longer or shorter by u / (radius of curvature), as in any such reformation.
+Near the axis, distances along and across are those in the patient. Off the axis a length along the vessel is shown
+longer or shorter by the fraction u / (radius of curvature), as in any such reformation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def rotation_minimising(points: np.ndarray, tangents: np.ndarray, normal: np.nda
     normals = np.empty_like(points)
     normals[0] = normal
     for i, step in enumerate(np.diff(points, axis=0)):
-        # First reflection: in the plane half-way between the points; second: so that the tangents fall together.
+        # The first reflection is in the plane half-way between the points, the second makes the tangents coincide.
         norm = step @ step
         carried = normals[i] - 2 / norm * (step @ normals[i]) * step
         tangent = tangents[i] - 2 / norm * (step @ tangents[i]) * step
@@ -81,11 +81,12 @@ def sample_grid(
     """Where the samples lie, shape (3, N, *across), float32: across one axis for a cut, two for a volume.
 
     Args:
-        frames: the centreline's.
-        across: pixels across the vessel, (64,) or (64, 64).
-        spacing: of these pixels in mm.
-        angle: the frame is turned about the tangent by so many degrees, from the normal towards the binormal.
-        affine: of a volume whose voxel coordinates are wanted, voxel to RAS mm; by default RAS mm are returned.
+        frames: frames of the centreline.
+        across: number of pixels across the vessel, (64,) or (64, 64).
+        spacing: spacing of these pixels, mm.
+        angle: rotation of the frame about the tangent in degrees, from the normal towards the binormal.
+        affine: shape (4, 4), voxel to RAS mm, of a volume whose voxel coordinates are wanted; by default RAS mm are
+            returned.
     """
     inverse = np.linalg.inv(affine) if affine is not None else np.eye(4)
     cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
@@ -106,7 +107,7 @@ def _spread(vectors: np.ndarray, dims: int) -> np.ndarray:
 
 
 def sample_image(volume: np.ndarray, voxels: np.ndarray, order: int, outside: float) -> np.ndarray:
-    """Interpolate a volume at voxel coordinates (3, *S) by splines of an order; what lies beyond it is ``outside``."""
+    """Interpolate a volume at voxel coordinates (3, *S) by splines of ``order``; samples beyond it are ``outside``."""
     box, local = _crop(volume.shape, voxels, margin=1 if order < 2 else 8)
     part = volume[box].astype(np.float32)
     return map_coordinates(part, local, order=order, mode="constant", cval=outside, output=np.float32)
@@ -115,8 +116,8 @@ def sample_image(volume: np.ndarray, voxels: np.ndarray, order: int, outside: fl
 def sample_labels(label: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     """The label of the voxel in which each of the voxel coordinates (3, *S) lies; 0 beyond the volume.
 
-    A structure's volume is thus kept on average, whatever its shape. The largest interpolated share, which looks
-    smoother, takes 6 % from a plaque two voxels thick.
+    A structure's volume is thus preserved on average, whatever its shape. The label of the largest interpolated share
+    would look smoother, but takes 6 % from a plaque two voxels thick.
     """
     box, local = _crop(label.shape, voxels, margin=1)
     return map_coordinates(label[box], local, order=0, mode="constant")

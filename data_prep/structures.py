@@ -1,4 +1,4 @@
-"""Label maps from one mask for each structure, and what contradicts anatomy in them."""
+"""Label maps from one mask for each structure, and checks of what contradicts anatomy in them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ heart (up to 44 % of the heart's area in public data). With the heart on top bot
 that lies mostly in another one is a wrong file."""
 
 EDGE = 2
-"""Pixels beside the full foreground to which antialiasing, or a lossy compression, gives values in between."""
+"""Width of a soft edge around the full foreground, from antialiasing or lossy compression, in pixels."""
 FEW = 16
-"""So many values in between may be those of other structures; a blurred mask, whose edge is wider, has more."""
+"""Up to this number of values in between may be other labels; a blurred mask, whose edge is wider, has more."""
 
 
 def label_values(structures: Sequence[str]) -> dict[str, int]:
@@ -77,10 +77,13 @@ def measured_variables(
 def threshold_mask(mask: np.ndarray) -> np.ndarray:
     """A mask as booleans: binary with any foreground value, or soft (antialiased) and then cut at one half.
 
+    Up to :data:`FEW` values between the lowest and the highest are taken for a soft edge only if most of their pixels
+    lie within :data:`EDGE` pixels of the highest value. Otherwise they may be other labels: of 0, 1 and 255, say, 255
+    may well mean "to be ignored".
+
     Raises:
-        Rejected: for any other image, such as a label map with several structures: which value is meant is unknown. Of
-            0, 1 and 255, say, 255 may well mean "to be ignored": at most :data:`FEW` values between the lowest and the
-            highest are those of an edge only where most of their pixels lie within :data:`EDGE` pixels of the highest.
+        Rejected: for any other image, such as a label map with several structures, since it is unknown which value is
+            meant.
     """
     low, high = mask.min(), mask.max()
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
@@ -119,7 +122,7 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
         if areas[name] == mask.size:
             raise Rejected("mask_not_binary", f"{name} covers the whole image")
         np.copyto(label, value, where=mask)
-    # No two structures share more pixels than all of them together have to spare.
+    # No two structures can share more pixels than the sum of all areas exceeds their union.
     spare = sum(areas.values()) - np.count_nonzero(label)
     for first, second in combinations(masks, 2):
         allowed = MAX_OVERLAP * min(areas[first], areas[second])
@@ -131,7 +134,7 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def check_label_map(label: np.ndarray, labels: Mapping[str, int], may_lack: Sequence[str] = ()) -> None:
-    """Every structure is there, and each ``left_…`` lies on the picture's right of its ``right_…``.
+    """Check that every structure is there and that each ``left_…`` lies on the picture's right of its ``right_…``.
 
     Args:
         label: shape (H, W) or (D, H, W).

@@ -22,7 +22,7 @@ MAX_CATEGORIES = 10
 """A text column with more values than this is no categorical variable; it is a name, a date or a remark."""
 
 _WORDS = ("none", "null")
-"""Words for a missing value that may also be meant as a category: none, mild, severe."""
+"""Words for a missing value that may also be meant as a category, as in none, mild, severe."""
 
 
 class Table:
@@ -33,8 +33,8 @@ class Table:
         variables: names of the columns wanted; or a mapping from name to ``"continuous"`` or to the list of its
             categories. With names only, the kind is inferred (:func:`infer_kind`).
         units: unit of each continuous variable.
-        missing: for each variable the value, or values, that mean "missing". Empty cells do, and so do NA, NaN, none
-            and null, unless they are listed among the variable's categories.
+        missing: for each variable the value, or values, that mean "missing". Empty cells are missing in any case; NA,
+            NaN, none and null are, too, unless they are listed among the variable's categories.
         id_column: the column with the case's file name, with or without suffix.
         source_column: the column that names the case's source.
         patient_column: the column that names the case's patient.

@@ -1,8 +1,8 @@
-"""Which vessel a labelled voxel belongs to: a straightened picture is 16 mm wide, and neighbours run through it.
+"""Which vessel a labelled voxel belongs to: a straightened picture is 16 mm wide and shows neighbouring vessels, too.
 
-A vessel is taken for a chain of balls, each as large as the labelled vessel is wide there. A place belongs to the
-vessel beneath whose wall it lies deepest (or whose wall is nearest). A side branch begins where it leaves the vessel it
-comes from; up to there the place is the elder vessel's.
+A vessel is modelled as a chain of balls, each as wide as the labelled vessel is there. A place belongs to the vessel
+beneath whose wall it lies deepest (or whose wall is nearest). A side branch begins where it leaves the vessel it comes
+from; up to there, places belong to that longer vessel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.volumes import Volume
 __all__ = ["Axis", "foreign", "other_limb", "trace_axes"]
 
 STEP = 0.5
-"""Distance of the balls along a vessel, mm."""
+"""Distance between the balls along a vessel, mm."""
 
 REACH = 5.0
 """No coronary artery is wider than twice this, mm."""
@@ -33,7 +33,7 @@ class Axis:
     """A smoothed centreline as it lies in its label volume.
 
     Attributes:
-        points: shape (N, 3), RAS mm, from the ostium or the wall of the elder vessel on.
+        points: shape (N, 3), RAS mm, from the ostium or, for a side branch, the wall of the vessel it comes from.
         radii: of the labelled vessel, plaque included, shape (N,), mm; 0 where the centreline runs outside of it.
         start: arc length from the ostium to the first point, mm.
         tree: index of the tree.
@@ -50,12 +50,12 @@ class Axis:
 
 
 def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[Axis]:
-    """Smooth the centrelines by ``sigma`` mm, measure the vessels around them, and cut off what is an elder vessel's.
+    """Smooth the centrelines, measure the vessels' radii around them, and cut off what belongs to a longer vessel.
 
     Args:
-        vessels: of all trees of a volume; within a tree the elder (longer) ones first.
+        vessels: the vessels of all trees of a volume; within a tree the longer ("elder") ones first.
         label: label volume; all labels but 0 are vessel.
-        sigma: of the smoothing, mm.
+        sigma: standard deviation of the smoothing Gaussian, mm.
     """
     axes: list[Axis] = []
     for vessel in vessels:
@@ -65,7 +65,7 @@ def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[A
         elders = [axis for axis in axes if axis.tree == vessel.tree]
         if elders:
             distance, nearest = KDTree(np.concatenate([e.points for e in elders])).query(points)
-            # where both begin, the label may not reach quite as far as the lines: its radius is 0 there
+            # where both begin, the lines may reach beyond the label, and the elder's radius is 0 there
             inside = distance < np.maximum(np.concatenate([e.radii for e in elders]), STEP)[nearest]
             # At least two points stay: a vessel that never leaves its elder is then found to be short.
             first = min(int(np.argmin(inside)) if not inside.all() else len(points), len(points) - 2)
@@ -78,8 +78,8 @@ def trace_axes(vessels: Sequence[Vessel], label: Volume, sigma: float) -> list[A
 def foreign(axes: Sequence[Axis], own: int, places: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Which places belong to another vessel than ``axes[own]``.
 
-    Of younger vessels and of other trees only the balls count that do not touch the own vessel's: where a side branch
-    leaves, the wall between the two is the elder's.
+    Of shorter vessels of the tree, and of other trees, only balls that do not touch a ball of ``axes[own]`` count:
+    where a side branch leaves, the wall between the two belongs to the longer vessel.
 
     Args:
         axes: all vessels of the volume.
@@ -107,7 +107,7 @@ def foreign(axes: Sequence[Axis], own: int, places: np.ndarray, depth: np.ndarra
 
 
 def other_limb(vessel: Axis, places: np.ndarray, depth: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Which places lie deeper in a part of the vessel farther along it: where it bends back, both limbs are near.
+    """Which places lie deeper in a distant part of the same vessel: where it bends back, both of its limbs are near.
 
     Args:
         vessel: the vessel.
@@ -124,8 +124,8 @@ def other_limb(vessel: Axis, places: np.ndarray, depth: np.ndarray, at: np.ndarr
 
 
 def _radii(points: np.ndarray, label: Volume) -> np.ndarray:
-    """The way from the centreline to the first voxel outside: the median over directions across, since a side branch
-    or a neighbour that touches lies in a few of them only."""
+    """Distance from the centreline to the first voxel outside the vessel: the median over directions across, since a
+    side branch or a touching neighbour lies in only a few of them."""
     tangents = np.gradient(points, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     first = np.cross(tangents, np.eye(3)[np.abs(tangents).argmin(1)])

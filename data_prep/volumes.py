@@ -48,7 +48,7 @@ def read_ct(path: Path) -> Volume:
         Rejected: when it cannot be read, is no volume, or cannot be in HU.
     """
     volume = _read(_read_series, "DICOM series", path) if path.is_dir() else _read(_read_nifti, "NIfTI file", path)
-    # Every eighth voxel along each axis: fat and air are in every CT of a chest, and large.
+    # Every eighth voxel along each axis is enough: every CT of a chest has large regions of fat and air.
     some = volume.voxels[::8, ::8, ::8].astype(np.float64)
     some = some[np.isfinite(some)]
     if some.size == 0:
@@ -92,7 +92,7 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
 
 
 def _whole_numbers(values: np.ndarray) -> np.ndarray:
-    """The values as integers; what lies outside of all labels stays there."""
+    """The values as integers; values outside of all labels may be clipped, but stay outside."""
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isrealobj(values) or not np.isfinite(values).all() or (values != np.rint(values)).any():
             raise Rejected("bad_label", "the label volume holds numbers that are not whole")
@@ -103,7 +103,7 @@ def _whole_numbers(values: np.ndarray) -> np.ndarray:
 def align_axes(label: Volume, image: Volume) -> Volume:
     """The label volume with its axes in the image's order and directions; voxels stay where they are in space.
 
-    A DICOM series and labels drawn on its NIfTI copy as a rule differ in these: dcm2niix turns the rows over.
+    A DICOM series and labels drawn on its NIfTI copy usually differ in these: dcm2niix flips the rows.
     """
     to_image = io_orientation(np.linalg.inv(image.affine) @ label.affine)
     affine = label.affine @ inv_ornt_aff(to_image, label.voxels.shape)
@@ -111,7 +111,7 @@ def align_axes(label: Volume, image: Volume) -> Volume:
 
 
 def check_same_grid(image: Volume, label: Volume) -> None:
-    """The label volume's voxels are the image's.
+    """Check that the label volume has the same voxel grid as the image.
 
     Raises:
         Rejected: when the shapes differ, or a corner lies elsewhere by more than a tenth of a voxel.
@@ -140,7 +140,7 @@ def _read(reader: Callable[[Path], Volume], kind: str, path: Path) -> Volume:
 def _read_nifti(path: Path) -> Volume:
     image: Any = nibabel.load(path)
     stored = image.dataobj
-    # As stored, where that needs no scaling: nibabel would make 64-bit floats of everything else.
+    # As stored where no scaling is needed, else 32-bit floats: nibabel's own scaling would give 64-bit floats.
     voxels = stored.get_unscaled()
     if (stored.slope, stored.inter) != (1, 0):
         voxels = voxels.astype(np.float32) * np.float32(stored.slope) + np.float32(stored.inter)
@@ -162,7 +162,7 @@ def _is_dicom_file(path: Path) -> bool:
 def _read_series(folder: Path) -> Volume:
     """The slices in the order of their positions along their common normal; a tilted gantry gives a sheared affine.
 
-    Files that are no DICOM files are passed over: exports come with texts and previews.
+    Files that are not DICOM are ignored: exports come with texts and previews.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom_file(path)]
     datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]

@@ -28,8 +28,8 @@ def expose(
     """Radiograph in [0, 1], bone white.
 
     The primary beam follows Beer–Lambert, I = exp(-∫ mu ds); scatter adds to it without an image of its own; the
-    detector's answer is logarithmic and passes through a window with soft shoulders. There is no normalisation by the
-    picture's own content: what changes in one place changes nothing elsewhere.
+    detector's response is logarithmic and passes through a window with soft shoulders. There is no normalisation by the
+    picture's own content, so that a change in one place changes nothing elsewhere.
 
     Args:
         attenuation: line integrals of the attenuation coefficient, shape (s H, s W).
@@ -38,7 +38,7 @@ def expose(
         exposure: ``level`` and ``width`` of the window in units of attenuation, ``blur`` (standard deviation of the
             focal spot's shadow as a share of the picture), ``noise`` (standard deviation at full intensity), ``gamma``,
             ``black`` and ``white``.
-        supersampling: s, picture elements along a pixel's side.
+        supersampling: s, number of samples along each side of a pixel.
     """
     primary = np.exp(-attenuation)
     blur = exposure["blur"] * attenuation.shape[0]

@@ -22,7 +22,7 @@ def centreline(count: int = 120) -> np.ndarray:
 
 
 def oblique_affine() -> np.ndarray:
-    """Voxels to RAS: turned about two axes and left-handed, as volumes made from DICOM are."""
+    """Voxels to RAS: rotated about two axes, the first two axes running to left and posterior as in DICOM's LPS."""
     a, b = 0.3, -0.25
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
         [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
@@ -62,7 +62,7 @@ def write_csv(path: Path, points: np.ndarray) -> Path:
 
 
 def write_scan(root: Path, name: str = "one", lps: bool = True) -> Path:
-    """Volume, labels and centreline below a folder, named as in ImageCAS-X (the centreline as a table)."""
+    """Write volume, labels and centreline below a folder, named as in ImageCAS-X (the centreline as a CSV table)."""
     hu, label, affine = draw()
     write_nifti(root / "volumes" / f"{name}.img.nii.gz", hu, affine)
     write_nifti(root / "segmentations" / f"{name}.coronary.nii.gz", label, affine)
@@ -72,7 +72,7 @@ def write_scan(root: Path, name: str = "one", lps: bool = True) -> Path:
 
 
 def write_series(folder: Path, hu: np.ndarray, affine: np.ndarray, **elements: object) -> Path:
-    """A DICOM series with the axes of the affine, slices in shuffled files; elements given as None are left out."""
+    """Write a DICOM series with the affine's axes, slices in shuffled files; elements given as None are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     columns, rows = np.linalg.norm(lps[:3, 0]), np.linalg.norm(lps[:3, 1])

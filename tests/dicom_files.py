@@ -28,7 +28,7 @@ LOSSLESS = (ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1, JPEGLSLossless
 
 
 def write_dicom(path: Path, pixels: np.ndarray, syntax: UID = ExplicitVRLittleEndian, **elements: Any) -> Path:
-    """Write pixels (H, W), (frames, H, W) or (H, W, 3), of 8 bits where they are uint8, else of 12 in 16."""
+    """Write pixels (H, W), (frames, H, W) or (H, W, 3): with 8 bits if they are uint8, else with 12 bits in 16."""
     colours = pixels.ndim == 3 and pixels.shape[-1] == 3
     wide = pixels.dtype != np.uint8
     meta = FileMetaDataset()
@@ -63,7 +63,7 @@ def write_dicom(path: Path, pixels: np.ndarray, syntax: UID = ExplicitVRLittleEn
 
 
 def _compress_jpeg_lossless(path: Path) -> None:
-    """In place and with GDCM, since pydicom has no encoder for it."""
+    """Compress the file in place with GDCM, since pydicom has no encoder for JPEG lossless."""
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()

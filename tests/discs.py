@@ -1,4 +1,4 @@
-"""Pictures of two discs whose areas are the variables: data on which every figure of an evaluation is known.
+"""Pictures of two discs whose areas are the variables: data for which every figure of an evaluation is known.
 
 A disc of n pixels is the n pixels nearest to its centre, so any whole number of pixels can be hit exactly.
 """
@@ -37,7 +37,7 @@ def render(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def disc_datalist(folder: Path, training: int = 20, test: int = 6, truth: Any = None) -> Datalist:
-    """A data set on disk; areas of 40 to 120 pixels, the age of every second case missing."""
+    """Write a data set: areas of 40 to 120 pixels, the age of every second case missing."""
     rng = np.random.default_rng(0)
     splits: dict[str, list] = {"training": [], "validation": [], "test": []}
     for directory in ("images", "labels"):
@@ -85,7 +85,7 @@ def disc_datalist(folder: Path, training: int = 20, test: int = 6, truth: Any = 
 
 
 class DiscJudge(Segmentor):
-    """A judge that is always right: the structure whose intensity is nearest."""
+    """A judge that is always right: it picks the structure whose intensity is nearest."""
 
     def __init__(self, architecture: str = "BasicUNet") -> None:
         super().__init__(LABELS, architecture, features=(4, 4, 4, 4, 4, 4))
@@ -100,7 +100,7 @@ class Names:
 
 
 class Oracle:
-    """Makes the true counterfactual. ``wrong`` moves the other disc too, by so many pixels of area."""
+    """Makes the true counterfactual. ``wrong`` changes the area of the other disc, too, by this number of pixels."""
 
     variables = Names()
 

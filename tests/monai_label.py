@@ -13,12 +13,12 @@ from segcft_ext.datalist import Datalist
 
 
 def train_as_monai_label(bundle: Path, datalist: Datalist, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One epoch of a segmentor with few channels, on cases given by path alone, from the last model.
+    """Train a segmentor with few channels for one epoch from the last model, on cases given by path alone.
 
     Args:
         bundle: the bundle's folder, with ``models/model.pt`` in it.
-        datalist: the cases; all but the first six are for validation.
-        folder: where the training runs and records.
+        datalist: the cases; the first six training cases are for training, the others for validation.
+        folder: folder in which the training runs and which holds its MLflow store.
         monkeypatch: sets folder and environment.
     """
     cases = [{key: item[key] for key in ("image", "label")} for item in datalist.items("training")]

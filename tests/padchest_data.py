@@ -46,7 +46,7 @@ def padchest_row(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def original_row(name: str, masks: Mapping[str, np.ndarray], **changes: Any) -> dict[str, Any]:
-    """CheXmask's row in the version of the original resolution; the landmarks run over several lines there."""
+    """CheXmask's row in the version of the original resolution, in which the landmarks run over several lines."""
     height, width = next(iter(masks.values())).shape
     row = {column: encode_rle(masks[name] > 0) for name, column in COLUMN_OF.items()}
     row |= {"ImageID": name, "Dice RCA (Max)": 0.9, "Dice RCA (Mean)": 0.8, "Height": height, "Width": width}
@@ -56,7 +56,7 @@ def original_row(name: str, masks: Mapping[str, np.ndarray], **changes: Any) -> 
 def preprocessed_row(name: str, masks: Mapping[str, np.ndarray], stored: np.ndarray) -> dict[str, Any]:
     """CheXmask's row in the pre-processed version, made from masks on the original pixels as its authors made it.
 
-    Written by itself on purpose: ``stored`` are the pixels of the file, of which OpenCV's reader of 8 bits takes the
+    On purpose, nothing of data_prep is used. ``stored`` holds the pixels of the file; OpenCV's 8-bit reader takes their
     higher byte.
     """
     rows, columns = np.nonzero((stored >> 8 if stored.dtype == np.uint16 else stored) > 1)
@@ -73,7 +73,7 @@ def preprocessed_row(name: str, masks: Mapping[str, np.ndarray], stored: np.ndar
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], masks: Sequence[Mapping[str, Any]]) -> None:
-    """``padchest.csv.gz`` or ``.csv``, and ``chexmask.csv``."""
+    """Write ``padchest.csv`` and ``chexmask.csv``."""
     for file, columns, content in (
         ("padchest.csv", PADCHEST_COLUMNS, rows),
         ("chexmask.csv", CHEXMASK_COLUMNS, masks),
@@ -85,7 +85,11 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], masks: Sequenc
 
 
 def write_padchest(folder: Path, count: int) -> dict[str, dict[str, Any]]:
-    """``count`` 16-bit images below ``0/`` and both tables (original resolution); rows of PadChest by ImageID."""
+    """Write ``count`` 16-bit images below ``images/0/`` and both tables (CheXmask's in the original resolution).
+
+    Returns:
+        The rows of PadChest's table by ImageID.
+    """
     rows, masks = {}, []
     for i in range(count):
         name = f"{i:03d}.png"

@@ -23,7 +23,7 @@ def small_chests(
 ) -> Datalist:
     """Write images, label maps and ``datalist.json``; half of the training cases are the judge's.
 
-    Images are ``size`` high and, unless ``width`` is given, square. A pixel has 2 x 2 mm, where areas are in mm2.
+    Images are ``size`` pixels high and, unless ``width`` is given, square. If ``unit`` is mm2, a pixel has 2 x 2 mm.
     """
     shape = (size, width or size)
     pixel = 4.0 if unit == "mm2" else 100 / (shape[0] * shape[1])

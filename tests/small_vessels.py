@@ -16,7 +16,8 @@ WINDOW = (-150, 750)
 
 
 def draw_vessel(seed: int, size: tuple[int, ...] = (64, 16)) -> tuple[np.ndarray, np.ndarray]:
-    """HU and label map of one vessel along the first axis; even seeds have a calcified plaque, every third another."""
+    """HU and label map of one vessel along the first axis; even seeds have a calcified plaque, every third seed has a
+    non-calcified one."""
     random = np.random.default_rng(seed)
     along, *across = np.meshgrid(*(np.linspace(-1, 1, s) for s in size), indexing="ij")
     distance = np.sqrt(sum(a**2 for a in across))
@@ -30,7 +31,7 @@ def draw_vessel(seed: int, size: tuple[int, ...] = (64, 16)) -> tuple[np.ndarray
 
 
 def stored(hu: np.ndarray) -> np.ndarray:
-    """The window of HU over the full range of 16 bits."""
+    """HU mapped from the window to the full range of 16 bits."""
     share = (hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0])
     return (share.clip(0, 1) * 65535).round().astype(np.uint16)
 
@@ -67,7 +68,7 @@ def small_vessels(
                 if value
             },
         }
-        # in pairs, so that both uses see every kind of plaque
+        # uses alternate in pairs, so that both see every kind of plaque
         splits[split].append({**entry, "use": ("guide", "judge")[seed // 2 % 2]} if split == "training" else entry)
     variables = [
         {

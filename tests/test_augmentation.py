@@ -50,7 +50,7 @@ def test_drawing_is_seeded_and_applying_is_pure() -> None:
 
 
 def test_drawing_does_not_wait_for_the_device() -> None:
-    image = torch.empty(4, 1, 16, 12, device="meta")  # there is nothing to be read from there
+    image = torch.empty(4, 1, 16, 12, device="meta")  # no value can be read from there
     assert BatchAugmentation(flip=[0, 1]).draw(image).affine.shape == (4, 2, 3)
 
 

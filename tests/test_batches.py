@@ -1,4 +1,4 @@
-"""What a trainer's iteration takes: variables that are true of the augmented image."""
+"""What a trainer's iteration gets: variables that are measured on the augmented image."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_preparing_does_not_wait_for_the_device(datalist):
     on_disk = batch(VALUES)
     for spacing, known in ((torch.full((2, 2), 0.5), True), (torch.tensor([[0.5, 0.5], [torch.nan, 0.5]]), False)):
         _, values, found, _ = PrepareVariables(datalist, NAMES)({**on_disk, "spacing": spacing}, "meta")
-        assert values.is_meta and (found is not None) == known  # there is nothing to be read from the meta device
+        assert values.is_meta and (found is not None) == known  # no value can be read from the meta device
         assert found is None or found.is_meta
 
 

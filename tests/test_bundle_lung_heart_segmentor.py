@@ -138,7 +138,7 @@ def test_properties(ran, images, name):
 
 
 def test_inference_puts_the_anatomy_where_it_is(ran, tmp_path):
-    """Padding, resizing and the order of the axes are undone: what is bright to the network is marked in its place."""
+    """Padding, resizing and axis order are undone: what is bright in the network's input is marked in its place."""
     folder, _ = ran
     wanted = np.zeros((70, 50), bool)
     wanted[10:40, 28:44] = True
@@ -174,7 +174,8 @@ def test_a_checkpoint_of_another_network_is_refused(ran, images):
 
 
 def test_trains_as_monai_label_trains_it(ran, tmp_path, monkeypatch):
-    """Its own cases, by path alone, and its own loader of the last model; the datalist's header is in the bundle."""
+    """MONAI Label gives its own cases, by path alone, and its own loader of the last model; the bundle holds the
+    datalist's header."""
     folder, _ = ran
     bundle = tmp_path / "bundle"
     shutil.copytree(folder, bundle, ignore=shutil.ignore_patterns("eval", "mlflow.db", "mlruns"))

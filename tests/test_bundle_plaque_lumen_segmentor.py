@@ -151,7 +151,7 @@ def test_properties(ran: tuple[Path, Datalist, Datalist], images: Path, name: st
 def test_inference_puts_the_anatomy_where_it_is(
     ran: tuple[Path, Datalist, Datalist], images: Path, tmp_path: Path, name: str
 ) -> None:
-    """What is bright to the network is marked in its place, in MONAI's order of the file's axes."""
+    """What is bright in the network's input is marked in its place, in MONAI's order of the file's axes."""
     made = workflow(ran[0], "inference.json", dataset_dir=str(images), output_dir=str(tmp_path))
     case = made.parser.get_parsed_content("preprocessing")({"image": str(images / name)})
     assert case["image"].shape == (1, *SIZE)
@@ -187,7 +187,8 @@ def test_a_checkpoint_of_other_labels_is_refused(ran: tuple[Path, Datalist, Data
 def test_trains_as_monai_label_trains_it(
     size: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own cases, by path alone, and its own loader of the last model; the datalist's header is in the bundle."""
+    """MONAI Label gives its own cases, by path alone, and its own loader of the last model; the bundle holds the
+    datalist's header."""
     bundle = tmp_path / "bundle"
     shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("models"))
     datalist = small_vessels(bundle, size)

@@ -155,7 +155,7 @@ def test_the_guide_cannot_be_the_judge(ran: tuple[Path, Datalist], tmp_path: Pat
 
 
 def test_the_judge_segments_as_the_guide_does() -> None:
-    """One way from a radiograph to a label map: only network and checkpoint differ."""
+    """Judge and guide segment a radiograph in the same way: only network and checkpoint differ."""
 
     def read(bundle: str, name: str) -> dict:
         return json.loads((BUNDLES / bundle / "configs" / name).read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ def test_network_does_what_the_metadata_say(bundle):
 
 
 def test_monai_loads_it_from_its_folder(bundle, tmp_path):
-    """The weights of ``models/model.pt`` and what it says of itself, by MONAI's defaults."""
+    """MONAI's defaults load the weights of ``models/model.pt`` and the description of the data stored with them."""
     shutil.copytree(bundle / "configs", tmp_path / bundle.name / "configs")
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
@@ -151,7 +151,7 @@ def test_inference_writes_pictures_or_nifti_files(bundle, tmp_path):
 
 
 def test_several_devices_may_be_typed_as_cpu(bundle, monkeypatch):
-    """Also where there are GPUs."""
+    """This holds on machines with GPUs, too."""
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / name) for name in ("train.json", "multi_gpu_train.json")])
     parser["device"] = "cpu"
@@ -181,7 +181,7 @@ def test_has_the_required_properties_under_their_ids(bundle, name):
 
 
 def test_inference_refers_to_no_metadata(bundle):
-    """MONAI Label reads the config without them."""
+    """MONAI Label reads the config without ``metadata.json``."""
     assert "@_meta_" not in (bundle / "configs" / "inference.json").read_text(encoding="utf-8")
 
 

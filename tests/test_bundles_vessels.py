@@ -311,7 +311,7 @@ def test_images_are_read_as_those_of_the_training(
 def test_counterfactuals_of_an_image(
     datalist: Datalist, bundle: str, head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Doing what is so gives the image back, in its own window, place and format; anything else changes it."""
+    """An action to the factual value gives the image back, in its own window, place and format; others change it."""
     torch.manual_seed(0)
     dims = datalist.spatial_dims
     hvae = {"spatial_dims": dims, "channels": [4, 4], "strides": [4], "blocks": [0, 1], "latent_channels": 1}

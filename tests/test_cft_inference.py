@@ -80,7 +80,7 @@ def infer(made: Path, out: Path, bundle: str = "seg_cft_finetuning", **arguments
 
 
 def cause(error: BaseException) -> BaseException:
-    """What is at the bottom of MONAI's "Failed to evaluate"."""
+    """The first cause behind MONAI's "Failed to evaluate"."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

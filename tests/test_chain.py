@@ -140,7 +140,7 @@ def test_a_datalist_stands_for_its_images(tmp_path):
 
 def test_a_stage_made_by_other_code_is_kept_but_that_is_said(make, run, capsys):
     stage = make("stage", word="a")
-    run(stage)  # as the first records, without a note on the code
+    run(stage)  # like the earliest records, it has no note on the code
     run(replace(stage, code="one"))
     assert "complete, inputs unchanged: skipped" in capsys.readouterr().out
     (stage.folder / "stage.json").unlink()

@@ -98,7 +98,7 @@ def test_is_a_bare_state_dict_that_mentions_its_data(datalist, tmp_path):
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_holds_tensors_only_and_travels_with_the_tools_that_copy_them(build, datalist):
-    """MONAI's tools ask every value for its shape and take what has the shape of the network's own."""
+    """MONAI's tools ask every value for its shape and take the values whose shapes are those of the network."""
     trained = build(datalist)
     network = type(trained)(**trained.definition)
     taken = copy_model_state(network, trained.state_dict())[1]

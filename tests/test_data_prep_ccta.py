@@ -1,4 +1,4 @@
-"""CT volumes to straightened vessels: reading, geometry, whose label it is, and every fault with its reason."""
+"""CT volumes to straightened vessels: reading, geometry, which vessel a label belongs to, every fault's reason."""
 
 import os
 import pickle
@@ -288,7 +288,7 @@ def test_the_other_limb_of_a_vessel_that_bends_back_is_not_shown_twice():
 
 
 def test_files_of_one_scan_share_their_stem(tmp_path):
-    """Three vessels, each drawn from the ostium on in a file of its own, with points and jitter of its own."""
+    """Three vessels, each drawn from the ostium on in its own file, with points and jitter of its own."""
     trunk = np.outer(np.arange(81) * 0.5, [0, 0, 1.0])
     side = trunk[40] + np.outer(np.arange(1, 31) * 0.5, [np.sqrt(0.5), 0, np.sqrt(0.5)])
     other = np.outer(np.arange(1, 61) * 0.5, [0, 1.0, 0])

@@ -1,4 +1,4 @@
-"""The same outcome wherever cases are worked on; a Dask cluster within this process stands for a real one."""
+"""The outcome is the same wherever cases are worked on; a Dask cluster within this process stands for a real one."""
 
 import errno
 import os

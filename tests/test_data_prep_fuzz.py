@@ -28,7 +28,7 @@ from segcft_ext.datalist_format import SPLITS
 COUNT = int(os.environ.get("SEGCFT_MUTANTS", 1000))
 SEED = int(os.environ.get("SEGCFT_FUZZ_SEED", 0))
 MAX_MEMORY = 2**30
-"""Bytes that a run on tiny files may need beyond what the process had; a huge declared size would need more."""
+"""Bytes that a run on tiny files may need beyond what the process had; allocating a huge declared size needs more."""
 
 
 def encodings(pixels, scratch):

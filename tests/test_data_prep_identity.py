@@ -40,7 +40,7 @@ ELEMENTS = {
     "PixelSpacing": ["1", "1"],
 }
 BROKEN = ("WindowCenter", "PixelSpacing", "Rows", "NumberOfFrames", "PhotometricInterpretation")
-"""Elements that decoders ask for, and then find a name there."""
+"""Elements that decoders read, and in which they then find a name."""
 
 
 def chunks(png):

@@ -34,7 +34,7 @@ def clinic(tmp_path):
 
 
 def stored(datalist):
-    """Stored label maps by the name that is no secret here."""
+    """Stored label maps by the case's name, which is no secret here."""
     root = datalist.path.parent
     cases = names(root.parent, root.name)
     return {cases[e["id"]]["name"]: np.asarray(Image.open(root / e["label"])) for e in all_entries(datalist)}

@@ -1,4 +1,4 @@
-"""VTK polydata; the files in ``data/polydata`` are written by VTK 9.7, one for each way it has of writing the same."""
+"""VTK polydata; the files in ``data/polydata`` were written by VTK 9.7, one for each way to write the same lines."""
 
 import random
 from pathlib import Path

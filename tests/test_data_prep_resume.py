@@ -68,7 +68,7 @@ def start(*args, target=main):
 
 
 def killed_after(records, seconds, arguments):
-    """A run that is killed some time after it has noted so many cases, however busy the machine is."""
+    """A run that is killed ``seconds`` after it has noted ``records`` cases, however busy the machine is."""
     append = Journal.append
     noted = itertools.count(1)
 
@@ -144,7 +144,7 @@ def descendants(pid):
 
 @pytest.fixture
 def interrupted(chests, tmp_path, no_pictures, monkeypatch):
-    """A run that has found no room for the eleventh picture, and what was loaded since."""
+    """A run that found no room for the eleventh picture; gives the names of the cases loaded after it."""
     replace, room = os.replace, [10]
 
     def full(scratch, path):

@@ -1,4 +1,4 @@
-"""Centrelines, frames and sampling, against curves and volumes with a formula."""
+"""Centrelines, frames and sampling, against curves and volumes given by formulas."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def helix(count: int, turns: float = 2.0) -> np.ndarray:
 
 
 def oblique_affine(spacing=(0.5, 0.4, 0.6)) -> np.ndarray:
-    """Turned about two axes, anisotropic, left-handed as NIfTI from DICOM often is."""
+    """Rotated about two axes, anisotropic, left-handed as NIfTI from DICOM often is."""
     a, b = 0.4, -0.3
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
         [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
@@ -94,7 +94,7 @@ def test_smoothing_takes_jitter_and_leaves_curve_and_ends():
 
 
 def test_an_oblique_anisotropic_volume_is_straightened_to_the_formula():
-    """Intensity is a function of arc length and place across; so it is known what each sample has to be."""
+    """Intensity is a function of arc length and of the position across, so the value of each sample is known."""
     points = helix(4000, turns=1.0)
     affine, world = grid_around(points, oblique_affine(), margin=7)
     fine = make_frames(points, 4000, sigma=0)

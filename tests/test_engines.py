@@ -73,7 +73,7 @@ def untrained(deformation: bool = False) -> DSCM:
 
 
 def at_the_posterior_mean(dscm: DSCM) -> None:
-    """Leave nothing to chance: latents are those of temperature zero, whoever asks."""
+    """Leave nothing to chance: all latents are those of temperature zero."""
     posterior = dscm.hvae.posterior
     dscm.hvae.posterior = lambda image, parents, *_, **__: posterior(image, parents, 0.0)  # type: ignore[method-assign]
 
@@ -602,9 +602,9 @@ def process_group(folder: Path, rank: int, processes: int) -> Iterator[None]:
 
 
 def one_step(folder: Path, rank: int, processes: int, started: Any = None) -> None:
-    """One step of pretraining on this process's share of a batch; leaves the weights in a file.
+    """One step of pretraining on this process's share of a batch.
 
-    With them, what a head that paints learns of the tissues.
+    It leaves in a file the weights, and what a head that paints learns of the tissues.
     """
     if started is not None:
         started.set()

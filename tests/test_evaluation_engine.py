@@ -106,7 +106,7 @@ def test_what_an_edit_drags_along_is_drift_and_leakage(judged: tuple[JudgeEvalua
     figures = judged[0].evaluation["methods"]["clumsy"]
     pairs = judged[0].pairs
     rows = pairs[(pairs["method"] == "clumsy") & (pairs["do"] == "left_area")]
-    rows = rows[rows["asked.left_area"] != rows["factual.left_area"]]  # of nothing asked nothing can drift
+    rows = rows[rows["asked.left_area"] != rows["factual.left_area"]]  # where no change is asked for, there is no drift
     expected = (100 * (100 * 7 / SIZE**2) / rows["factual.right_area"]).mean()
     assert figures["effectiveness"]["left_area"]["right_area"]["drift"] == pytest.approx(expected, rel=1e-4)
     assert figures["effectiveness"]["left_area"]["left_area"]["mape"] == pytest.approx(0, abs=1e-4)

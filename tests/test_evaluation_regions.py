@@ -222,7 +222,7 @@ def test_truth_leaves_out_what_changes_nothing(judged: tuple[JudgeEvaluator, Pat
     rows = engine.pairs[(engine.pairs["method"] == "identity") & (engine.pairs["do"] == do)]
     changed = rows["truth.changed"] == 1
     assert (changed == ((rows[f"true.{do}"] - rows[f"factual.{do}"]).abs() > PIXEL / 2)).all()
-    assert (rows.loc[~changed, "truth.psnr"] > 60).all()  # as good as right, for having done nothing
+    assert (rows.loc[~changed, "truth.psnr"] > 60).all()  # almost identical, since doing nothing is right here
     truth = engine.evaluation["identity"]["truth"][do]
     assert truth["n"] == changed.sum() < len(rows)
     assert math.isfinite(truth["psnr"]) and truth["psnr_near"] < truth["psnr"]
@@ -242,7 +242,7 @@ def test_the_floor_of_the_drift_is_that_of_the_truth(judged: tuple[JudgeEvaluato
     engine = judged[0]
     do, other = HALVES
     rows = engine.pairs[engine.pairs["do"] == do]
-    rows = rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]  # of nothing asked nothing can drift
+    rows = rows[rows[f"asked.{do}"] != rows[f"factual.{do}"]]  # where no change is asked for, there is no drift
     floor = engine.evaluation["floor_drift"][do]
     assert set(floor) == {other}
     of_method = {

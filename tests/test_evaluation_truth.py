@@ -1,4 +1,4 @@
-"""The truth is rendered with the case's own noise, and nothing but a phantom may be called to render it."""
+"""The truth is rendered with the case's own noise, and only a phantom may be called to render it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user says of an image is taken as it is said."""
+"""What a user states about an image is taken as stated."""
 
 from __future__ import annotations
 

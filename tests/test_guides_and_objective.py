@@ -82,7 +82,7 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
 
 
 def sure_guide() -> SegmentorGuide:
-    """Of pixels that are brighter than 1 it says a, and it is sure of any other that it is nothing."""
+    """A guide that sees the structure in pixels brighter than 1, and is sure that all others are background."""
     sure = torch.nn.Conv2d(1, 2, 1)
     with torch.no_grad():
         sure.weight.copy_(torch.tensor([0.0, 40.0]).view(2, 1, 1, 1))

@@ -298,7 +298,7 @@ def test_warmed_up_average_forgets_a_short_trainings_start():
 
 
 class Count(int):
-    """A number of updates that tells how often it was asked for, as a device would have to."""
+    """A number of updates that counts how often its value is read, for which a device would have to be waited for."""
 
     asked = 0
 

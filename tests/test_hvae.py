@@ -80,7 +80,7 @@ def test_the_priors_of_all_blocks_see_the_parents_only_when_conditional(conditio
     latents = network.posterior(torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 2), temperature=0).latents
 
     def priors(parents: torch.Tensor) -> list[torch.Tensor]:
-        """Of the given latents, after all that the given parents did to the decoder's state."""
+        """Outputs of the prior heads for the same latents, in a decoder whose state depends on the given parents."""
         seen.clear()
         remaining = iter(latents)
 

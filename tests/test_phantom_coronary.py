@@ -42,7 +42,7 @@ def cases(phantom: CoronaryPhantom) -> list[Case]:
 
 
 def measured(phantom: CoronaryPhantom, label: np.ndarray, exogenous: dict[str, Any]) -> dict[str, float]:
-    """The variables by the ruler of all stages."""
+    """The variables, measured as in all stages."""
     variables = measured_variables(LABELS, "mm2" if label.ndim == 2 else "mm3", phantom.regions)
     rulers = {v["name"]: instantiate_measurement(v["measurement"]) for v in variables}
     spacing = torch.tensor([phantom.spacing(exogenous)])
@@ -233,7 +233,7 @@ def test_whole_vessels_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("boundaries", [[0, 0.2, 0.4, 0.6, 0.8, 1], [0, 1 / 3, 2 / 3, 1]])
 def test_a_plaque_meets_its_area_where_a_boundary_cuts_a_row(boundaries: list[float]) -> None:
-    """Such a row counts in both regions by its shares, but is painted with one: both areas are within half a pixel."""
+    """Such a row counts in both regions by its shares, but is painted with one; both areas are met to half a pixel."""
     phantom = CoronaryPhantom((128, 32), region_definition(None, boundaries), descendants=False)
     for seed in range(3):
         variables, exogenous = phantom.sample(seed)

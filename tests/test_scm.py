@@ -191,7 +191,7 @@ def test_missing_descendants_are_completed_from_the_prior_only_where_the_action_
 
 
 def test_likelihood_and_counterfactuals_of_rows_never_wait_for_the_device():
-    scm, values = build(PARENTS).to("meta"), with_gaps(draw(20)).to("meta")  # there is nothing to be read from there
+    scm, values = build(PARENTS).to("meta"), with_gaps(draw(20)).to("meta")  # no value can be read from there
     scm.nll(values).backward()
     mask = torch.ones(20, 5, dtype=torch.bool, device="meta")
     assert scm.counterfactual_rows(values, values + 1, mask).shape == (20, 5)

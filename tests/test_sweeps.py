@@ -32,7 +32,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Datalist:
 
 @pytest.fixture(scope="module")
 def dscm(datalist: Datalist) -> DSCM:
-    """The larger the lumen, the likelier and the larger is the plaque."""
+    """A model in which a larger lumen makes the plaque likelier and larger."""
     dscm = DSCM(datalist.definitions([PARENT, CHILD]), {CHILD: [PARENT]}, HVAE)
     dscm.fit(datalist)
     mechanism = dscm.scm.mechanisms[1]

@@ -84,7 +84,7 @@ def test_that_they_are_fitted_is_known_without_the_device(variables):
     assert fresh.fitted
     fresh.load_state_dict(Variables(DEFINITIONS).state_dict())
     assert not fresh.fitted
-    assert variables.to("meta").fitted  # there is nothing to be read from the meta device
+    assert variables.to("meta").fitted  # no value can be read from the meta device
 
 
 def test_another_models_variables_are_refused(variables):

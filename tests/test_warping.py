@@ -48,7 +48,7 @@ def test_the_same_as_monais_to_the_bit(size: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_everything_is_made_where_the_image_is(size: tuple[int, ...]) -> None:
-    """On a GPU, a grid from the CPU would be waited for."""
+    """On a GPU, a grid made on the CPU would have to be waited for."""
     image, field = (torch.empty(2, channels, *size, device="meta") for channels in (1, len(size)))
     with Devices() as devices:
         LocalWarp("bilinear")(image, exponential(6)(field))
