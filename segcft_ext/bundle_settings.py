@@ -28,7 +28,9 @@ def check_settings() -> None:
     Raises:
         SystemExit: names the setting, the configs, and the name that may have been meant.
     """
-    if Path(sys.argv[0]).parts[-3:] == PROGRAM:
+    if Path(sys.argv[0]).parts[-3:] != PROGRAM:
+        return
+    try:
         options = _options(sys.argv[1:])
         if "args_file" in options:
             options = {**ConfigParser.load_config_file(options["args_file"]), **options}
@@ -36,10 +38,9 @@ def check_settings() -> None:
         known = {"_meta_", *signature(run).parameters, *(_tracking() if "tracking" in options else ())}
         given = " ".join(map(str, options.values()))
         known |= {name for name in map(_first, options) if f"@{name}" in given}
-        try:
-            check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
-        except ValueError as error:
-            sys.exit(f"monai.bundle: {error}")
+        check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
+    except ValueError as error:
+        sys.exit(f"monai.bundle: {error}")
 
 
 def check_names(settings: Iterable[str], configs: Sequence[Any], known: Iterable[str] = (), said: str = "--") -> None:
@@ -84,5 +85,8 @@ def _options(given: Sequence[str]) -> Mapping[str, Any]:
         if OPTION.match(option):
             if not equals and rest and not OPTION.match(rest[0]):
                 value = rest.pop(0)
-            options[option.lstrip("-").replace("-", "_")] = DefaultParseValue(value)
+            name = option.lstrip("-").replace("-", "_")
+            if name in options:
+                raise ValueError(f"--{name}: found twice, expected once")
+            options[name] = DefaultParseValue(value)
     return options
