@@ -30,14 +30,14 @@ def check_settings() -> None:
     """
     if Path(sys.argv[0]).parts[-3:] != PROGRAM:
         return
+    options = _options(sys.argv[1:])
+    if "args_file" in options:
+        options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+    configs = options.get("config_file", [])
+    known = {"_meta_", *signature(run).parameters, *(_tracking() if "tracking" in options else ())}
+    given = " ".join(map(str, options.values()))
+    known |= {name for name in map(_first, options) if f"@{name}" in given}
     try:
-        options = _options(sys.argv[1:])
-        if "args_file" in options:
-            options = {**ConfigParser.load_config_file(options["args_file"]), **options}
-        configs = options.get("config_file", [])
-        known = {"_meta_", *signature(run).parameters, *(_tracking() if "tracking" in options else ())}
-        given = " ".join(map(str, options.values()))
-        known |= {name for name in map(_first, options) if f"@{name}" in given}
         check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
     except ValueError as error:
         sys.exit(f"monai.bundle: {error}")
@@ -85,8 +85,5 @@ def _options(given: Sequence[str]) -> Mapping[str, Any]:
         if OPTION.match(option):
             if not equals and rest and not OPTION.match(rest[0]):
                 value = rest.pop(0)
-            name = option.lstrip("-").replace("-", "_")
-            if name in options:
-                raise ValueError(f"--{name}: found twice, expected once")
-            options[name] = DefaultParseValue(value)
+            options[option.lstrip("-").replace("-", "_")] = DefaultParseValue(value)
     return options

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import monai.bundle
 import pytest
 
 PYTHON = ["python", "-m", "monai.bundle"]
@@ -87,7 +88,7 @@ def run_documented_python(bundle: Path, names: Mapping[str, str], monkeypatch: p
 def run_in_process(arguments: Sequence[str]) -> None:
     """``python -m monai.bundle <arguments>``."""
     with kept_logging(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["monai.bundle", *arguments])
+        patch.setattr(sys, "argv", [str(Path(monai.bundle.__file__).with_name("__main__.py")), *arguments])
         patch.setattr(sys, "path", list(sys.path))
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=False)
 

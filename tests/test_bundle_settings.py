@@ -48,7 +48,6 @@ def test_what_the_configs_or_monai_know_is_taken(given: list[str], monkeypatch: 
         (["--network_deff#hvae#beta", "3"], "--network_deff#hvae#beta: found no 'network_deff' .* 'network_def'"),
         (["--zzz", "3"], r"--zzz: found no 'zzz' in .*, expected one of \["),
         (["--experiment_name", "a"], "--experiment_name: found no 'experiment_name' in "),
-        (["--seed", "1", "--max_epochs", "3", "--seed=2"], "--seed: found twice, expected once"),
     ],
 )
 def test_what_nothing_would_read_is_refused(given: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
