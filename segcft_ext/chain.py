@@ -244,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[..., None]] = {"run": run, "demo": demo}
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if sum(argument.partition("=")[0] == "--set" for argument in given) > 1:  # of which Fire would take the last
+            raise ValueError("set: found twice, expected once, as STAGE.KEY=VALUE,STAGE.KEY=VALUE")
         run_command("python -m segcft_ext.chain", commands, given)
     except (StageError, ValueError, OSError) as error:
         sys.exit(f"chain: {error}")

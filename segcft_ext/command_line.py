@@ -50,8 +50,6 @@ def _quoted(argument: str) -> str:
 def check_options(program: str, command: Callable[..., Any], given: Sequence[str]) -> None:
     """Refuse at once what Fire would refuse only after all the work is done: a misspelt option, a word too many.
 
-    An option that is given twice is refused, too: Fire would take the last value.
-
     As in Fire, one letter stands for the only option that begins with it, and one hyphen is as good as two. An option
     without a value is also refused, unless it is boolean.
 
@@ -80,8 +78,6 @@ def check_options(program: str, command: Callable[..., Any], given: Sequence[str
                 found = f"option {option} may be any of {meant}" if meant else f"no option {option}"
                 raise ValueError(f"{found}; {hint}")
             name = meant[0]
-        if name in named:
-            raise ValueError(f"option {option}: found twice, expected once; {hint}")
         named.add(name)
         if not equals and rest and not OPTION.match(rest[0]):
             rest.pop(0)

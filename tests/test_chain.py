@@ -472,6 +472,13 @@ def test_a_folder_is_named_as_it_is_typed(monkeypatch, tmp_path, folder):
     assert folders == [tmp_path / folder] * 2
 
 
+def test_settings_in_two_options_are_refused_since_fire_would_forget_the_first(tmp_path):
+    given = ["demo", str(tmp_path), "--set", "judge.max_epochs=2", "--set=reg_cft.max_epochs=3"]
+    with pytest.raises(SystemExit, match=r"^chain: set: found twice, expected once, as STAGE\.KEY=VALUE,STAGE"):
+        chain.main(given)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("split", "use", "message"),
     [

@@ -57,13 +57,6 @@ def test_options_that_fire_does_not_know_are_refused(option: str, message: str) 
         check_options("program", command, ["--count", "3", option, "3"])
 
 
-@pytest.mark.parametrize("again", ["--size", "--size=4", "-size"])
-def test_an_option_that_is_given_twice_is_refused(again: str) -> None:
-    """Fire would take the last value and forget the first."""
-    with pytest.raises(ValueError, match=r"^option -+size(=4)?: found twice, expected once; see program --help"):
-        check_options("program", command, ["--count", "3", "--size", "3", again, "4"])
-
-
 def several(*folders: str, out: str, strict: Any = False) -> None: ...
 
 
