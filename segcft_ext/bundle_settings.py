@@ -14,10 +14,11 @@ from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
+from segcft_ext.command_line import OPTION
+
 __all__ = ["check_names", "check_settings"]
 
 PROGRAM = ("monai", "bundle", "__main__.py")
-OPTION = re.compile("--|-[A-Za-z]")
 
 
 def check_settings() -> None:

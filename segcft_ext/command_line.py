@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-__all__ = ["check_booleans", "check_options", "read_names", "read_sizes", "read_whole", "run_command"]
+__all__ = ["OPTION", "check_booleans", "check_options", "read_names", "read_sizes", "read_whole", "run_command"]
 
 Command = Callable[..., None]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from segcft_ext.folders import write_text_atomically
 from segcft_ext.report_style import STYLE
 
 __all__ = ["figure", "folded", "listing", "table", "write_page"]
@@ -36,8 +36,8 @@ def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str
         for key, heading, parts in shown
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f"{output.name}.tmp")
-    scratch.write_text(
+    write_text_atomically(
+        output,
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -48,9 +48,7 @@ def write_page(output: Path, title: str, lead: str, sections: Sequence[tuple[str
 {body}
 </main></body></html>
 """,
-        encoding="utf-8",
     )
-    os.replace(scratch, output)
 
 
 def figure(png: bytes, caption: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segcft_ext.datalist import Datalist
+from segcft_ext.stage_settings import Settings
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -36,7 +35,7 @@ class Kind:
     demo_size: tuple[int, int]
     smallest: tuple[int, int]
     square: bool
-    demo_settings: Mapping[str, Mapping[str, Any]]
+    demo_settings: Settings
     positional: bool
 
 

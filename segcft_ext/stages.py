@@ -17,12 +17,13 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from segcft_ext.folders import remove, write_text_atomically
 
 __all__ = ["Digests", "Stage", "code_digest"]
 
@@ -126,7 +127,7 @@ class Stage:
             for name in (RECORD, *self.products, *self._record().get("products", ())):
                 (self.folder / name).unlink(missing_ok=True)
             if self.progress:
-                _remove(self.folder / self.progress)
+                remove(self.folder / self.progress)
         self._write(self._made_from(digests))
 
     def finish(self, digests: Digests, seconds: float) -> list[str]:
@@ -161,9 +162,7 @@ class Stage:
         return record if isinstance(record, dict) else {}
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        scratch = self.folder / f"{RECORD}.tmp"
-        scratch.write_text(json.dumps({"stage": self.name, **record}, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, self.folder / RECORD)
+        write_text_atomically(self.folder / RECORD, json.dumps({"stage": self.name, **record}, indent=1) + "\n")
 
 
 class Digests:
@@ -198,14 +197,6 @@ def code_digest(*packages: ModuleType) -> str:
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.relative_to(folder.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder with its content, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _listed(path: Path) -> list[Path]:

@@ -28,14 +28,14 @@ from tqdm import tqdm
 import segcft_ext
 from segcft_ext.checkpoints import SelfDescribing
 from segcft_ext.datalist import Datalist
-from segcft_ext.dscm import DSCM, Counterfactual
+from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
-from segcft_ext.evaluation.methods import IDENTITY, Identity, Method, abducted, describe_methods
+from segcft_ext.evaluation.methods import IDENTITY, Answer, Identity, Method, abducted, describe_methods
 from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.evaluation.realism import BottleneckFeatures
 from segcft_ext.evaluation.summary import flat_metrics, summarise
@@ -50,8 +50,6 @@ __all__ = ["JudgeEvaluator"]
 
 TEMPERATURES = {"composition": 0.0, "composition_sampled": 1.0}
 
-Answer = Callable[[Mapping[str, Tensor]], Counterfactual]
-
 
 @dataclass(frozen=True)
 class _Question:
@@ -62,16 +60,15 @@ class _Question:
         target: what it is set to, shape (B,).
         wanted: by how much that changes it, shape (B,).
         before: where it lives in the factual label maps that the judge sees, shape (B, *spatial).
-        truth: true images and label maps, and the judge's measurements of these images; None where they are not known.
-        gained: what its mask truly gains, shape (B, *spatial), or None.
+        truth: true images and label maps, the judge's measurements of these images, and what the variable's mask truly
+            gains, shape (B, *spatial); None where they are not known.
     """
 
     variable: str
     target: Tensor
     wanted: Tensor
     before: Tensor
-    truth: tuple[Tensor, Tensor, Tensor] | None
-    gained: Tensor | None
+    truth: tuple[Tensor, Tensor, Tensor, Tensor] | None
 
 
 class JudgeEvaluator(Evaluator):
@@ -224,12 +221,12 @@ class JudgeEvaluator(Evaluator):
         targets = self.targets[variable][[self.rows[key] for key in ids]]
         target = torch.as_tensor(targets.reshape(-1), dtype=torch.float32, device=cases.image.device)
         wanted = target - cases.of([variable])[:, 0]
-        truth, gained = self._true(variable, target, cases), None
+        truth = self._true(variable, target, cases)
         if truth is not None:
-            possible = truth[0].flatten(1).isfinite().all(1)
-            gained = self._mask(truth[1], variable, cases) - self._mask(cases.label, variable, cases)
+            image, *_, gained = truth
+            possible = image.flatten(1).isfinite().all(1)
             found.true_gains[variable].add(gained, torch.where(possible, wanted, 0))
-        return _Question(variable, target, wanted, self._mask(factual, variable, cases), truth, gained)
+        return _Question(variable, target, wanted, self._mask(factual, variable, cases), truth)
 
     def _intervene(
         self, name: str, method: Method, answer: Answer, question: _Question, cases: Cases, found: Tally
@@ -237,10 +234,10 @@ class JudgeEvaluator(Evaluator):
         """Judge a method's counterfactuals for the interventions on one variable."""
         variable = question.variable
         figures, image, judged = self._judge(method, answer, question, cases)
-        if question.truth is not None and question.gained is not None:
-            true_image, true_label, seen = question.truth
+        if question.truth is not None:
+            true_image, true_label, seen, gained = question.truth
             figures |= self._compare(image, judged, true_image, true_label, variable, cases)
-            figures |= {"truth.seen": seen, "truth.changed": question.gained.flatten(1).any(1)}
+            figures |= {"truth.seen": seen, "truth.changed": gained.flatten(1).any(1)}
         draw = np.tile(np.arange(self.draws), len(cases.ids) // self.draws)
         found.changes[name][variable] = (image - cases.image).abs().double().sum(0).cpu()
         found.gains[name][variable].add(self._mask(judged, variable, cases) - question.before, question.wanted)
@@ -251,13 +248,14 @@ class JudgeEvaluator(Evaluator):
         """Where a variable lives in label maps (B, 1, *spatial): 0 or 1, shape (B, *spatial)."""
         return self.judge.masks(label, cases.label)[:, cases.measured.index(variable)].float()
 
-    def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor] | None:
-        """True images and label maps, and the judge's measurements of these images; None where they are not known."""
+    def _true(self, variable: str, target: Tensor, cases: Cases) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """What is true under the interventions, see :class:`_Question`."""
         if self.truth is None:
             return None
         image, label = map(self._tensor, self.truth(cases.ids, {variable: target.tolist()}))
         seen = self.judge.measure(self.judge.segment(image), image, cases.spacing, cases.label)
-        return image, label, seen.masked_fill(_rows(image.isnan().flatten(1).any(1), seen), nan)
+        gained = self._mask(label, variable, cases) - self._mask(cases.label, variable, cases)
+        return image, label, seen.masked_fill(_rows(image.isnan().flatten(1).any(1), seen), nan), gained
 
     def _judge(
         self, method: Method, answer: Answer, question: _Question, cases: Cases

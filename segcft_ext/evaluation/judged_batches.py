@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from segcft_ext.checkpoints import CheckpointError, load_checkpoint, plain, save_atomically
 from segcft_ext.evaluation.tally import Tally
+from segcft_ext.folders import remove, write_text_atomically
 
 __all__ = ["JudgedBatches"]
 
@@ -55,9 +55,7 @@ class JudgedBatches:
             return
         self.remove()
         self.folder.mkdir(parents=True)
-        scratch = record.with_suffix(".tmp")
-        scratch.write_text(json.dumps(made_from, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, record)
+        write_text_atomically(record, json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
 
     def read(self, number: int) -> Tally | None:
         """The results of a batch, or None where it has yet to be judged."""
@@ -73,8 +71,7 @@ class JudgedBatches:
         save_atomically(found.state_dict(), self._path(number))
 
     def remove(self) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.pt"

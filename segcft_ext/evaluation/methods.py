@@ -16,9 +16,12 @@ from segcft_ext.freezing import freeze
 from segcft_ext.provenance import check_unseen, summary, upstream
 from segcft_ext.scm import SCM
 
-__all__ = ["IDENTITY", "Identity", "Method", "abducted", "describe_methods", "load_methods"]
+__all__ = ["IDENTITY", "Answer", "Identity", "Method", "abducted", "describe_methods", "load_methods"]
 
 IDENTITY = "identity"
+
+Answer = Callable[[Mapping[str, Tensor]], Counterfactual]
+"""The counterfactuals of some images, as a function of the intervention."""
 
 
 class Names(Protocol):
@@ -69,7 +72,7 @@ class Identity:
         return Counterfactual(image, values)
 
 
-def abducted(method: Method, image: Tensor, values: Tensor) -> Callable[[Mapping[str, Tensor]], Counterfactual]:
+def abducted(method: Method, image: Tensor, values: Tensor) -> Answer:
     """A method's counterfactuals of some images, as a function of the intervention.
 
     The exogenous noise of the images is inferred once for all interventions.
