@@ -1,4 +1,4 @@
-"""Real radiographs where they are at hand: the folder SEGCFT_CXR names, or shared/data/cxr beside the repository."""
+"""Real radiographs where they are at hand: in the folder that SEGCFT_CXR names."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from data_prep.masks import MaskFolders
 from data_prep.structures import CHEST, check_label_map
 from data_prep.table import Table
 
-CXR = Path(os.environ.get("SEGCFT_CXR") or Path(__file__).parents[2] / "shared" / "data" / "cxr")
+CXR = Path(os.environ.get("SEGCFT_CXR", "no folder"))
 
 pytestmark = pytest.mark.skipif(
     not (CXR / "cases.csv").is_file(), reason="no real radiographs: set SEGCFT_CXR to their folder"

@@ -355,7 +355,7 @@ def test_what_is_logged_is_read_after_the_step_and_is_what_it_used(
     def step(loss: Tensor, step: Any = trainer.guarded_step) -> float:
         nonlocal before_the_step
         before_the_step = False
-        used.append({"loss": float(loss), "lambda": float(training.lagrangian.multiplier)})
+        used.append({"loss": float(loss.detach()), "lambda": float(training.lagrangian.multiplier)})
         return step(loss)
 
     def reading(name: str) -> Any:
