@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -22,8 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
@@ -36,10 +33,11 @@ from data_prep.pictures import draw_contact_sheet, draw_variables
 from data_prep.readers import FAULTS, real_path
 from data_prep.splits import check_fractions, split_cases
 from data_prep.storage import SUFFIXES, write_array
-from data_prep.structures import check_label_map, measured_variables
+from data_prep.structures import check_label_map, measured_values, measured_variables
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
-from segcft_ext.measurements import instantiate_measurement, measure_label_map
+from segcft_ext.folders import writable_folder
+from segcft_ext.measurements import instantiate_measurement
 
 __all__ = ["Summary", "prepare"]
 
@@ -131,7 +129,7 @@ def prepare(
     for possible in (metric, "percent") if unit == "auto" else (unit,):
         validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
-        _make_writable(folder)
+        writable_folder(folder)
     salt = salt if salt is not None else read_salt(mapping) if mapping else ""
     ids = _case_ids(source, salt)
     with open_journal(out) as journal:
@@ -192,20 +190,6 @@ def _header(source: Source, name: str, unit: str) -> dict[str, Any]:
         **{split: [] for split in SPLITS},
     }
     return header if source.regions is None else header | {"regions": dict(source.regions)}
-
-
-def _make_writable(folder: Path) -> None:
-    """Make a folder and try to write to it, so that a run does not fail after hours because it cannot.
-
-    Raises:
-        OSError: naming the folder, when it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
 def _take_over(journal: Journal, worker: _Worker, ids: list[str]) -> dict[str, Outcome]:
@@ -314,14 +298,7 @@ class _Worker:
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
         variables = measured_variables(self.source.labels, unit, self.source.regions)
         measurements = {v["name"]: instantiate_measurement(v["measurement"]) for v in variables}
-        values = measure_label_map(
-            measurements,
-            torch.from_numpy(case.label.astype(np.int64))[None, None],
-            num_classes=max(self.source.labels.values()) + 1,
-            spacing=torch.tensor([case.spacing], dtype=torch.float32) if case.spacing else None,
-        )
-        # Seven digits are what float32 holds; more would be noise in the file.
-        return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}
+        return measured_values(measurements, case.label, max(self.source.labels.values()) + 1, case.spacing)
 
 
 def _case_ids(source: Source, salt: str) -> list[str]:

@@ -10,13 +10,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array
 
-__all__ = ["fit_image", "fit_label", "fit_spacing", "pad_to_aspect", "padded_shape"]
+from segcft_ext.presentation import padded_shape
 
-
-def padded_shape(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest shape that holds ``shape`` and has the aspect ratio of ``size`` (up to rounding to whole pixels)."""
-    height, width = shape
-    return max(height, round(width * size[0] / size[1])), max(width, round(height * size[1] / size[0]))
+__all__ = ["fit_image", "fit_label", "fit_spacing", "pad_to_aspect"]
 
 
 def pad_to_aspect(array: np.ndarray, size: tuple[int, int], value: float = 0) -> np.ndarray:

@@ -75,14 +75,13 @@ _HISTOGRAMS = "The distribution of every variable, by split and by source, in % 
 
 def _values(datalist: Datalist) -> pd.DataFrame:
     """One row for each case: source, split, use, and every variable (NaN where missing)."""
-    return pd.DataFrame(
-        [
-            {"source": entry["source"], "split": split, "use": entry.get("use", "")}
-            | {name: _number(entry["variables"].get(name)) for name in datalist.variable_names}
-            for split in SPLITS
-            for entry in datalist.entries[split]
-        ]
-    )
+    rows = [
+        {"source": entry["source"], "split": split, "use": entry.get("use", "")}
+        | {name: entry["variables"].get(name) for name in datalist.variable_names}
+        for split in SPLITS
+        for entry in datalist.entries[split]
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(datalist.variable_names, float))
 
 
 def _counts(values: pd.DataFrame) -> str:
@@ -219,7 +218,3 @@ def _figure(drawn: Figure, caption: str) -> str:
 def _read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _number(value: float | int | None) -> float:
-    return np.nan if value is None else float(value)

@@ -31,9 +31,9 @@ class Masks(ABC):
     structures: Sequence[str]
     folders: Mapping[str, str]
 
-    @abstractmethod
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
         """Take note of all cases, as (folder's name, file's name without suffix), before any is read."""
+        return
 
     def fingerprint(self, index: int) -> Any:
         """What the masks of a case depend on besides their files."""
@@ -63,9 +63,6 @@ class MaskFolders(Masks):
     def __init__(self, folders: Mapping[str, str]) -> None:
         self.folders = folders
         self.structures = list(folders)
-
-    def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        pass
 
     def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
         _expect(files, self.structures)
@@ -103,9 +100,6 @@ class LabelMaps(Masks):
         self._background = [0, *listed.pop("background", [])]
         self._values = listed
         self.structures = list(listed)
-
-    def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        pass
 
     def fingerprint(self, index: int) -> Any:
         return [self._background, self._values]

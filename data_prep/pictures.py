@@ -100,7 +100,7 @@ def variables_figure(datalist: Datalist) -> Figure:
     figure = Figure(figsize=(9, 2.1 * len(datalist.variables)), layout="constrained")
     axes = figure.subplots(len(datalist.variables), 2, squeeze=False)
     for row, variable in zip(axes, datalist.variables):
-        values = np.array([_number(entry["variables"].get(variable.name)) for entry in entries])
+        values = np.array([entry["variables"].get(variable.name) for entry in entries], float)
         for axis, key in zip(row, ("split", "source")):
             groups = list(dict.fromkeys(entry[key] for entry in entries))
             member = np.array([groups.index(entry[key]) for entry in entries])
@@ -153,10 +153,6 @@ def _draw_distribution(axis: Any, variable: Variable, values: list[np.ndarray], 
     axis.set_ylabel("% of cases", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=7, frameon=False)
-
-
-def _number(value: float | int | None) -> float:
-    return np.nan if value is None else float(value)
 
 
 def spread_cases(datalist: Datalist, wanted: int) -> list[tuple[str, Any]]:

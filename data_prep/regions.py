@@ -6,22 +6,20 @@ Images and label maps are referred to where they are, not copied.
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.utils.module import optional_import
 from tqdm import tqdm
 
 from data_prep.storage import read_array
+from data_prep.structures import measured_values, regional_variables
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
 from segcft_ext.datalist_format import SPLITS, validate_regions
-from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure_label_map
+from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement
 
 __all__ = ["derive_regions", "region_definition"]
 
@@ -89,7 +87,7 @@ def derive_regions(
             variables.append(variable)
             continue
         whole = {**variable, "name": name.removesuffix(f"_{variable.get('region')}")}
-        parts = _regional(whole, divided[name], regions)
+        parts = regional_variables(whole, divided[name], regions)
         if parts[0]["name"] not in measurements:  # of what is divided anew, the first part stands for all
             variables += parts
             measurements |= {part["name"]: instantiate_measurement(part["measurement"]) for part in parts}
@@ -97,7 +95,8 @@ def derive_regions(
     content |= {"regions": dict(regions), "variables": variables, "truth": _truth(source, regions)}
     entries = [entry for split in SPLITS for entry in content[split]]
     for entry in tqdm(entries, desc="measuring", unit="case"):
-        values = _measure(measurements, source, entry)
+        label = read_array(source.path.parent / entry["label"])
+        values = measured_values(measurements, label, source.num_classes, entry.get("spacing"))
         kept = {name: value for name, value in entry["variables"].items() if name not in divided}
         ordered = {v["name"]: ({**kept, **values}).get(v["name"]) for v in variables}
         entry["variables"] = ordered
@@ -128,28 +127,6 @@ def _areas(datalist: Datalist, structures: Sequence[str] | None) -> dict[str, st
     return found
 
 
-def _regional(variable: Mapping[str, Any], structure: str, regions: Mapping[str, Any]) -> list[dict[str, Any]]:
-    boundaries, whole = regions["boundaries"], variable["measurement"]
-    return [
-        {
-            **variable,
-            "name": f"{variable['name']}_{name}",
-            "structure": structure,
-            "region": name,
-            "measurement": {
-                "label": whole["label"],
-                "unit": whole.get("unit", "percent"),
-                "_target_": "segcft_ext.measurements.RegionArea",
-                "axis": regions["axis"],
-                "low": low,
-                "high": high,
-                "of": regions["of"],
-            },
-        }
-        for name, (low, high) in zip(regions["names"], itertools.pairwise(boundaries))
-    ]
-
-
 def _truth(datalist: Datalist, regions: Mapping[str, Any]) -> dict[str, Any] | None:
     if datalist.truth is None:
         return None
@@ -158,15 +135,6 @@ def _truth(datalist: Datalist, regions: Mapping[str, Any]) -> dict[str, Any] | N
     if "regions" not in inspect.signature(renderer).parameters:
         return None
     return {**datalist.truth, "regions": dict(regions)}
-
-
-def _measure(measurements: Mapping[str, Measurement], datalist: Datalist, entry: Mapping[str, Any]) -> dict[str, float]:
-    label = read_array(datalist.path.parent / entry["label"])
-    spacing = torch.tensor([entry["spacing"]], dtype=torch.float32) if entry.get("spacing") else None
-    values = measure_label_map(
-        measurements, torch.from_numpy(label.astype(np.int64))[None, None], datalist.num_classes, spacing=spacing
-    )
-    return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}
 
 
 def _wrong_option(key: str, found: Any, expected: str) -> ValueError:

@@ -116,16 +116,14 @@ class Rows:
             self._rows.setdefault(strip_suffix(str(row[id_column]).strip()), []).append(
                 {str(key): str(value).strip() for key, value in row.items()}
             )
-        self.unused = len(self)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
+        self.unused = len(self.frame)
 
     def match(self, cases: Sequence[tuple[str, str]]) -> list[Match]:
         """The row of each case, given as (folder's name, file's name without suffix).
 
         A row names the file with or without the folders that lead to it. Where several folders hold a file of this
-        name, the source column tells them apart; a row that names another of the folders is not taken.
+        name, the source column tells them apart; a row that names another of the folders is not taken. A case without a
+        row has an empty match.
         """
         folders = {folder for folder, _ in cases}
         found: list[list[dict[str, str]]] = []
@@ -134,7 +132,7 @@ class Rows:
             of_folder = [row for row in rows if self._cell(row, self._source_column) == folder]
             found.append(of_folder or [row for row in rows if self._cell(row, self._source_column) not in folders])
         uses = Counter(id(row) for rows in found for row in rows)
-        self.unused = len(self) - len(uses)
+        self.unused = len(self.frame) - len(uses)
         return [self._match(rows, uses) for rows in found]
 
     def _match(self, rows: list[dict[str, str]], uses: Mapping[int, int]) -> Match:

@@ -7,9 +7,11 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from data_prep.cases import Rejected
+from segcft_ext.measurements import Measurement, measure_label_map
 
 __all__ = [
     "CHEST",
@@ -17,7 +19,9 @@ __all__ = [
     "check_label_map",
     "combine_masks",
     "label_values",
+    "measured_values",
     "measured_variables",
+    "regional_variables",
     "threshold_mask",
 ]
 
@@ -52,26 +56,45 @@ def measured_variables(
     """
     variables: list[dict[str, Any]] = []
     for structure, value in labels.items():
-        if value == 0:
-            continue
-        name = f"{structure}_{'volume' if unit == 'mm3' else 'area'}"
-        common = {"kind": "continuous", "unit": unit}
-        measurement = {"_target_": "segcft_ext.measurements.Area", "label": value, "unit": unit}
-        if regions is None:
-            variables.append({"name": name, **common, "measurement": measurement})
-            continue
-        band = {"_target_": "segcft_ext.measurements.RegionArea", "axis": regions["axis"], "of": regions["of"]}
-        variables += [
-            {
-                "name": f"{name}_{region}",
-                **common,
-                "structure": structure,
-                "region": region,
-                "measurement": {**measurement, **band, "low": low, "high": high},
+        if value != 0:
+            whole = {
+                "name": f"{structure}_{'volume' if unit == 'mm3' else 'area'}",
+                "kind": "continuous",
+                "unit": unit,
+                "measurement": {"_target_": "segcft_ext.measurements.Area", "label": value, "unit": unit},
             }
-            for region, (low, high) in zip(regions["names"], pairwise(regions["boundaries"]))
-        ]
+            variables += [whole] if regions is None else regional_variables(whole, structure, regions)
     return variables
+
+
+def regional_variables(variable: Mapping[str, Any], structure: str, regions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The variable of a structure's area, divided: its area in every region of the header's ``regions``."""
+    common = {key: value for key, value in variable.items() if key != "measurement"}
+    band = {"_target_": "segcft_ext.measurements.RegionArea", "axis": regions["axis"], "of": regions["of"]}
+    return [
+        {
+            **common,
+            "name": f"{variable['name']}_{region}",
+            "structure": structure,
+            "region": region,
+            "measurement": {**variable["measurement"], **band, "low": low, "high": high},
+        }
+        for region, (low, high) in zip(regions["names"], pairwise(regions["boundaries"]))
+    ]
+
+
+def measured_values(
+    measurements: Mapping[str, Measurement], label: np.ndarray, num_classes: int, spacing: Sequence[float] | None
+) -> dict[str, float]:
+    """The variables measured on one label map, whose pixels have a spacing in mm or an unknown one (None)."""
+    values = measure_label_map(
+        measurements,
+        torch.from_numpy(label.astype(np.int64))[None, None],
+        num_classes,
+        spacing=torch.tensor([spacing], dtype=torch.float32) if spacing else None,
+    )
+    # Seven digits are what float32 holds; more would be noise in the file.
+    return {name: float(f"{value:.7g}") for name, value in zip(measurements, values[0].tolist())}
 
 
 def threshold_mask(mask: np.ndarray) -> np.ndarray:

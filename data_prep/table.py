@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cases import Rejected
-from data_prep.rows import Match, Rows, is_missing
+from data_prep.rows import Rows, is_missing
 
 __all__ = ["Table", "infer_kind"]
 
@@ -25,7 +25,7 @@ _WORDS = ("none", "null")
 """Words for a missing value that may also be meant as a category, as in none, mild, severe."""
 
 
-class Table:
+class Table(Rows):
     """Rows of a table by case, and the definitions of the variables that are taken from it.
 
     Args:
@@ -58,7 +58,7 @@ class Table:
         patient_column: str | None = None,
     ) -> None:
         units, missing = dict(units or {}), dict(missing or {})
-        self._index = Rows(path, list(variables), id_column, source_column, patient_column)
+        super().__init__(path, list(variables), id_column, source_column, patient_column)
         for option, given in (("units", units), ("missing", missing)):
             if set(given) - set(variables):
                 raise ValueError(
@@ -75,20 +75,11 @@ class Table:
         self._listed = {name: {*map(_plain, kind)} for name, kind in kinds.items() if isinstance(kind, (list, tuple))}
         for name, kind in kinds.items():
             if kind is None:
-                column = [cell for cell in map(str.strip, self._index.frame[name]) if not self._is_missing(name, cell)]
+                column = [cell for cell in map(str.strip, self.frame[name]) if not self._is_missing(name, cell)]
                 kind = infer_kind(column, f"{path}: column {name!r}")
                 if kind != "continuous":
                     self._note_words(name, kind)
             self.definitions.append(_definition(name, kind, units.get(name, "")))
-
-    @property
-    def unused(self) -> int:
-        """Number of rows that :meth:`match` gave to no case."""
-        return self._index.unused
-
-    def match(self, cases: Sequence[tuple[str, str]]) -> list[Match]:
-        """See :meth:`data_prep.rows.Rows.match`. A case without a row stays, with its values missing."""
-        return self._index.match(cases)
 
     def values(self, row: Mapping[str, str] | None) -> dict[str, float | int | None]:
         """The variables of one row; all missing without a row.
@@ -119,7 +110,7 @@ class Table:
         return plain in self._missing.get(name, ()) or (is_missing(cell) and plain not in self._listed.get(name, ()))
 
     def _note_words(self, name: str, categories: Sequence[str]) -> None:
-        cells = [cell for cell in map(str.strip, self._index.frame[name]) if cell.lower() in _WORDS]
+        cells = [cell for cell in map(str.strip, self.frame[name]) if cell.lower() in _WORDS]
         if cells:
             listed = json.dumps({name: [cells[0], *categories]}, ensure_ascii=False)
             text = f"{name}: {len(cells)} cells with {cells[0]!r} are missing values"

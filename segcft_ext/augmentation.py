@@ -38,6 +38,7 @@ class AugmentationParameters:
     bias: Tensor
 
 
+@dataclass(frozen=True)
 class BatchAugmentation:
     """Random affine, elastic and intensity changes of a batch.
 
@@ -55,29 +56,16 @@ class BatchAugmentation:
             change in all cases.
     """
 
-    def __init__(
-        self,
-        rotation: float = 7.0,
-        scaling: float = 0.12,
-        translation: float = 0.05,
-        elastic: float = 0.015,
-        elastic_grid: int = 5,
-        gamma: float = 0.3,
-        contrast: float = 0.15,
-        brightness: float = 0.1,
-        flip: Sequence[int] = (),
-        probability: float = 0.9,
-    ) -> None:
-        self.rotation = rotation
-        self.scaling = scaling
-        self.translation = translation
-        self.elastic = elastic
-        self.elastic_grid = elastic_grid
-        self.gamma = gamma
-        self.contrast = contrast
-        self.brightness = brightness
-        self.flip = tuple(flip)
-        self.probability = probability
+    rotation: float = 7.0
+    scaling: float = 0.12
+    translation: float = 0.05
+    elastic: float = 0.015
+    elastic_grid: int = 5
+    gamma: float = 0.3
+    contrast: float = 0.15
+    brightness: float = 0.1
+    flip: Sequence[int] = ()
+    probability: float = 0.9
 
     def draw(self, image: Tensor) -> AugmentationParameters:
         """Draw the parameters for a batch of shape (B, C, *spatial) from the global generator of its device."""

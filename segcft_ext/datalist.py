@@ -191,10 +191,7 @@ class Datalist:
                 "label": str(root / entry["label"]),
                 "id": entry["id"],
                 "source": entry["source"],
-                "variables": np.array(
-                    [math.nan if entry["variables"].get(n) is None else entry["variables"][n] for n in names],
-                    np.float32,
-                ),
+                "variables": np.array([entry["variables"].get(name) for name in names], np.float32),  # None gives NaN
                 "spacing": np.array(entry.get("spacing") or [math.nan] * len(self.size), np.float32),
             }
             for entry in chosen

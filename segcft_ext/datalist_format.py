@@ -56,12 +56,12 @@ from pathlib import Path
 from typing import Any
 
 from segcft_ext.measurements import Area, instantiate_measurement
+from segcft_ext.variables import KINDS
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate", "validate_regions"]
 
 FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
-KINDS = ("continuous", "binary", "categorical")
 USES = ("guide", "judge")
 PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
 

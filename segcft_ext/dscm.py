@@ -79,6 +79,14 @@ class Counterfactual:
         """
         return None if self.displacement is None else jacobian_determinant(self.displacement)
 
+    @property
+    def folded(self) -> Tensor:
+        """Share of the cells between pixels in which the deformation folds, (B,); zero without a deformation head."""
+        determinant = self.jacobian_determinant
+        if determinant is None:
+            return self.image.new_zeros(len(self.image))
+        return (determinant <= 0).float().flatten(1).mean(1)
+
 
 class DSCM(SelfDescribing):
     """Scalar mechanisms, hierarchical VAE and, optionally, deformation head in one network and one checkpoint.

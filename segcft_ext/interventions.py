@@ -31,6 +31,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,7 +210,8 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
             raise ValueError(
                 f"{where}: {change.text!r} needs fitted variables, but they have no training quantiles yet"
             )
-        return torch.full_like(values[:, k], _quantile(variables.quantiles[k].tolist(), change.amount))
+        quantile = np.interp(100 * change.amount, range(101), variables.quantiles[k].tolist())
+        return torch.full_like(values[:, k], float(quantile))
     missing = values[:, k].isnan().nonzero().flatten().tolist()
     if missing:
         raise ValueError(f"{where}: {change.text!r} needs the factual value, which is missing in rows {missing}")
@@ -251,10 +253,3 @@ def _category(change: Change, variables: Variables, k: int, where: str) -> int:
         expected = f"one of {names} or an index" if names else "an index"
         raise ValueError(f"{where}: found {change.text!r}, expected {expected} in 0 … {count - 1}")
     return int(change.amount)
-
-
-def _quantile(quantiles: list[float], level: float) -> float:
-    """The quantile at a level (0 … 1), by linear interpolation between the stored percentiles."""
-    position = level * (len(quantiles) - 1)
-    below = min(int(position), len(quantiles) - 2)
-    return quantiles[below] + (position - below) * (quantiles[below + 1] - quantiles[below])

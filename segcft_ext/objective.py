@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ from segcft_ext.networks.pooling import max_near
 from segcft_ext.population import blurred
 from segcft_ext.variables import Variables
 
-__all__ = ["CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
+__all__ = ["Asked", "CFTObjective", "CFTTerms", "Lagrangian", "draw_interventions"]
 
 WARM_UP_FROM = 0.05
 SMALLEST_SIZE = 0.1
+SEEN = DiceCELoss(softmax=True, include_background=False, batch=True)
 
 
 def draw_interventions(values: Tensor, columns: Sequence[int], quantiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,50 @@ class CFTTerms:
     anatomy: Tensor
 
 
-class CFTObjective(nn.Module):
+@dataclass(frozen=True)
+class Asked:
+    """What an action asks of the guide's J variables.
+
+    Attributes:
+        columns: column of each of them among the model's K variables.
+        factual: values before the action, shape (B, J).
+        wanted: values after the action, same shape.
+        changed: whether the action changes a variable, boolean, same shape; False where one of the values is unknown.
+        kept: whether the action leaves a variable unchanged, likewise.
+        vanishes: whether the action changes a variable to zero, likewise.
+        scale: scaled units per physical unit, shape (J,).
+        growth: growth maps of the variables, shape (J, *spatial), see :func:`~segcft_ext.population.growth_maps`; None
+            if the place of a change is not asked for.
+    """
+
+    columns: Sequence[int]
+    factual: Tensor
+    wanted: Tensor
+    changed: Tensor
+    kept: Tensor
+    vanishes: Tensor
+    scale: Tensor
+    growth: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        wanted: Tensor,
+        variables: Variables,
+        columns: Sequence[int],
+        growth: Tensor | None = None,
+    ) -> Asked:
+        """From all variables before and after the action, shape (B, K) each."""
+        factual, wanted = values[:, columns], wanted[:, columns]
+        known = wanted.isfinite() & factual.isfinite()
+        changed, kept = known & (wanted != factual), known & (wanted == factual)
+        scale = 2 / (variables.high - variables.low)[columns]
+        return cls(columns, factual, wanted, changed, kept, changed & (wanted == 0), scale, growth)
+
+
+@dataclass(frozen=True)
+class CFTObjective:
     """L_cf (docs/method.md) over all variables of the guide, so that an edit that moves another variable is punished.
 
     Four parts go beyond the paper:
@@ -148,87 +192,60 @@ class CFTObjective(nn.Module):
             know yet where a variable lives moves everything at once, and would learn to move nothing.
     """
 
-    def __init__(
-        self,
-        huber: float = 0.01,
-        anchored: bool = True,
-        relabelling: float = 0.3,
-        others: float = 2.0,
-        locality: float = 0.2,
-        preservation: float = 1.0,
-        growth: float = 2.0,
-        paint: float = 8.0,
-        minimality: float = 0.0,
-        smoothness: float = 0.00023,
-        folding: float = 300.0,
-        anatomy: float = 1.0,
-        folding_margin: float = 0.2,
-        dilation: float = 5.0,
-        warm_up: float = 0.6,
-    ) -> None:
-        super().__init__()
-        self.huber = huber
-        self.anchored = anchored
-        self.relabelling = relabelling
-        self.others = others
-        self.locality = locality
-        self.preservation = preservation
-        self.growth = growth
-        self.paint = paint
-        self.minimality = minimality
-        self.smoothness = smoothness
-        self.folding = folding
-        self.anatomy = anatomy
-        self.folding_margin = folding_margin
-        self.dilation = dilation
-        self.warm_up = warm_up
-        self.seen = DiceCELoss(softmax=True, include_background=False, batch=True)
+    huber: float = 0.01
+    anchored: bool = True
+    relabelling: float = 0.3
+    others: float = 2.0
+    locality: float = 0.2
+    preservation: float = 1.0
+    growth: float = 2.0
+    paint: float = 8.0
+    minimality: float = 0.0
+    smoothness: float = 0.00023
+    folding: float = 300.0
+    anatomy: float = 1.0
+    folding_margin: float = 0.2
+    dilation: float = 5.0
+    warm_up: float = 0.6
 
-    def forward(
+    def __call__(
         self,
         image: Tensor,
-        values: Tensor,
-        counterfactual: Counterfactual,
-        factual_prediction: GuidePrediction,
-        prediction: GuidePrediction,
-        variables: Variables,
-        columns: Sequence[int],
         reference: Tensor,
-        growth: Tensor | None = None,
+        counterfactual: Counterfactual,
+        asked: Asked,
+        before: GuidePrediction,
+        after: GuidePrediction,
     ) -> CFTTerms:
         """Compare a counterfactual with what was asked for.
 
         Args:
             image: factual images, shape (B, 1, *spatial).
-            values: factual variables, shape (B, K).
-            counterfactual: image and variables after the action.
-            factual_prediction: the guide's prediction for the factual images.
-            prediction: the guide's prediction for the counterfactual images.
-            variables: the variables, for their scaling.
-            columns: column in ``values`` of each of the guide's J variables.
             reference: one-hot label maps of the factual images, shape (B, C, *spatial).
-            growth: growth maps of the guide's variables, shape (J, *spatial), see
-                :func:`~segcft_ext.population.growth_maps`.
+            counterfactual: image and variables after the action.
+            asked: what the action asks of the guide's variables.
+            before: the guide's prediction for the factual images.
+            after: the guide's prediction for the counterfactual images.
         """
-        asked = _Asked.of(values[:, columns], counterfactual.values[:, columns], variables, columns)
-        distance = self._distance(asked, factual_prediction, prediction)
+        distance = self._distance(asked, before, after)
         zero, moved = image.new_zeros(()), counterfactual.velocity
+        determinant, anatomy = counterfactual.jacobian_determinant, counterfactual.anatomy
         return CFTTerms(
             # Means of their own, so that the balance does not depend on how many variables are measured.
             effectiveness=_mean_where(asked.changed, distance),
             others=_mean_where(asked.kept, distance),
-            relabelling=_relabelled(asked, factual_prediction, prediction, counterfactual.gained, columns),
-            locality=self._outside(asked, image, counterfactual.image, factual_prediction, prediction),
-            preservation=_exchanged(asked, factual_prediction, prediction),
-            growth=zero if growth is None else _misplaced(asked, factual_prediction, prediction, growth),
+            relabelling=_relabelled(asked, before, after, counterfactual.gained),
+            locality=self._outside(asked, image, counterfactual.image, before, after),
+            preservation=_exchanged(asked, before, after),
+            growth=_misplaced(asked, before, after),
             paint=zero if counterfactual.paint is None else counterfactual.paint.abs().mean(),
             minimality=(counterfactual.image - image).square().mean(),
             smoothness=zero if moved is None else bending_energy(moved) * min(moved.shape[2:]) ** 2,
-            folding=self._folded(counterfactual.jacobian_determinant, zero),
-            anatomy=self._unseen(counterfactual.anatomy, reference, zero),
+            folding=zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean(),
+            anatomy=zero if anatomy is None else _unseen(anatomy, reference),
         )
 
-    def _distance(self, asked: _Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
+    def _distance(self, asked: Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
         """Distance of the guide's variables from their targets, (B, J), in scaled units; zero where unknown."""
         anchor = before.values - asked.factual if self.anchored else torch.zeros_like(asked.factual)
         # No anchor for a structure that is to vanish: it must vanish for the guide too, however much the guide saw.
@@ -237,7 +254,7 @@ class CFTObjective(nn.Module):
         return F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
 
     def _outside(
-        self, asked: _Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
+        self, asked: Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
     ) -> Tensor:
         """Change of the image where no changed variable lives, divided by the mean size of those that do in the batch.
 
@@ -251,19 +268,11 @@ class CFTObjective(nn.Module):
         found = (outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes
         return torch.where(asked.changed.any(1), found, 0).mean()
 
-    def _folded(self, determinant: Tensor | None, zero: Tensor) -> Tensor:
-        return zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean()
-
-    def _unseen(self, anatomy: Tensor | None, reference: Tensor, zero: Tensor) -> Tensor:
-        if anatomy is None:
-            return zero
-        return self.seen(anatomy, F.interpolate(reference, size=anatomy.shape[2:], mode="area"))
-
     def total(self, terms: CFTTerms, progress: float = 1.0) -> Tensor:
         """The weighted sum of the terms.
 
         Args:
-            terms: from :meth:`forward`.
+            terms: from a call.
             progress: share of the training that is over.
         """
         confining = (
@@ -286,39 +295,12 @@ class CFTObjective(nn.Module):
     @property
     def settings(self) -> dict[str, float]:
         """The arguments, for the record of a run."""
-        return {
-            key: value
-            for key, value in vars(self).items()
-            if isinstance(value, int | float) and key != "training" and not key.startswith("_")
-        }
+        return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What an action asks of the guide's J variables.
-
-    Attributes:
-        factual: values before the action, shape (B, J).
-        wanted: values after the action, same shape.
-        changed: whether the action changes a variable, boolean, same shape; False where one of the values is unknown.
-        kept: whether the action leaves a variable unchanged, likewise.
-        vanishes: whether the action changes a variable to zero, likewise.
-        scale: scaled units per physical unit, shape (J,).
-    """
-
-    factual: Tensor
-    wanted: Tensor
-    changed: Tensor
-    kept: Tensor
-    vanishes: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, factual: Tensor, wanted: Tensor, variables: Variables, columns: Sequence[int]) -> _Asked:
-        known = wanted.isfinite() & factual.isfinite()
-        changed, kept = known & (wanted != factual), known & (wanted == factual)
-        scale = 2 / (variables.high - variables.low)[columns]
-        return cls(factual, wanted, changed, kept, changed & (wanted == 0), scale)
+def _unseen(anatomy: Tensor, reference: Tensor) -> Tensor:
+    """Loss of the label map that the deformation head predicts (logits, shape (B, C, *finest))."""
+    return SEEN(anatomy, F.interpolate(reference, size=anatomy.shape[2:], mode="area"))
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
@@ -326,7 +308,7 @@ def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
-def _exchanged(asked: _Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
+def _exchanged(asked: Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
     """What the masks of the variables that are kept gain and lose."""
     if after.pixel is None:
         return after.values.new_zeros(())
@@ -334,26 +316,24 @@ def _exchanged(asked: _Asked, before: GuidePrediction, after: GuidePrediction) -
     return _mean_where(asked.kept, exchanged * after.pixel * asked.scale)
 
 
-def _misplaced(asked: _Asked, before: GuidePrediction, after: GuidePrediction, growth: Tensor) -> Tensor:
+def _misplaced(asked: Asked, before: GuidePrediction, after: GuidePrediction) -> Tensor:
     """Blurred difference between what masks of changed variables gain and what they gain in the population."""
-    if after.pixel is None:
+    if after.pixel is None or asked.growth is None:
         return after.values.new_zeros(())
     change = (asked.wanted - asked.factual).nan_to_num(0)
-    expected = change.view(*change.shape, *[1] * (growth.ndim - 1)) * growth
+    expected = change.view(*change.shape, *[1] * (asked.growth.ndim - 1)) * asked.growth
     difference = blurred(after.support - before.support - expected)
     return _mean_where(asked.changed, difference.square().flatten(2).sum(2) * after.pixel * asked.scale)
 
 
-def _relabelled(
-    asked: _Asked, before: GuidePrediction, after: GuidePrediction, gained: Tensor | None, columns: Sequence[int]
-) -> Tensor:
+def _relabelled(asked: Asked, before: GuidePrediction, after: GuidePrediction, gained: Tensor | None) -> Tensor:
     """The term ``relabelling`` of :class:`CFTTerms`; ``gained`` has the shape (B, K, \\*spatial)."""
     if before.log_odds is None or after.log_odds is None or after.pixel is None:
         return after.values.new_zeros(())
     change = torch.where(asked.changed & (after.pixel > 0), (asked.wanted - asked.factual) / after.pixel, 0)
     wrong = _wrong_side(before.log_odds, after.log_odds, change.masked_fill(asked.vanishes, -torch.inf))
     if gained is not None:
-        appears = gained[:, columns].clamp(min=0).flatten(2)
+        appears = gained[:, asked.columns].clamp(min=0).flatten(2)
         missing = torch.where(appears > 0, F.softplus(-after.log_odds.flatten(2)), 0)
         wrong = torch.where(appears.sum(2) > 0, (appears * missing).sum(2), wrong)
     return _mean_where(asked.changed, wrong * after.pixel * asked.scale)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # pydicom 2
     from pydicom.pixel_data_handlers.util import apply_modality_lut, apply_voi_lut  # type: ignore[no-redef]
 
-__all__ = ["MILLIMETRES", "as_displayed", "dicom_spacing", "is_dicom", "raster_pixels", "upright"]
+__all__ = ["MILLIMETRES", "as_displayed", "dicom_spacing", "is_dicom", "padded_shape", "raster_pixels", "upright"]
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 """Millimetres in a unit of length, by nibabel's name for it; any other unit, and none, is taken for millimetres."""
@@ -85,6 +85,11 @@ def raster_pixels(image: Image.Image) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
     return _turned_over(pixels) if white_is_zero else pixels  # Pillow itself inverts up to 8 bits
+
+
+def padded_shape(shape: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """The smallest shape that holds ``shape`` and has the aspect ratio of ``size`` (up to rounding to whole pixels)."""
+    return tuple(max(round(n * own / side) for n, side in zip(shape, size)) for own in size)
 
 
 def _turned_over(pixels: np.ndarray) -> np.ndarray:

@@ -25,54 +25,67 @@ from mlflow.exceptions import MlflowException
 from segcft_ext.command_line import read_names, run_command
 from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, number, summary_line
 from segcft_ext.figures import curves, to_png
-from segcft_ext.html import figure, folded, listing, write_page
+from segcft_ext.html import figure, folded, listing, table, write_page
 from segcft_ext.runs import Run, finished_runs
 from segcft_ext.tracking import default_tracking_uri
 from segcft_ext.wording import words, written_unit
 
-__all__ = ["write_report"]
+__all__ = ["report"]
 
 VERSIONS = ("segcft-ext", "torch", "monai", "pytorch-ignite", "mlflow", "zuko", "numpy")
 
 
-def write_report(
-    output: str | os.PathLike[str],
-    evaluation_dir: str | os.PathLike[str],
-    data_dir: str | os.PathLike[str] | None = None,
+def report(
+    *,
+    evaluation_dir: str | Path,
+    output: str | Path,
+    data_dir: str | Path | None = None,
     tracking_uri: str | None = None,
     experiment: str = "segcft",
-    runs: Sequence[str] | None = None,
+    runs: Any = None,
     title: str | None = None,
-    runs_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Write the report of an evaluation.
+    runs_dir: str | Path | None = None,
+) -> None:
+    """Show an evaluation on one self-contained HTML page.
+
+    Example:
+
+        python -m segcft_ext.report --evaluation_dir eval --output report.html
+        --data_dir prepared --title "Of mine"
 
     Args:
-        output: the HTML file.
-        evaluation_dir: folder that the bundle segmentor_evaluation wrote.
-        data_dir: folder of the datalist with the pictures that data_prep made; None leaves them out.
-        tracking_uri: the MLflow store with the training runs; None or "" leaves their curves out.
-        experiment: name of the experiment in the store.
-        runs: names of the runs to show, in order; by default the newest finished run of each stage, without those known
-            to be of a datalist outside of ``data_dir`` or to have written outside of ``runs_dir``.
+        evaluation_dir: folder that the bundle segmentor_evaluation wrote, with evaluation.json.
+        output: the HTML file to write.
+        data_dir: folder of the datalist, for the section on the data; left out by default.
+        tracking_uri: the MLflow store of the trainings, for the section with their curves; by default the one that
+            MLFLOW_TRACKING_URI names, else mlflow.db in the current folder if it exists; "" leaves the section out.
+        experiment: name of the MLflow experiment in the store.
+        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, except
+            those of datalists outside of data_dir and those that wrote outside of runs_dir.
         title: title of the page; by default it names the data.
-        runs_dir: folder with the output folders of the trainings.
+        runs_dir: folder with the output folders of the trainings, if the store also holds other runs on the same data.
 
     Raises:
         FileNotFoundError: when there is no evaluation in the folder, no folder of the data, or no such store.
         ValueError: when a file of the evaluation is damaged; names it.
     """
     evaluation_dir, output = Path(evaluation_dir), Path(output)
+    data_dir = None if data_dir is None else Path(data_dir)
     if not (evaluation_dir / "evaluation.json").is_file():
         raise FileNotFoundError(f"{evaluation_dir}: no evaluation.json in it, expected what segmentor_evaluation wrote")
-    if data_dir is not None and not Path(data_dir).is_dir():
+    if data_dir is not None and not data_dir.is_dir():
         raise FileNotFoundError(f"{data_dir}: no such folder, expected that of a datalist.json")
+    if tracking_uri is None:
+        recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
+        tracking_uri = default_tracking_uri() if recorded else ""
+    names = None if runs is None else read_names("runs", runs)
+    shown_runs: list[Run] = []
+    if tracking_uri:
+        folder = None if runs_dir is None else Path(runs_dir)
+        shown_runs = finished_runs(tracking_uri, experiment, names, data_dir, folder)
     evaluation = _read(evaluation_dir / "evaluation.json")
     figures = _read(evaluation_dir / "figures" / "figures.json")
-    tables = {table.key: table for table in evaluation_tables(evaluation)}
-    data_dir = None if data_dir is None else Path(data_dir)
-    runs_dir = None if runs_dir is None else Path(runs_dir)
-    recorded = finished_runs(tracking_uri, experiment, runs, data_dir, runs_dir) if tracking_uri else []
+    tables = {made.key: made for made in evaluation_tables(evaluation)}
     title = title or f"Counterfactual images: {evaluation['data']['name']}"
 
     def shown(*kinds: str) -> list[str]:
@@ -96,11 +109,11 @@ def write_report(
             [_table(t) for key, t in tables.items() if key not in first] + [_judge_table(evaluation)],
         ),
         ("data", "The data", _data(data_dir) if data_dir else []),
-        ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in recorded]),
+        ("training", "Training", [_run(run, [*evaluation["floor"], *evaluation["judge"]]) for run in shown_runs]),
         ("settings", "Settings and versions", [_settings(evaluation)]),
     ]
     write_page(output, title, summary_line(evaluation), sections)
-    return output
+    print(f"report: {output}")
 
 
 def _read(path: Path) -> Any:
@@ -139,16 +152,16 @@ judge sees, but in the factual image and in the truth those of the label map. Th
 cases, not picked. Look for what no number shows: borders that tear, haze, doubled contours.</p>"""
 
 
-def _table(table: Table) -> str:
+def _table(made: Table) -> str:
     rows = "".join(
         f'<tr class="{ {ZERO: "frame", FLOOR: "frame"}.get(name, "") }"><th>{escape(name)}</th>'
-        + "".join(_cell(cell, table.digits) for cell in cells)
+        + "".join(_cell(cell, made.digits) for cell in cells)
         + "</tr>"
-        for name, cells in table.rows
+        for name, cells in made.rows
     )
     return (
-        f'<h3 id="table-{table.key}">{escape(table.title)}</h3><p class="note">{escape(table.note)}</p>'
-        f'<div class="scroll"><table><thead>{_head(table.columns)}</thead><tbody>{rows}</tbody></table></div>'
+        f'<h3 id="table-{made.key}">{escape(made.title)}</h3><p class="note">{escape(made.note)}</p>'
+        f'<div class="scroll"><table><thead>{_head(made.columns)}</thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -171,15 +184,14 @@ def _cell(cell: Cell, digits: int) -> str:
 
 
 def _judge_table(evaluation: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(words(name))}</th><td>{Cell(number(scores['dice'])).text(3)}</td>"
-        f"<td>{Cell(number(scores['area_mape'])).text(1)}</td></tr>"
+    rows = [
+        (words(name), Cell(number(scores["dice"])).text(3), Cell(number(scores["area_mape"])).text(1))
         for name, scores in evaluation["judge"].items()
-    )
+    ]
     return (
         '<h3>The judge on real test images</h3><p class="note">Dice overlap with the reference outlines, and the error '
         "of the area in %. The judge was trained on cases that no guide has seen.</p>"
-        f"<table><thead><tr><th></th><th>Dice</th><th>area error, %</th></tr></thead><tbody>{rows}</tbody></table>"
+        + table(["", "Dice", "area error, %"], rows)
     )
 
 
@@ -237,46 +249,6 @@ def _settings(evaluation: Mapping[str, Any]) -> str:
             for name, c in checkpoints.items()
         )
     )
-
-
-def report(
-    *,
-    evaluation_dir: str,
-    output: str,
-    data_dir: str | None = None,
-    tracking_uri: str | None = None,
-    experiment: str = "segcft",
-    runs: Any = None,
-    title: str | None = None,
-    runs_dir: str | None = None,
-) -> None:
-    """Show an evaluation on one self-contained HTML page.
-
-    Example:
-
-        python -m segcft_ext.report --evaluation_dir eval --output report.html
-        --data_dir prepared --title "Of mine"
-
-    Args:
-        evaluation_dir: folder that the bundle segmentor_evaluation wrote, with evaluation.json.
-        output: the HTML file to write.
-        data_dir: folder of the datalist, for the section on the data; left out by default.
-        tracking_uri: the MLflow store of the trainings, for the section with their curves; by default the one that
-            MLFLOW_TRACKING_URI names, else mlflow.db in the current folder if it exists; "" leaves the section out.
-        experiment: name of the MLflow experiment in the store.
-        runs: names of the runs to show, in order, a,b,c; by default the newest finished run of each stage, except
-            those of datalists outside of data_dir and those that wrote outside of runs_dir.
-        title: title of the page; by default it names the data.
-        runs_dir: folder with the output folders of the trainings, if the store also holds other runs on the same data.
-    """
-    if tracking_uri is None:
-        recorded = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlflow.db").is_file()
-        tracking_uri = default_tracking_uri() if recorded else ""
-    names = None if runs is None else read_names("runs", runs)
-    path = write_report(
-        output, evaluation_dir, data_dir, tracking_uri, experiment, names, title=title, runs_dir=runs_dir
-    )
-    print(f"report: {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from monai.utils import convert_to_tensor
 
 from segcft_ext.command_line import check_booleans
 from segcft_ext.networks.warping import LocalWarp
+from segcft_ext.presentation import padded_shape
 from segcft_ext.radiographs import PIXEL_SPACING
 
 __all__ = [
@@ -90,8 +91,7 @@ class PadToAspect(Pad):
         self.size = tuple(size)
 
     def compute_pad_width(self, spatial_shape: Sequence[int]) -> Any:
-        wanted = [max(round(n * own / s) for n, s in zip(spatial_shape, self.size)) for own in self.size]
-        extra = [max(target - n, 0) for target, n in zip(wanted, spatial_shape)]
+        extra = [target - n for target, n in zip(padded_shape(spatial_shape, self.size), spatial_shape)]
         return ((0, 0), *((e // 2, e - e // 2) for e in extra))
 
 

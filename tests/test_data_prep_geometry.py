@@ -7,9 +7,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data_prep.cases import Rejected
-from data_prep.geometry import fit_image, fit_label, fit_spacing, pad_to_aspect, padded_shape
+from data_prep.geometry import fit_image, fit_label, fit_spacing, pad_to_aspect
 from data_prep.intensity import to_uint16, to_unit_range
 from data_prep.structures import check_label_map, combine_masks, label_values, threshold_mask
+from segcft_ext.presentation import padded_shape
 
 SIZES = [(16, 16), (24, 16), (64, 64), (100, 90)]
 

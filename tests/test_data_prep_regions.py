@@ -113,7 +113,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         (["--names", "top,top"], "names: found .* expected each name once"),
         (["--of", "body"], "of: found 'body', expected 'image' or 'structure'"),
     ):
-        monkeypatch.setattr("data_prep.regions._measure", lambda *_: pytest.fail("a case was measured"))
+        monkeypatch.setattr("data_prep.regions.measured_values", lambda *_: pytest.fail("a case was measured"))
         with pytest.raises(SystemExit, match=message):
             main(["regions", str(whole.path), "--out", str(tmp_path / "new" / "datalist.json"), *options])
         assert not (tmp_path / "new").exists()

@@ -24,7 +24,7 @@ from segcft_ext.evaluation.summary import _positional
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.report import write_report
+from segcft_ext.report import report
 
 LABELS = {"background": 0, "plaque": 1}
 SIZE = (64, 16)
@@ -275,7 +275,8 @@ def test_tables_files_and_report(judged: tuple[JudgeEvaluator, Path], tmp_path: 
     assert dict(parted.rows)[ZERO][0].value == pytest.approx(truth["absent_present"]["psnr"])
     shown = {entry["kind"]: entry for entry in json.loads((folder / "figures" / "figures.json").read_text())}
     assert "the lines part the regions" in shown["maps"]["caption"] and "set to zero" in shown["sweep"]["caption"]
-    text = write_report(tmp_path / "report.html", folder).read_text()
+    report(evaluation_dir=folder, output=tmp_path / "report.html", tracking_uri="")
+    text = (tmp_path / "report.html").read_text()
     assert 'id="table-presence_absent_present"' in text and 'id="table-positional_leakage"' in text
 
 

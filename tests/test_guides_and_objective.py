@@ -12,7 +12,7 @@ from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
 from segcft_ext.measurements import Area, RegionArea
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import CFTObjective, CFTTerms, Lagrangian, draw_interventions
+from segcft_ext.objective import Asked, CFTObjective, CFTTerms, Lagrangian, draw_interventions
 from segcft_ext.variables import Variables
 
 DEFINITIONS = [{"name": "a", "kind": "continuous"}, {"name": "b", "kind": "continuous"}]
@@ -81,6 +81,10 @@ def test_a_region_does_not_move_with_the_image_when_the_factual_one_is_given() -
         assert prediction.log_odds[0, zone].isfinite().all(1).nonzero()[:, 0].tolist() == list(rows)
 
 
+def action(values: torch.Tensor, made: Counterfactual) -> Asked:
+    return Asked.of(values, made.values, fitted(), [0, 1])
+
+
 def sure_guide() -> SegmentorGuide:
     """A guide that sees the structure in pixels brighter than 1, and is sure that all others are background."""
     sure = torch.nn.Conv2d(1, 2, 1)
@@ -104,9 +108,7 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
         values = factual.values + 100 / 64 * torch.tensor([[left, right]])
         wanted = Counterfactual(counterfactual, values, gained=gained)
         reference = one_hot((image > 1).float(), num_classes=2)
-        return CFTObjective()(
-            image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference
-        ).relabelling
+        return CFTObjective()(image, reference, wanted, action(factual.values, wanted), factual, prediction).relabelling
 
     def relabelled(left: float, right: float, gained: torch.Tensor | None = None) -> list[tuple[int, int, float]]:
         gradient = torch.autograd.grad(relabelling(left, right, gained), counterfactual, retain_graph=True)[0][0, 0]
@@ -135,7 +137,7 @@ def test_what_has_changed_sides_already_is_not_asked_for_again() -> None:
     factual, prediction = guide(image), guide(halfway)
     wanted = Counterfactual(halfway, factual.values + 100 / 64 * torch.tensor([[2.0, 0.0]]))
     reference = one_hot((image > 1).float(), num_classes=2)
-    found = CFTObjective()(image, factual.values, wanted, factual, prediction, fitted(), [0, 1], reference)
+    found = CFTObjective()(image, reference, wanted, action(factual.values, wanted), factual, prediction)
     gradient = torch.autograd.grad(found.relabelling, halfway)[0][0, 0]
     assert gradient.nonzero().tolist() == [[2, 3]]
 
@@ -152,7 +154,7 @@ def test_the_head_is_taught_to_see_the_label_map() -> None:
 
     def loss(anatomy: torch.Tensor) -> torch.Tensor:
         seeing = replace(asked, anatomy=anatomy)
-        return CFTObjective()(image, values, seeing, factual, factual, fitted(), [0, 1], reference).anatomy
+        return CFTObjective()(image, reference, seeing, action(values, seeing), factual, factual).anatomy
 
     right = 40 * (reference[..., ::2, ::2] - 0.5)
     assert loss(right) < 1e-3 and loss(-right) > 1
@@ -201,15 +203,16 @@ REFERENCE = one_hot(torch.zeros(1, 1, 64, 64), num_classes=2)
 def terms(objective: CFTObjective, predicted: list[float], counterfactual: Counterfactual | None = None):  # type: ignore[no-untyped-def]
     image, values, asked, factual = scene()
     prediction = GuidePrediction(torch.tensor([predicted]), factual.support)
-    return objective(image, values, counterfactual or asked, factual, prediction, fitted(), [0, 1], REFERENCE)
+    made = counterfactual or asked
+    return objective(image, REFERENCE, made, action(values, made), factual, prediction)
 
 
 def test_an_action_on_a_missing_value_asks_for_nothing() -> None:
     image, values, counterfactual, factual = scene()
     changed = replace(counterfactual, image=image + 0.1)
-    asked = (changed, factual, factual, fitted(), [0, 1], REFERENCE)
-    assert CFTObjective()(image, values, *asked).locality > 0
-    missing = CFTObjective()(image, torch.tensor([[torch.nan, 10.0]]), *asked)
+    known, unknown = (action(before, changed) for before in (values, torch.tensor([[torch.nan, 10.0]])))
+    assert CFTObjective()(image, REFERENCE, changed, known, factual, factual).locality > 0
+    missing = CFTObjective()(image, REFERENCE, changed, unknown, factual, factual)
     assert missing.effectiveness == 0 and missing.locality == 0
 
 
@@ -230,7 +233,7 @@ def test_what_is_to_vanish_is_to_vanish_for_the_guide_too() -> None:
     values = torch.tensor([[100 / 64, 0.0]])
     wanted = Counterfactual(image, torch.zeros(1, 2))
     reference = one_hot((image > 1).float(), num_classes=2)
-    found = CFTObjective()(image, values, wanted, guide(image), prediction, fitted(), [0, 1], reference)
+    found = CFTObjective()(image, reference, wanted, action(values, wanted), guide(image), prediction)
     # Three pixels with log-odds of 20 each, in scaled units of a range of 20.
     assert found.relabelling.item() == pytest.approx(3 * 20 * 100 / 64 * 2 / 20, rel=1e-4)
 
@@ -239,7 +242,7 @@ def test_a_missing_value_asks_for_nothing() -> None:
     image, values, asked, factual = scene()
     prediction = GuidePrediction(torch.tensor([[13.0, 99.0]], requires_grad=True), factual.support)
     values[0, 1] = asked.values[0, 1] = torch.nan
-    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1], REFERENCE)
+    found = CFTObjective()(image, REFERENCE, asked, action(values, asked), factual, prediction)
     assert found.effectiveness == 0 and found.others == 0 and found.preservation == 0
     total = CFTObjective().total(found)
     assert total.isfinite() and torch.autograd.grad(total, prediction.values)[0].isfinite().all()
@@ -323,7 +326,7 @@ def test_the_structure_is_wider_by_five_pixels_at_256_before_and_after(size: int
         changed = image.clone()
         changed[..., column] = 0.5
         wanted = Counterfactual(changed, torch.tensor([[12.0, 10.0]]))
-        return float(CFTObjective()(image, values, wanted, *predictions, fitted(), [0, 1], REFERENCE).locality)
+        return float(CFTObjective()(image, REFERENCE, wanted, action(values, wanted), *predictions).locality)
 
     last = size * 5 // 16 - 1
     assert locality(0) == locality(last) == locality(last + radius) == 0
@@ -373,11 +376,10 @@ def test_a_mask_that_moves_costs_even_when_its_area_does_not_change() -> None:
     aside[:, 1] = factual.support[:, 1].roll(-4, dims=-1)  # b is pushed aside, as large as it was
     pixel = torch.tensor([[0.0, 0.1]])
     prediction = GuidePrediction(torch.tensor([[13.0, 10.0]]), aside, pixel=pixel)
-    found = CFTObjective()(image, values, asked, factual, prediction, fitted(), [0, 1], REFERENCE)
+    found = CFTObjective()(image, REFERENCE, asked, action(values, asked), factual, prediction)
     # 4 columns of 64 pixels are lost and 4 gained, each pixel 0.1, in scaled units of 2 / 40.
     assert found.effectiveness == 0
     assert found.preservation == pytest.approx(8 * 64 * 0.1 * 2 / 40)
-    still = CFTObjective()(
-        image, values, asked, factual, replace(prediction, support=factual.support), fitted(), [0, 1], REFERENCE
-    )
+    unmoved = replace(prediction, support=factual.support)
+    still = CFTObjective()(image, REFERENCE, asked, action(values, asked), factual, unmoved)
     assert still.preservation == 0

@@ -11,7 +11,7 @@ from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.guides import GuidePrediction, RegressorGuide
 from segcft_ext.measurements import Area
 from segcft_ext.networks.regressor import Regressor
-from segcft_ext.objective import CFTObjective
+from segcft_ext.objective import Asked, CFTObjective
 from segcft_ext.population import blurred, growth_maps
 from segcft_ext.variables import Variables
 
@@ -77,8 +77,8 @@ def test_growing_elsewhere_than_the_population_costs() -> None:
             GuidePrediction(mask.flatten(1).sum(1, keepdim=True) * pixel, mask, pixel=pixel)
             for mask in (factual, support)
         ]
-        found = objective(image, values, wanted, *predictions, variables, [0], torch.zeros(1, 2, 64, 64), growth)
-        return float(found.growth)
+        asked = Asked.of(values, wanted.values, variables, [0], growth)
+        return float(objective(image, torch.zeros(1, 2, 64, 64), wanted, asked, *predictions).growth)
 
     assert cost(below, growth) == pytest.approx(0, abs=1e-10)
     assert cost(above, None) == 0

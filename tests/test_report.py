@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.figures import curves, save_figure
-from segcft_ext.report import main, write_report
+from segcft_ext.report import main, report
 from segcft_ext.runs import finished_runs
 from segcft_ext.tracking import without_password
 
@@ -114,9 +114,13 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
+def shown(evaluation_dir: Path, folder: Path, tracking_uri: str = "") -> str:
+    report(evaluation_dir=evaluation_dir, output=folder / "report.html", tracking_uri=tracking_uri)
+    return (folder / "report.html").read_text()
+
+
 def test_report_is_self_contained(evaluation_dir: Path, store: str, tmp_path: Path) -> None:
-    path = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store)
-    text = path.read_text()
+    text = shown(evaluation_dir, tmp_path, store)
     parser = Links()
     parser.feed(text)
     assert parser.open == []
@@ -130,7 +134,7 @@ def test_report_is_self_contained(evaluation_dir: Path, store: str, tmp_path: Pa
 
 
 def test_report_shows_zero_floor_best_and_versions(evaluation_dir: Path, tmp_path: Path) -> None:
-    text = write_report(tmp_path / "report.html", evaluation_dir).read_text()
+    text = shown(evaluation_dir, tmp_path)
     table = text.split('id="table-effectiveness"')[1].split("<tbody>")[1].split("</tbody>")[0]
     assert table.index("the zero") < table.index("No-CFT") < table.index("the floor")
     assert re.search(r"Seg-CFT &lt;&amp; co&gt;</th><td class=best>4.0", table)
@@ -170,7 +174,7 @@ def test_runs_are_read_back(store: str) -> None:
 def test_figures_are_named_and_can_be_scrolled_and_terms_are_explained(
     evaluation_dir: Path, store: str, tmp_path: Path
 ) -> None:
-    text = write_report(tmp_path / "report.html", evaluation_dir, tracking_uri=store).read_text()
+    text = shown(evaluation_dir, tmp_path, store)
     figures = re.findall(
         r'<figure><div class="scroll"><img alt="([^"]+)" width="(\d+)" style="min-width: (\d+)px"', text
     )

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segcft_ext.dscm import DSCM
 from segcft_ext.engines.case_evaluator import CaseEvaluator
 from segcft_ext.guides import Guide
 
@@ -53,52 +52,45 @@ class CFTEvaluator(CaseEvaluator):
             each = [f"{figure}_{name}" for figure in ("effectiveness", "drift") for name in self.guided]
             names = ["effectiveness", *names, "folding", *each]
         super().__init__(names=names, **arguments)
+        self.columns = [self.dscm.variables.index(name) for name in self.guided]
 
     def figures(
         self, image: Tensor, values: Tensor, spacing: Tensor | None, reference: Tensor | None
     ) -> dict[str, Tensor]:
-        dscm = self.dscm
+        dscm, columns = self.dscm, self.columns
         output = {"negative_elbo": dscm.negative_elbo(image, values)}
         if self.guide is None:
             return output
         abduction = dscm.abduct(image, values)
-        columns = [dscm.variables.index(name) for name in self.guided]
         before = self.guide(image, spacing, reference).values
         folding = []
         for j, name in enumerate(self.guided):
             errors, drifts = [], []
-            for target in self._targets(dscm, name):
+            others = [i for i in range(len(self.guided)) if i != j]
+            for target in self._targets(columns[j]):
                 wanted = dscm.scm.counterfactual(values, {name: target.expand(len(image))})
                 counterfactual = dscm.predict(abduction, wanted)
                 after = self.guide(counterfactual.image, spacing, reference).values
-                errors.append(100 * (after[:, j] - target).abs() / self._sizes(dscm, wanted[:, columns])[:, j])
-                others = [i for i in range(len(self.guided)) if i != j]
-                expected = (before + wanted[:, columns] - values[:, columns])[:, others]
-                sizes = self._sizes(dscm, before + wanted[:, columns] - values[:, columns])[:, others]
-                drifts.append((100 * (after[:, others] - expected).abs() / sizes).sum(1) / max(len(others), 1))
-                determinant = counterfactual.jacobian_determinant
-                folding.append(
-                    torch.zeros_like(target).expand(len(image))
-                    if determinant is None
-                    else 100 * (determinant <= 0).float().flatten(1).mean(1)
-                )
+                errors.append(100 * (after[:, j] - target).abs() / self._sizes(wanted[:, columns])[:, j])
+                expected = before + wanted[:, columns] - values[:, columns]
+                drift = 100 * (after - expected)[:, others].abs() / self._sizes(expected)[:, others]
+                drifts.append(drift.sum(1) / max(len(others), 1))
+                folding.append(100 * counterfactual.folded)
             output[f"effectiveness_{name}"] = torch.stack(errors).mean(0)
             output[f"drift_{name}"] = torch.stack(drifts).mean(0)
         output["effectiveness"] = torch.stack([output[f"effectiveness_{name}"] for name in self.guided]).mean(0)
         output["folding"] = torch.stack(folding).mean(0)
         return output
 
-    def _sizes(self, dscm: DSCM, values: Tensor) -> Tensor:
+    def _sizes(self, values: Tensor) -> Tensor:
         """What errors of the guide's variables are in percent of, (B, J): their values, or for plaques their means."""
-        columns = [dscm.variables.index(name) for name in self.guided]
-        inflated = torch.tensor([dscm.variables.zero_inflated[k] for k in columns], device=values.device)
-        return torch.where(inflated, dscm.variables.quantiles[columns].mean(1), values.abs())
+        variables = self.dscm.variables
+        inflated = torch.tensor([variables.zero_inflated[k] for k in self.columns], device=values.device)
+        return torch.where(inflated, variables.quantiles[self.columns].mean(1), values.abs())
 
-    @staticmethod
-    def _targets(dscm: DSCM, name: str) -> Tensor:
-        k = dscm.variables.index(name)
-        quantiles = dscm.variables.quantiles[k]
-        if dscm.variables.zero_inflated[k]:
+    def _targets(self, k: int) -> Tensor:
+        quantiles = self.dscm.variables.quantiles[k]
+        if self.dscm.variables.zero_inflated[k]:
             positive = torch.quantile(quantiles[quantiles > 0], quantiles.new_tensor(LEVELS[1:]))
             return torch.cat([quantiles.new_zeros(1), positive])
         return quantiles[[round(level * (len(quantiles) - 1)) for level in LEVELS]]

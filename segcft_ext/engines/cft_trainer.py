@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segcft_ext.engines.guarded_trainer import GuardedTrainer, numbers
 from segcft_ext.guides import Guide
-from segcft_ext.objective import CFTObjective, Lagrangian, draw_interventions
+from segcft_ext.objective import Asked, CFTObjective, Lagrangian, draw_interventions
 from segcft_ext.processes import mean_over_processes
 
 __all__ = ["CFTTrainer"]
@@ -85,25 +85,13 @@ class CFTTrainer(GuardedTrainer):
         targets, mask = draw_interventions(values, self.guided, dscm.variables.quantiles)
         with torch.no_grad():
             wanted = dscm.scm.counterfactual_rows(values, targets, mask)
-            factual_prediction = self.guide(image, spacing, reference)
+            before = self.guide(image, spacing, reference)
         abduction = dscm.abduct(image, values, temperature=1.0 if self.constrained else 0.0)
         counterfactual = dscm.predict(abduction, wanted)
-        prediction = self.guide(counterfactual.image, spacing, reference)
-        terms = self.objective(
-            image,
-            values,
-            counterfactual,
-            factual_prediction,
-            prediction,
-            dscm.variables,
-            self.guided,
-            reference,
-            self.growth,
-        )
-        output = {
-            CommonKeys.LOSS: self.objective.total(terms, self._progress()),
-            **vars(terms),
-        }
+        after = self.guide(counterfactual.image, spacing, reference)
+        asked = Asked.of(values, wanted, dscm.variables, self.guided, self.growth)
+        terms = self.objective(image, reference, counterfactual, asked, before, after)
+        output = {CommonKeys.LOSS: self.objective.total(terms, self._progress()), **vars(terms)}
         if self.constrained:
             output["negative_elbo"] = dscm.hvae.negative_elbo(image, abduction.posterior).mean()
             output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + self.lagrangian.penalty(output["negative_elbo"])

@@ -143,7 +143,6 @@ class CounterfactualEvaluator(Evaluator):
             wanted = dscm.scm.counterfactual(values, do, noise)
             self._warn_beyond_training(do, values, wanted)
             counterfactual = dscm.predict(abduction, wanted)
-            determinant = counterfactual.jacobian_determinant
             made.append(counterfactual.image)
             displacement = counterfactual.displacement
             if displacement is None or dscm.deformation is None:
@@ -153,8 +152,7 @@ class CounterfactualEvaluator(Evaluator):
                 displacements.append(displacement)
                 moved.append(dscm.deformation.warp(image, displacement))
             targets.append(counterfactual.values)
-            folded = image.new_zeros(len(image), 1) if determinant is None else (determinant <= 0).float().flatten(1)
-            folding.append(folded.mean(1))
+            folding.append(counterfactual.folded)
         pred = torch.cat(made, dim=1)
         output = {
             "pred": pred,

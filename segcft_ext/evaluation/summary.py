@@ -89,11 +89,12 @@ def summarise(
     for name, rows in pairs.groupby("method", sort=False):
         by_do = {str(do): part for do, part in rows.groupby("do", sort=False)}
         own = cases[cases["method"] == name]
+        locality = {do: _locality(part, seed) for do, part in by_do.items()}
         methods[str(name)] = {
             "effectiveness": {do: _effectiveness(part, do, measured, seed) for do, part in by_do.items()},
             "slope": {do: _slope(part, do, seed) for do, part in by_do.items()},
-            "leakage": {do: _locality(part, seed)["leakage"] for do, part in by_do.items()},
-            "locality": {do: _locality(part, seed) for do, part in by_do.items()},
+            "leakage": {do: figures["leakage"] for do, figures in locality.items()},
+            "locality": locality,
             "presence": {do: _presence(part, do, seed) for do, part in by_do.items() if do in may_be_zero},
             "positional": {
                 do: _positional(part, do, others, seed)

@@ -130,33 +130,15 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         "Mean absolute error of the judge's measurement against the value that the model predicts, "
         f"{'in %' if figure == 'mape' else unit}. Lower is better."
     )
+    drift_title = "Drift: change of the variables that nobody touched"
+    error_title = "Error of every variable under every intervention"
     if len(pairs) > MAX_PAIRS:
+        parts = (("error", error_title, error_note, figure), ("drift", drift_title, drift_note, drift))
         return [
-            *(
-                _matrix(
-                    f"error_{place}",
-                    f"Error of every variable under every intervention: {name}",
-                    error_note,
-                    entry,
-                    floor,
-                    headings,
-                    figure,
-                )
-                for place, (name, entry) in enumerate(figures.items())
-            ),
-            *(
-                _matrix(
-                    f"drift_{place}",
-                    f"Drift: change of the variables that nobody touched: {name}",
-                    drift_note,
-                    entry,
-                    floor,
-                    headings,
-                    drift,
-                )
-                for place, (name, entry) in enumerate(figures.items())
-                if name != ZERO
-            ),
+            _matrix(f"{key}_{place}", f"{title}: {name}", note, entry, floor, headings, shown)
+            for key, title, note, shown in parts
+            for place, (name, entry) in enumerate(figures.items())
+            if (key, name) != ("drift", ZERO)
         ]
     truth = evaluation["floor_drift"]
     if truth:
@@ -165,7 +147,7 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         table(
             figures,
             "drift",
-            "Drift: change of the variables that nobody touched",
+            drift_title,
             drift_note,
             {heading: pair for heading, pair in pairs.items() if pair[0] != pair[1]},
             lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], drift, f"{drift}_ci95"),
@@ -175,7 +157,7 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         table(
             figures,
             "all_effectiveness",
-            "Error of every variable under every intervention",
+            error_title,
             error_note,
             pairs,
             lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], figure, ""),

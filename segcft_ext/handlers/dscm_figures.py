@@ -12,7 +12,7 @@ from ignite.engine import Events
 from matplotlib.figure import Figure
 from monai.data import DataLoader, Dataset
 from monai.engines import Trainer
-from monai.networks.utils import eval_mode
+from monai.networks.utils import eval_mode, one_hot
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -139,10 +139,8 @@ class DSCMFigures:
             return self.guide.network(made.image).argmax(1, keepdim=True)
         if self.dscm.deformation is None or made.displacement is None:
             return torch.zeros_like(made.image)
-        structures = range(max(self.labels.values()) + 1)
-        one_hot = torch.cat([(label == value).float() for value in structures], dim=1)
-        warped = self.dscm.deformation.warp(one_hot.expand(len(made.image), -1, *label.shape[2:]), made.displacement)
-        return warped.argmax(1, keepdim=True)
+        masks = one_hot(label, max(self.labels.values()) + 1)
+        return self.dscm.deformation.warp(masks, made.displacement).argmax(1, keepdim=True)
 
 
 def _pictures(images: Tensor) -> list[Any]:
