@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -106,8 +105,7 @@ class Datalist:
         """``{variable: (axis, low, high)}`` where regions are bands of the image itself; empty otherwise."""
         if self.regions is None or self.regions.of != "image":
             return {}
-        limits = dict(zip(self.regions.names, itertools.pairwise(self.regions.boundaries), strict=True))
-        return {v.name: (self.regions.axis, *limits[v.region]) for v in self.variables if v.region}
+        return {v.name: (self.regions.axis, *self.regions.limits(v.region)) for v in self.variables if v.region}
 
     @property
     def area_labels(self) -> dict[str, int]:

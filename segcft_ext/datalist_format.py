@@ -55,7 +55,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.measurements import Area, instantiate_measurement
+from segcft_ext.measurements import Area, RegionArea, instantiate_measurement
 from segcft_ext.variables import KINDS
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate", "validate_regions"]
@@ -64,6 +64,7 @@ FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
 USES = ("guide", "judge")
 PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
+AREA_UNITS = ("percent", *PHYSICAL_UNITS)
 
 
 class DatalistError(ValueError):
@@ -108,6 +109,11 @@ class Regions:
     of: str
     names: tuple[str, ...]
     boundaries: tuple[float, ...]
+
+    def limits(self, region: str) -> tuple[float, float]:
+        """Lower and upper boundary of a region."""
+        place = self.names.index(region)
+        return self.boundaries[place], self.boundaries[place + 1]
 
 
 def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
@@ -155,12 +161,15 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
         raise fail("labels", dict(labels), "distinct values, background 0")
 
     regions = validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
-    variables = [
-        _validate_variable(v, i, labels, regions, len(size), fail) for i, v in enumerate(content.get("variables") or [])
-    ]
+    listed, truth = content.get("variables") or [], content.get("truth")
+    if not isinstance(listed, list):
+        raise fail("variables", listed, "a list")
+    variables = [_validate_variable(v, i, labels, regions, len(size), fail) for i, v in enumerate(listed)]
     names = [v.name for v in variables]
     if not names or len(set(names)) != len(names):
         raise fail("variables", names, "at least one, each name once")
+    if truth is not None and not (isinstance(truth, Mapping) and isinstance(truth.get("_target_"), str)):
+        raise fail("truth", truth, "an object with a _target_, or null")
 
     entries: dict[str, list[Mapping[str, Any]]] = {}
     seen: dict[str, str] = {}
@@ -171,9 +180,10 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
         for index, entry in enumerate(entries[split]):
             where = f"{split}[{index}]"
             _validate_entry(entry, where, variables, len(size), fail)
-            if entry["id"] in seen:
-                raise fail(f"{where}.id", entry["id"], f"an id of its own (also at {seen[entry['id']]})")
-            seen[entry["id"]] = where
+            for key in ("id", "image"):  # the same image in two splits would leak from one into the other
+                same = seen.setdefault(f"{key} {entry[key]}", where)
+                if same != where:
+                    raise fail(f"{where}.{key}", entry[key], f"an {key} of its own (also at {same})")
             if split == "training" and entry.get("use") not in USES:
                 raise fail(f"{where}.use", entry.get("use"), " or ".join(map(repr, USES)))
             for key in ("image", "label"):
@@ -186,7 +196,7 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
         "intensity_range": (float(intensity[0]), float(intensity[1])),
         "labels": dict(labels),
         "variables": tuple(variables),
-        "truth": content.get("truth"),
+        "truth": truth,
         "entries": entries,
         "regions": regions,
         "window": None if window is None else (float(window[0]), float(window[1])),
@@ -228,12 +238,16 @@ def _validate_variable(
     kind, categories = variable.get("kind"), variable.get("categories") or []
     if kind not in KINDS:
         raise fail(f"{where}.kind", kind, " or ".join(map(repr, KINDS)))
+    if not (isinstance(categories, list) and all(isinstance(name, str) for name in categories)):
+        raise fail(f"{where}.categories", categories, "a list of names")
     if (kind != "continuous" and len(categories) < 2) or (kind == "binary" and len(categories) != 2):
         raise fail(
             f"{where}.categories", categories, "two names for a binary variable, two or more for a categorical one"
         )
-    unit, measurement = str(variable.get("unit") or ""), variable.get("measurement")
+    unit, measurement, ruler = str(variable.get("unit") or ""), variable.get("measurement"), None
     if measurement is not None:
+        if not isinstance(measurement, Mapping):
+            raise fail(f"{where}.measurement", measurement, "an object with a _target_, or null")
         try:
             ruler = instantiate_measurement(measurement)
         except (TypeError, ValueError) as error:
@@ -245,10 +259,18 @@ def _validate_variable(
         if unit != ruler.unit:
             raise fail(f"{where}.unit", unit, f"{ruler.unit!r}, as it is measured")
     structure, region = variable.get("structure") or "", variable.get("region") or ""
-    if structure and structure not in labels:
+    if structure and (not isinstance(structure, str) or structure not in labels):
         raise fail(f"{where}.structure", structure, f"one of {list(labels)}")
+    if structure and isinstance(ruler, Area) and ruler.label != labels[structure]:
+        raise fail(f"{where}.measurement.label", ruler.label, f"{labels[structure]}, that of {structure}")
     if region and (regions is None or region not in regions.names):
         raise fail(f"{where}.region", region, f"one of the regions {list(regions.names) if regions else []}")
+    if region and regions is not None:
+        low, high = regions.limits(region)
+        band = (regions.axis, regions.of, low, high)
+        found = (ruler.axis, ruler.of, ruler.low, ruler.high) if isinstance(ruler, RegionArea) else None
+        if found != band:
+            raise fail(f"{where}.measurement", measurement, f"that of the region: axis, of, low, high as {band}")
     return Variable(variable["name"], kind, unit, tuple(categories), measurement, structure, region)
 
 
@@ -283,6 +305,8 @@ def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims:
                 )
         elif not _is_number(value):
             raise fail(f"{where}.variables.{variable.name}", value, "a finite number or null")
+        elif variable.measurement is not None and variable.unit in AREA_UNITS and value < 0:
+            raise fail(f"{where}.variables.{variable.name}", value, f"zero or more {variable.unit}")
         elif variable.kind != "continuous" and value not in range(len(variable.categories)):
             raise fail(f"{where}.variables.{variable.name}", value, f"an index below {len(variable.categories)}")
     unknown = set(values) - {v.name for v in variables}

@@ -5,6 +5,7 @@ A disc of n pixels is the n pixels nearest to its centre, so any whole number of
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def disc_datalist(folder: Path, training: int = 20, test: int = 6, truth: Any = 
         }
         split = "training" if index < training else "test"
         splits[split].append({**entry, "use": ("guide", "judge")[index % 2]} if split == "training" else entry)
-    splits["validation"] = [{**splits["test"][0], "id": "validation"}]
+    copy = shutil.copy(folder / splits["test"][0]["image"], folder / "images" / "validation.png")
+    splits["validation"] = [{**splits["test"][0], "id": "validation", "image": f"images/{Path(copy).name}"}]
     areas = [
         {
             "name": f"{name}_area",

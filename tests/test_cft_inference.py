@@ -140,13 +140,13 @@ def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> N
     )
     found = content(tmp_path / "wide")
     assert found["variables"]["heart_area"]["value"] == 5.0
-    assert found["variables"]["sex"]["value"] == 1.0
+    assert found["variables"]["sex"]["value"] == "M"
     left = found["variables"]["left_lung_area"]["value"]
     assert left == found["measured"]["left_lung_area"]
     steps = found["counterfactuals"]
     wanted = [step["variables"]["left_lung_area"] for step in steps]
     assert wanted[:2] == [pytest.approx(0.8 * left), pytest.approx(left + 1.5)]
-    assert all(step["variables"]["heart_area"] == 6.5 and step["variables"]["sex"] == 0.0 for step in steps)
+    assert all(step["variables"]["heart_area"] == 6.5 and step["variables"]["sex"] == "F" for step in steps)
     assert all(step["measured"].keys() == set(AREAS) for step in steps)
     assert len({step["files"]["counterfactual"] for step in steps}) == 3
 

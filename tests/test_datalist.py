@@ -10,6 +10,7 @@ from segcft_ext.measurements import Area
 
 REGIONS = {"axis": 0, "of": "structure", "names": ["upper", "lower"], "boundaries": [0, 0.5, 1]}
 AREA = {"_target_": "segcft_ext.measurements.Area", "label": 1, "unit": "percent"}
+LOWER = {**AREA, "_target_": "segcft_ext.measurements.RegionArea", "axis": 0, "low": 0.5, "high": 1, "of": "structure"}
 
 
 def entry(name, **more):
@@ -78,7 +79,7 @@ def test_a_datalist_may_be_read_without_its_files(content, tmp_path):
 
 def test_regions_and_the_variables_in_them_are_read(content, tmp_path):
     content["regions"] = REGIONS
-    content["variables"][0] |= {"structure": "heart", "region": "lower"}
+    content["variables"][0] |= {"structure": "heart", "region": "lower", "measurement": LOWER}
     content["test"][0]["arc_length"] = [0, 61.5]
     datalist = write_datalist(tmp_path / "datalist.json", content)
     assert datalist.regions == Regions(0, "structure", ("upper", "lower"), (0.0, 0.5, 1.0))
@@ -86,6 +87,7 @@ def test_regions_and_the_variables_in_them_are_read(content, tmp_path):
     assert (datalist.variables[1].structure, datalist.variables[1].region) == ("", "")
     assert datalist.bands == datalist.area_labels == {}  # where a structure is cannot be known without it
     content["regions"] = {**REGIONS, "of": "image"}
+    content["variables"][0]["measurement"] = {**LOWER, "of": "image"}
     datalist = write_datalist(tmp_path / "datalist.json", content)
     assert datalist.bands == {datalist.variables[0].name: (0, 0.5, 1.0)}
     assert datalist.area_labels == {"heart_area": 1}
@@ -114,6 +116,11 @@ FAULTS = [
     (["variables", 1, "name"], "heart_area", "each name once"),
     (["variables", 1, "kind"], "real", r"variables\[1\].kind: found 'real'"),
     (["variables", 2, "categories"], ["F"], r"variables\[2\].categories"),
+    (["variables", 2, "categories"], "FM", r"variables\[2\].categories: found 'FM', expected a list of names"),
+    (["variables", 2, "categories"], 2, r"variables\[2\].categories: found 2, expected a list of names"),
+    (["variables"], 2, "variables: found 2, expected a list"),
+    (["variables", 0, "measurement"], "Area", r"variables\[0\].measurement: found 'Area', expected an object"),
+    (["truth"], "phantom", "truth: found 'phantom', expected an object with a _target_"),
     (["variables", 0, "measurement"], {"_target_": "os.system"}, r"variables\[0\].measurement"),
     (["variables", 0, "measurement"], {**AREA, "unit": "cm2"}, r"variables\[0\].measurement: .*cm2"),
     (["variables", 0, "measurement"], {**AREA, "label": 2}, r"variables\[0\].measurement.label: found 2, .*'heart': 1"),
@@ -122,6 +129,7 @@ FAULTS = [
     (["variables", 0, "unit"], "%", r"variables\[0\].unit: found '%', expected 'percent'"),
     (["test"], None, "test: found None, expected a list of cases"),
     (["test", 0, "id"], "t1", r"test\[0\].id: found 't1', expected an id of its own \(also at training\[0\]\)"),
+    (["test", 0, "image"], "t1.png", r"test\[0\].image: found 't1.png', expected .* own \(also at training\[0\]\)"),
     (["test", 0, "source"], "", r"test\[0\].source"),
     (["test", 0, "label"], "nowhere.png", r"test\[0\].label: found 'nowhere.png', expected an existing file"),
     (["test", 0, "spacing"], [1.0], r"test\[0\].spacing"),
@@ -129,6 +137,7 @@ FAULTS = [
     (["training", 1, "use"], "test", r"training\[1\].use: found 'test', expected 'guide' or 'judge'"),
     (["training", 1, "variables"], None, r"training\[1\].variables"),
     (["training", 1, "variables", "heart_area"], None, "measured, so it cannot be missing"),
+    (["training", 1, "variables", "heart_area"], -1, "heart_area: found -1, expected zero or more percent"),
     (["training", 1, "variables", "age"], "old", r"training\[1\].variables.age: found 'old', expected a finite number"),
     (["training", 1, "variables", "age"], float("inf"), "finite number"),
     (["training", 1, "variables", "age"], True, "finite number"),
@@ -142,6 +151,8 @@ FAULTS = [
     (["regions"], {**REGIONS, "boundaries": [0, 1]}, "regions.boundaries: .* 3 numbers that rise from 0 to 1"),
     (["regions"], {**REGIONS, "boundaries": [0, 0.5, 0.9]}, "regions.boundaries"),
     (["variables", 0, "structure"], "lung", r"variables\[0\].structure: found 'lung'"),
+    (["variables", 0, "structure"], ["heart"], r"variables\[0\].structure: found \['heart'\]"),
+    (["variables", 0, "structure"], "background", "label: found 1, expected 0, that of background"),
     (["variables", 0, "region"], "upper", r"variables\[0\].region: found 'upper', expected one of the regions \[\]"),
 ]
 
@@ -154,6 +165,15 @@ def test_a_fault_is_named_and_nothing_is_written(content, tmp_path, keys, value,
         write_datalist(path, content)
     assert str(path) in str(error.value)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("measurement", [AREA, {**LOWER, "low": 0.4}, {**LOWER, "axis": 1}, {**LOWER, "of": "image"}])
+def test_a_variable_of_a_region_is_measured_in_that_region(content, tmp_path, measurement):
+    content["regions"] = REGIONS
+    content["variables"][0] |= {"structure": "heart", "region": "lower", "measurement": measurement}
+    message = r"variables\[0\].measurement: .*that of the region: axis, of, low, high as \(0, 'structure', 0.5, 1.0\)"
+    with pytest.raises(DatalistError, match=message):
+        write_datalist(tmp_path / "datalist.json", content)
 
 
 def test_a_measurement_in_millimetres_needs_the_spacing_of_every_case(content, tmp_path):
@@ -204,15 +224,15 @@ def test_a_variable_that_is_often_zero_is_zero_inflated(content, tmp_path):
     def kind_of(values):
         content["training"] = [entry(f"t{i}", use="guide") for i in range(len(values))]
         for case, value in zip(content["training"], values):
-            case["variables"] = {**case["variables"], "heart_area": value, "age": -value if value else None}
+            case["variables"] = {**case["variables"], "heart_area": value, "age": None if value == 5 else -value}
         (tmp_path / "datalist.json").write_text(json.dumps(content))
         return read_datalist(tmp_path / "datalist.json", check_files=False).definitions()
 
     heart, age, sex = kind_of([0.0, 3.0, 5.0])
     assert heart == {"name": "heart_area", "kind": "continuous", "zero_inflated": True}
-    assert age == {"name": "age", "kind": "continuous"} and sex == {"name": "sex", "kind": "binary"}
+    assert age == {"name": "age", "kind": "continuous"}, "it is negative in one case"
+    assert sex == {"name": "sex", "kind": "binary"}
     assert "zero_inflated" not in kind_of([0.0, *range(1, 61)])[0], "a single zero among many is no point mass"
-    assert "zero_inflated" not in kind_of([0.0, -1.0, 5.0])[0]
 
 
 def test_phantoms_of_another_seed_are_other_cases(content, tmp_path):

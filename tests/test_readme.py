@@ -83,10 +83,24 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_and_items_begin_lines_of_their_own(page):
+    """Refilling a paragraph must not swallow the heading above it or the items of a list below it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^#+ .*\n.+|[.:] - [A-Z*`].*", text, re.MULTILINE) == []
+
+
 def test_every_page_of_data_preparation_is_linked():
     linked = (ROOT / "docs" / "data_prep.md").read_text(encoding="utf-8")
     pages = [page.name for page in (ROOT / "docs" / "data_prep").glob("*.md")]
     assert pages and [page for page in pages if f"](data_prep/{page})" not in linked] == []
+
+
+def test_an_image_of_docker_holds_nothing_that_runs_of_the_bundles_left():
+    """Radiographs, label maps and models may lie in the bundles' folders, and a store of runs above or in them."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").replace("/\n", "\n").split()
+    left = [line for line in ignored if line.startswith("bundles/")] + ["**/mlflow.db*", "**/mlruns"]
+    assert len(left) > 2 and set(left) <= set((ROOT / ".dockerignore").read_text(encoding="utf-8").split())
 
 
 def test_constraints_pin_every_dependency():

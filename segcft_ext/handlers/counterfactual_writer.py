@@ -158,13 +158,13 @@ def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> di
     measured = [dict(zip(ruler.names, _numbers(row))) for row in output["measured"]] if ruler is not None else []
     factual = {
         name: {"value": value, "unit": unit}
-        for name, unit, value in zip(variables.names, variables.units, _numbers(output["values"]))
+        for name, unit, value in zip(variables.names, variables.units, _values(engine.dscm, output["values"]))
     }
     counterfactuals = []
     for step, (intervention, targets) in enumerate(zip(engine.interventions, output["targets"])):
         entry: dict[str, Any] = {
             "intervention": intervention,
-            "variables": dict(zip(variables.names, _numbers(targets))),
+            "variables": dict(zip(variables.names, _values(engine.dscm, targets))),
         }
         if measured:
             entry["measured"] = measured[1 + step]
@@ -178,6 +178,14 @@ def _variables(engine: CounterfactualEvaluator, output: Mapping[str, Any]) -> di
 def _numbers(row: Tensor) -> list[float | None]:
     """Plain numbers with seven digits; None where missing."""
     return [float(f"{value:.7g}") if math.isfinite(value) else None for value in row.tolist()]
+
+
+def _values(dscm: DSCM, row: Tensor) -> list[float | str | None]:
+    """As :func:`_numbers`, and categories by their names."""
+    return [
+        names[int(value)] if names and value is not None else value
+        for names, value in zip(dscm.variables.categories, _numbers(row))
+    ]
 
 
 def _quantities(dscm: DSCM, names: Sequence[str], values: Tensor) -> str:
