@@ -388,6 +388,18 @@ def test_missing_figures_are_null_in_json(judged: tuple[JudgeEvaluator, Path], t
     }
 
 
+def test_a_file_of_an_evaluation_is_the_old_one_until_the_new_one_is_whole(
+    judged: tuple[JudgeEvaluator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["evaluation.json", "evaluation.csv", "evaluation.md", "pairs.csv", "figures/figures.json"]
+    (tmp_path / "figures").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("[]")
+    monkeypatch.setattr("segcft_ext.folders.os.replace", lambda scratch, path: None)
+    EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
+    assert {(tmp_path / name).read_text() for name in names} == {"[]"}
+
+
 def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datalist) -> None:
     training = sorted(entry["variables"]["left_area"] for entry in datalist.entries["training"])
     targets = draw_targets(datalist, "left_area", 10, 4, seed=1)
