@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from data_prep.cases import Rejected
 from data_prep.rle import decode_rle
+from data_prep.rows import LONGEST_CELL
 
 __all__ = ["MaskRow", "crop_borders", "index_masks", "read_masks"]
 
 ID, RCA, HEIGHT, WIDTH = "ImageID", "Dice RCA (Mean)", "Height", "Width"
 STRUCTURES = {"left_lung": "Left Lung", "right_lung": "Right Lung", "heart": "Heart"}
 PREPROCESSED = (1024, 1024)
-LONGEST_CELL = 2**24
 
 
 @dataclass(frozen=True)

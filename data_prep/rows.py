@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import pandas as pd
 
 from data_prep.readers import strip_suffix
 
-__all__ = ["Match", "Rows", "is_missing", "read_table"]
+__all__ = ["LONGEST_CELL", "Match", "Rows", "is_missing", "read_table"]
+
+LONGEST_CELL = 2**24
+"""Characters of a cell; the module csv allows for less than some run-length encoded masks have."""
 
 _MISSING = ("", "na", "n/a", "nan", "none", "null", "nat", "<na>")
 
@@ -27,25 +30,22 @@ def read_table(path: Path) -> pd.DataFrame:
     """A table with every cell as text, empty where missing: CSV, TSV (.tsv, .tab), Excel (.xlsx, .xls) or Parquet.
 
     Raises:
-        ValueError: when the table cannot be read, a row of a CSV or TSV file is longer than its header, or two columns
-            have one name.
+        ValueError: when the table cannot be read, a row of a CSV or TSV file has more or fewer cells than its header,
+            or two columns have one name.
     """
     suffix = path.suffix.lower()
-    # The header is read as a row. Otherwise pandas would rename names that occur twice, and would take the first cell
-    # of rows longer than the header for an index, which moves all other cells to the next column.
-    options: Any = {"header": None, "dtype": str, "keep_default_na": False}
     try:
         if suffix in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
         elif suffix in (".xlsx", ".xls"):
-            frame = _with_header(pd.read_excel(path, **options))
+            # The header is read as a row. Otherwise pandas would rename names that occur twice.
+            frame = pd.read_excel(path, header=None, dtype=str, keep_default_na=False)
+            frame = frame[1:].set_axis(frame[:1].fillna("").astype(str).squeeze(axis=0), axis=1)
         else:
-            separator = "\t" if suffix in (".tsv", ".tab") else ","
-            # Not in chunks (low_memory): a first row of a chunk that is too long would go unnoticed.
-            frame = _with_header(pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False, **options))
+            frame = _read_text(path, "\t" if suffix in (".tsv", ".tab") else ",")
     except ImportError as error:
         raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, BadZipFile, csv.Error) as error:
         raise ValueError(f"{path}: the table cannot be read: {str(error).strip()}") from error
     frame.columns = frame.columns.map(str)
     doubled = sorted({name for name in frame.columns[frame.columns.duplicated()] if name.strip()})
@@ -54,9 +54,17 @@ def read_table(path: Path) -> pd.DataFrame:
     return frame.astype(object).where(frame.notna(), "").astype(str)
 
 
-def _with_header(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its first row as the names of its columns."""
-    return frame[1:].set_axis(frame[:1].fillna("").astype(str).squeeze(axis=0), axis=1)
+def _read_text(path: Path, separator: str) -> pd.DataFrame:
+    """A CSV or TSV file as text. pandas would fill up a row that was cut, as if the cells that it lacks were empty."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        rows = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
+    (_, header), *rows = rows or [(0, [])]
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise ValueError(f"line {line}: found {len(cells)} cells, expected {len(header)}")
+    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=str)
 
 
 @dataclass(frozen=True)

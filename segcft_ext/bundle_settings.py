@@ -1,4 +1,8 @@
-"""Refusing settings of a bundle whose names are in no config; MONAI would accept and silently ignore them."""
+"""Refusing settings of a bundle before anything is run.
+
+Those whose names are in no config MONAI would silently ignore; counts below 1 and devices that are not there would end
+in an error that does not name the setting.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,27 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from segcft_ext.command_line import OPTION
+from segcft_ext.command_line import OPTION, read_whole
 
 __all__ = ["check_names", "check_settings"]
 
 PROGRAM = ("monai", "bundle", "__main__.py")
+COUNTS = ("max_epochs", "batch_size", "val_interval", "figure_interval", "interventions_per_case")
 
 
 def check_settings() -> None:
     """Refuse options of ``python -m monai.bundle run`` whose first part is a name that no config has.
 
-    The configs themselves call this function. In any other program it does nothing.
+    Also refused are counts (:data:`COUNTS`) that are no whole numbers from 1 on, and devices that PyTorch does not have
+    here. The configs themselves call this function. In any other program it does nothing.
 
     Raises:
-        SystemExit: names the setting, the configs, and the name that may have been meant.
+        SystemExit: names the setting, and the configs with the name that may have been meant, or the value.
     """
     if Path(sys.argv[0]).parts[-3:] != PROGRAM:
         return
@@ -40,6 +47,7 @@ def check_settings() -> None:
     known |= {name for name in map(_first, options) if f"@{name}" in given}
     try:
         check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
+        _check_values(options)
     except ValueError as error:
         sys.exit(f"monai.bundle: {error}")
 
@@ -63,6 +71,23 @@ def check_names(settings: Iterable[str], configs: Sequence[Any], known: Iterable
             expected = f"perhaps {near[0]!r}" if near else f"one of {top}"
             files = " or ".join("/".join(Path(str(path)).parts[-3:]) for path in configs)
             raise ValueError(f"{said}{key}: found no {first!r} in {files}, expected {expected}")
+
+
+def _check_values(settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        name = re.split("#|::", key)[-1]
+        if str(value).startswith(("$", "@")):
+            continue  # an expression, which MONAI evaluates later
+        if name in COUNTS:
+            read_whole(f"--{key}", value, 1)
+        if name == "device":
+            try:
+                torch.empty(0, device=value)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"--{key}: found {value!r}, expected a device that PyTorch has here: {reason}"
+                ) from error
 
 
 def _first(key: str) -> str:

@@ -13,12 +13,14 @@ import torch
 from bundle_docs import kept_logging, run_documented_commands, run_in_process
 from drawn_chest import draw
 from monai.bundle import ConfigWorkflow
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.exchange_object import ExchangeObject
 from monai_label import train_as_monai_label
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from small_chests import small_chests
 
-from segcft_ext.checkpoints import CheckpointError, load_model, read_description
+from segcft_ext.checkpoints import CheckpointError, load_model, read_description, save_model
 from segcft_ext.networks.segmentor import Segmentor
 
 BUNDLE = Path(__file__).parent.parent / "bundles" / "lung_heart_segmentor"
@@ -183,3 +185,27 @@ def test_trains_as_monai_label_trains_it(ran, tmp_path, monkeypatch):
     before = (bundle / "models" / "model.pt").read_bytes()
     train_as_monai_label(bundle, datalist, tmp_path, monkeypatch)
     assert (bundle / "models" / "model.pt").read_bytes() != before
+
+
+def test_trains_in_rounds_of_federated_learning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BUNDLE, tmp_path / "bundle")
+    datalist = small_chests(tmp_path / "data")
+    settings = {"datalist": str(datalist.path), "device": "cpu", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    client = MonaiAlgo(
+        str(tmp_path / "bundle"),
+        local_epochs=2,
+        config_evaluate_filename=None,
+        train_kwargs={**settings, "network_def#features": [4] * 6, "output_dir": str(tmp_path)},
+    )
+    with kept_logging():
+        client.initialize()
+        weights = client.trainer.network.state_dict()
+        for _ in range(2):
+            client.train(ExchangeObject(weights=weights))
+            weights = {name: weights[name] + change for name, change in client.get_weights().weights.items()}
+    assert client.trainer.state.epoch == 4
+    network = client.trainer.network
+    network.describe(datalist, "guide")
+    save_model(network, tmp_path / "described.pt")
+    assert read_description(tmp_path / "described.pt")["data"]["image_size"] == [32, 32]

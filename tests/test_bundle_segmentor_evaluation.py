@@ -112,6 +112,8 @@ def test_properties_of_evaluate(ran: tuple[Path, Datalist], methods: dict[str, s
     paths = {name: str(folder / file) for name, file in methods.items()}
     workflow = open_workflow("evaluate.json", folder, datalist=str(datalist.path), methods=paths)
     assert workflow.check_properties() == []
+    *_, run = workflow.parser.get_parsed_content("handlers")
+    assert run.id_file == workflow.parser.get_parsed_content("batches").folder / "run_id"
 
 
 def test_properties_of_inference(ran: tuple[Path, Datalist]) -> None:

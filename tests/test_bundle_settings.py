@@ -1,4 +1,4 @@
-"""A setting whose name no config has is refused, in every command of every bundle."""
+"""Settings whose names no config has, counts below one and missing devices are refused, in every command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,17 @@ BOTH = f"['{TRAIN}', '{DSCM / 'image_size_224.json'}']"
         ["run", "training", "--config-file", TRAIN, "--batch-size", "3", "--network_def#hvae#beta", "-1"],
         ["run", "--config_file", BOTH, "--train::trainer::amp", "False", "--_meta_#version", "2"],
         ["run", "--config_file", f"{TRAIN},{DSCM / 'image_size_224.json'}", "--seed", "1"],
-        ["run", "--config_file", TRAIN, "--mine", "4", "--max_epochs", "$@mine * 2"],
+        [
+            "run",
+            "--config_file",
+            TRAIN,
+            "--mine",
+            "4",
+            "--max_epochs",
+            "$@mine * 2",
+            "--device",
+            "$torch.device('cpu')",
+        ],
         ["run", "--config_file", TRAIN, "--tracking", "mlflow", "--experiment_name", "a", "--run_name", "b"],
         ["run", "--run_id", "run", "--init_id", "initialize", "--logging_file", "x.conf", "--config_file", TRAIN],
         ["run", "--meta_file", "metadata.json"],
@@ -57,6 +67,26 @@ def test_what_nothing_would_read_is_refused(given: list[str], message: str, monk
             check_settings()
     monkeypatch.setattr("sys.argv", ["a_program_of_ones_own.py", *given])
     check_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--max_epochs", "0"], "--max_epochs: found 0, expected a whole number from 1 on"),
+        (["--max_epochs=-1"], "--max_epochs: found -1, expected a whole number from 1 on"),
+        (["--batch_size", "0"], "--batch_size: found 0, expected a whole number from 1 on"),
+        (["--train#trainer#max_epochs", "2.5"], "--train#trainer#max_epochs: found 2.5, expected a whole number"),
+        (["--val_interval", "0"], "--val_interval: found 0, expected a whole number from 1 on"),
+        (["--device", "gpu"], "--device: found 'gpu', expected a device that PyTorch has here: .*cuda"),
+        (["--device", "cuda:99"], "--device: found 'cuda:99', expected a device that PyTorch has here: "),
+    ],
+)
+def test_counts_below_one_and_missing_devices_are_refused(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [PROGRAM, "run", *given, "--config_file", TRAIN])
+    with pytest.raises(SystemExit, match=f"^monai.bundle: {message}[^\n]*$"):
+        check_settings()
 
 
 def test_settings_from_a_file_of_arguments_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,10 @@ def test_inference_writes_pictures_or_nifti_files(bundle, tmp_path):
     assert str(error) == "output_ext: found '.jpg', expected '.png' or '.nii.gz'"
 
 
+def test_inference_leaves_out_images_that_cannot_be_read(bundle):
+    assert config(bundle, "inference.json")["dataloader"]["_target_"] == "segcft_ext.image_loader.ImageLoader"
+
+
 def test_several_devices_may_be_typed_as_cpu(bundle, monkeypatch):
     """This holds on machines with GPUs, too."""
     parser = ConfigParser()

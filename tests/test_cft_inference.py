@@ -129,6 +129,28 @@ def test_two_patients_do_not_share_their_noise_and_one_keeps_it(
     assert len(set(seeds)) == 3 and seeds[::2] == seeds[1::2] and seeds[6] == seeds[2]
 
 
+def test_images_that_cannot_be_used_are_named_and_the_others_are_made(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    for number in range(3):
+        write_png(images / f"{number}.png", draw(number, (60, 60))[0])
+    whole = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])
+    (images / "3.dcm").write_bytes(b"damaged")
+    for folder, arguments in (("all", {}), ("workers", {"dataloader#num_workers": 1})):
+        caplog.clear()
+        with pytest.raises(RuntimeError) as caught:
+            infer(made, tmp_path / folder, image=None, dataset_dir=str(images), variables=VALUES, **arguments)
+        first, *faults = str(cause(caught.value)).split("\n")
+        assert first == "2 of 4 images could not be used:" and len(faults) == 2
+        for fault, name in zip(faults, ("1.png", "3.dcm")):
+            assert re.match(rf"{images}/{name}: cannot be read, expected a picture .*: \w+: \w+", fault)
+            assert f"{images}/{name} is left out: cannot be read" in caplog.text
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"0", "2"}
+        assert content(tmp_path / folder / "2")["counterfactuals"]
+
+
 def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> None:
     sweep = {"left_lung_area": ["-20%", "+1.5", "q90"], "heart_area": 6.5, "sex": "F"}
     infer(

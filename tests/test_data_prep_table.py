@@ -1,6 +1,18 @@
 import pytest
 
+from data_prep.rows import read_table
 from data_prep.table import infer_kind
+
+
+def test_cells_may_be_empty_quoted_and_long_but_none_may_lack(tmp_path):
+    long, path = "7" * 200_000, tmp_path / "cases.csv"
+    whole = f'\ufeffid,name,age\r\n1,"Doe, J.",\r\n  \r\n2,"two\r\nlines",{long}\r\n3,,\r\n,,\r\n'
+    path.write_bytes(whole.encode())
+    assert read_table(path).values.tolist() == [["1", "Doe, J.", ""], ["2", "two\r\nlines", long], ["3", "", ""]]
+    for cut, message in (("4,x", "line 8: found 2 cells, expected 3"), ('4,x,"', "unexpected end of data")):
+        path.write_bytes((whole + cut).encode())
+        with pytest.raises(ValueError, match=f"cases.csv: the table cannot be read: {message}$"):
+            read_table(path)
 
 
 def test_a_text_among_numbers_is_said():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist, render
 from ignite.engine import Events
+from mlflow import MlflowClient
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
 from scipy.ndimage import binary_dilation
@@ -30,6 +33,7 @@ from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import load_methods
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables, summary_line
 from segcft_ext.evaluation.writer import EvaluationWriter
+from segcft_ext.handlers import MLflowRun
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.population import growth_maps
 from segcft_ext.provenance import fingerprint, upstream
@@ -313,7 +317,13 @@ class Speckled(Oracle):
 
 
 def resumable(
-    datalist: Datalist, judge: DiscJudge, folder: Path, resume: bool, seed: int = 0, stop_after: int | None = None
+    datalist: Datalist,
+    judge: DiscJudge,
+    folder: Path,
+    resume: bool,
+    seed: int = 0,
+    stop_after: int | None = None,
+    handlers: Sequence[Any] = (),
 ) -> JudgeEvaluator:
     """An evaluation in two batches, one method of which samples."""
     engine = JudgeEvaluator(
@@ -324,7 +334,7 @@ def resumable(
         methods={"speckled": Speckled(), "clumsy": Oracle(wrong=7)},
         interventions_per_case=2,
         seed=seed,
-        val_handlers=[EvaluationWriter(folder, figure_cases=0)],
+        val_handlers=[EvaluationWriter(folder, figure_cases=0), *handlers],
         batches=JudgedBatches(folder / "judged", resume),
     )
 
@@ -373,6 +383,31 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_figures(
         np.testing.assert_array_equal(maps["speckled"][do], total)
 
 
+def test_a_resumed_evaluation_goes_on_with_its_mlflow_run(datalist: Datalist, tmp_path: Path) -> None:
+    store, judge = f"sqlite:///{tmp_path}/mlflow.db", DiscJudge()
+
+    def evaluate(resume: bool, seed: int = 0, stop_after: int | None = None) -> list[tuple[str, str]]:
+        """The name and status of every run, in order, after an evaluation that may end early."""
+        name = f"{resume}-{seed}-{stop_after}"
+        run = MLflowRun(store, "tests", name, id_file=tmp_path / "judged" / "run_id")
+        with contextlib.suppress(Stopped, CheckpointError):
+            resumable(datalist, judge, tmp_path, resume, seed, stop_after, [run]).run()
+        client = MlflowClient(store)
+        experiment = client.get_experiment_by_name("tests")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+        if stop_after:
+            client.update_run(runs[-1].info.run_id, "RUNNING")  # as one that was killed leaves it
+        return [(run.info.run_name or "", run.info.status) for run in runs]
+
+    assert evaluate(resume=False, stop_after=1) == [("False-0-1", "FAILED")]
+    assert evaluate(resume=True, seed=1) == [("False-0-1", "RUNNING")]  # refused: it was begun with another seed
+    assert evaluate(resume=True) == [("False-0-1", "FINISHED")]
+    assert evaluate(resume=True)[1:] == [("True-0-None", "FINISHED")]  # nothing was left to resume
+    assert evaluate(resume=False, stop_after=2)[2:] == [("False-0-2", "FAILED")]
+    assert evaluate(resume=False)[3:] == [("False-0-None", "FINISHED")]
+
+
 def test_missing_figures_are_null_in_json(judged: tuple[JudgeEvaluator, Path], tmp_path: Path) -> None:
     evaluation = json.loads(json.dumps(judged[0].evaluation))
     evaluation["methods"]["oracle"]["slope"]["left_area"]["slope"] = math.nan
@@ -386,6 +421,18 @@ def test_missing_figures_are_null_in_json(judged: tuple[JudgeEvaluator, Path], t
         for _, c in table.rows
         for cell in c
     }
+
+
+def test_a_file_of_an_evaluation_is_the_old_one_until_the_new_one_is_whole(
+    judged: tuple[JudgeEvaluator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["evaluation.json", "evaluation.csv", "evaluation.md", "pairs.csv", "figures/figures.json"]
+    (tmp_path / "figures").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("[]")
+    monkeypatch.setattr("segcft_ext.folders.os.replace", lambda scratch, path: None)
+    EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
+    assert {(tmp_path / name).read_text() for name in names} == {"[]"}
 
 
 def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datalist) -> None:

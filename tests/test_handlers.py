@@ -24,12 +24,14 @@ from segcft_ext.handlers import (
     MLflowRun,
     ModelSaver,
     Progress,
+    ScheduleInRounds,
     TrainingCheckpoint,
     WeightAverage,
     warmed_up_average,
 )
 from segcft_ext.handlers.epoch_seed import seed_epoch
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.schedules import OneCycleLR
 from segcft_ext.tracking import artifact_location, default_tracking_uri, opening, stage_of, unique_run_name
 
 LABELS = {"background": 0, "disc": 1}
@@ -319,6 +321,27 @@ def test_warmed_up_average_moves_each_weight_by_the_same_share_and_asks_for_the_
     assert count.asked == 1
     warmed_up_average(0.4)(averaged, current, 5)
     torch.testing.assert_close(averaged, [a.lerp(c, 0.6) for a, c in zip(expected, current)])
+
+
+def test_every_run_of_a_trainer_goes_through_the_schedule_anew():
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    rates = []
+
+    def step(engine, batch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+
+    trainer = Trainer(torch.device("cpu"), 2, range(3), iteration_update=step)
+    schedule = OneCycleLR(optimizer, 1.0, total_steps=6, pct_start=0.3, cycle_momentum=False)
+    ScheduleInRounds(schedule).attach(trainer)
+    trainer.run()
+    for _ in range(2):
+        trainer.state.max_epochs = trainer.state.epoch + 2  # as MonaiAlgo does in every round
+        trainer.run()
+    assert rates[:6] == rates[6:12] == rates[12:] and max(rates) > 0.9
+    with pytest.raises(ValueError, match="Tried to step 7 times"):
+        schedule.step()  # a run must not be longer
 
 
 # MLflow

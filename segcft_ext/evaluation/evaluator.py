@@ -139,12 +139,13 @@ class JudgeEvaluator(Evaluator):
         self.regions = {v.name: (v.structure, v.region) for v in datalist.variables if v.region}
         self.evaluation: dict[str, Any] = {}
         self.pairs = pd.DataFrame()
+        self.batches = batches
+        if batches is not None:  # before the handlers, whose files may lie in the batches' folder
+            self.add_event_handler(Events.STARTED, lambda: batches.start(self._made_from()))
         self.add_event_handler(Events.STARTED, JudgeEvaluator._start)
         self.add_event_handler(Events.EPOCH_COMPLETED, JudgeEvaluator._finish)
         self._register_handlers(val_handlers or [])
-        self.batches = batches
         if batches is not None:
-            self.add_event_handler(Events.STARTED, lambda: batches.start(self._made_from()))
             self.add_event_handler(Events.COMPLETED, batches.remove)
 
     def _start(self) -> None:

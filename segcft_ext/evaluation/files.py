@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segcft_ext.evaluation.tables import Cell, Table, evaluation_tables, summary_line
+from segcft_ext.folders import write_text_atomically
 from segcft_ext.wording import words
 
 __all__ = ["finite", "to_markdown", "write_evaluation"]
@@ -36,20 +38,21 @@ def finite(value: Any) -> Any:
 
 
 def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike[str]) -> None:
-    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.md`` into a folder."""
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.md`` into a folder, each of them atomically."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(finite(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    write_text_atomically(directory / "evaluation.json", text + "\n")
     tables = evaluation_tables(evaluation)
-    with (directory / "evaluation.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["table", "row", "column", "value", "ci95_low", "ci95_high", "best"])
-        for table in tables:
-            for name, cells in table.rows:
-                for heading, cell in zip(table.columns, cells):
-                    numbers = [finite(value) for value in (cell.value, *(cell.interval or (None, None)))]
-                    writer.writerow([table.key, name, heading, *numbers, int(cell.best)])
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["table", "row", "column", "value", "ci95_low", "ci95_high", "best"])
+    for table in tables:
+        for name, cells in table.rows:
+            for heading, cell in zip(table.columns, cells):
+                numbers = [finite(value) for value in (cell.value, *(cell.interval or (None, None)))]
+                writer.writerow([table.key, name, heading, *numbers, int(cell.best)])
+    write_text_atomically(directory / "evaluation.csv", lines.getvalue())
     head = f"# Evaluation: {evaluation['data']['name']}\n\n{summary_line(evaluation)}\n"
     judge = ["### The judge on real test images", "", "| | Dice | error of the area, % |", "|---|---|---|"]
     judge += [
@@ -57,4 +60,4 @@ def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike
         for name, scores in evaluation["judge"].items()
     ]
     markdown = "\n".join([head, *map(to_markdown, tables), "\n".join(judge)])
-    (directory / "evaluation.md").write_text(markdown + "\n", encoding="utf-8")
+    write_text_atomically(directory / "evaluation.md", markdown + "\n")

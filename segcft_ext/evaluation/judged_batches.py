@@ -11,7 +11,7 @@ from typing import Any
 
 from segcft_ext.checkpoints import CheckpointError, load_checkpoint, plain, save_atomically
 from segcft_ext.evaluation.tally import Tally
-from segcft_ext.folders import remove, write_text_atomically
+from segcft_ext.folders import remove, writable_folder, write_text_atomically
 
 __all__ = ["JudgedBatches"]
 
@@ -41,6 +41,7 @@ class JudgedBatches:
 
         Raises:
             CheckpointError: when the batches that are there were made from something else; names the key.
+            OSError: when the folder's parent cannot be written to.
         """
         record, made_from = self.folder / "made_from.json", plain(made_from)
         if self.resume and record.is_file():
@@ -53,8 +54,9 @@ class JudgedBatches:
                     )
             LOGGER.info("resumed: %s batches are judged in %s", len(list(self.folder.glob("*.pt"))), self.folder)
             return
+        writable_folder(self.folder.parent)
         self.remove()
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir()
         write_text_atomically(record, json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
 
     def read(self, number: int) -> Tally | None:

@@ -27,7 +27,7 @@ from segcft_ext.figures import (
     effectiveness_scatter,
     save_figure,
 )
-from segcft_ext.folders import writable_folder
+from segcft_ext.folders import writable_folder, write_text_atomically
 from segcft_ext.wording import quantity, words
 
 __all__ = ["EvaluationWriter"]
@@ -59,7 +59,8 @@ class EvaluationWriter:
 
     def __call__(self, engine: JudgeEvaluator) -> None:
         write_evaluation(engine.evaluation, self.output_dir)
-        engine.pairs.to_csv(self.output_dir / "pairs.csv", index=False, float_format="%.6g")
+        pairs = engine.pairs.to_csv(index=False, float_format="%.6g")
+        write_text_atomically(self.output_dir / "pairs.csv", pairs)
         self._shown: list[dict[str, str]] = []
         self._sliced = " Of each volume the middle slice." if engine.datalist.spatial_dims == 3 else ""
         self._aggregates(engine)
@@ -71,7 +72,7 @@ class EvaluationWriter:
             self._counterfactuals(engine, dataset[position], number)
         index = self.output_dir / "figures" / "figures.json"
         earlier = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []
-        index.write_text(json.dumps(self._shown, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text_atomically(index, json.dumps(self._shown, indent=1, ensure_ascii=False) + "\n")
         for name in {entry["file"] for entry in earlier} - {entry["file"] for entry in self._shown}:
             (index.parent / name).unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from segcft_ext.handlers.metrics_file import MetricsFile
 from segcft_ext.handlers.mlflow_run import MLflowRun
 from segcft_ext.handlers.model_saver import ModelSaver
 from segcft_ext.handlers.progress import Progress
+from segcft_ext.handlers.schedule_in_rounds import ScheduleInRounds
 from segcft_ext.handlers.segmentation_report import SegmentationReport
 from segcft_ext.handlers.training_checkpoint import TrainingCheckpoint
 from segcft_ext.handlers.weight_average import WeightAverage, warmed_up_average
@@ -21,6 +22,7 @@ __all__ = [
     "MetricsFile",
     "ModelSaver",
     "Progress",
+    "ScheduleInRounds",
     "SegmentationReport",
     "TrainingCheckpoint",
     "WeightAverage",

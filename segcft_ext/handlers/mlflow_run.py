@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
+from segcft_ext.folders import write_text_atomically
 from segcft_ext.tracking import default_tracking_uri, opening, unique_run_name
 
 __all__ = ["MLflowRun"]
@@ -30,7 +31,7 @@ class MLflowRun:
 
     MONAI's ``MLFlowHandler`` opens and closes experiment and run. This handler differs from it as follows:
 
-    * The run is always a new one, unless the training is resumed.
+    * The run is always a new one, unless the stage is resumed.
     * The store is not accessed before the engine starts, nor by the other processes of a distributed training.
     * The given URI takes precedence over the environment.
     * Numbers are averaged over the epoch instead of written at every iteration (a database transaction each).
@@ -38,7 +39,8 @@ class MLflowRun:
     * A run that ends by an error is closed as FAILED, one that is interrupted as KILLED.
 
     The run's id is the trainer's ``state.run_id``, which :class:`~segcft_ext.handlers.TrainingCheckpoint` saves and
-    restores. A resumed training continues that run, with its original parameters, if the store still has it.
+    restores; an evaluation keeps it in ``id_file``. What is resumed continues that run, with its original parameters,
+    if the store still has it.
 
     Attached to a trainer, it logs every scalar of the trainer's output (such as ``loss``) as ``train_<name>``, the mean
     over those steps of the epoch at which it is finite, and the learning rate. The metrics of the engine and of
@@ -53,6 +55,8 @@ class MLflowRun:
         artifacts: files, uploaded at the end, and folders, whose new files are uploaded after every epoch; those that
             do not exist are left out. The parent folder of the first is recorded as ``output_dir``.
         validator: an engine whose metrics also belong to this run.
+        id_file: file for the run's id; a file that is there at the start names the run that is continued. It is up to
+            others to remove it when the stage ends or starts anew.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class MLflowRun:
         parameters: Mapping[str, Any] | None = None,
         artifacts: Sequence[str | os.PathLike[str]] = (),
         validator: Workflow | None = None,
+        id_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.tracking_uri = tracking_uri or default_tracking_uri()
         self.experiment = experiment
@@ -72,6 +77,7 @@ class MLflowRun:
         if self.artifacts:
             self.parameters["output_dir"] = str(self.artifacts[0].absolute().parent)
         self.validator = validator
+        self.id_file = Path(id_file) if id_file else None
         self.handler: MLFlowHandler | None = None
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._uploaded: set[Path] = set()
@@ -97,7 +103,10 @@ class MLflowRun:
         taken = client.search_runs(
             [experiment.experiment_id], f"attributes.run_name = {quote}{self.run_name}{quote}", max_results=1
         )
-        resumed = _existing(client, getattr(engine.state, "run_id", None)) if engine.state.epoch else None
+        begun = getattr(engine.state, "run_id", None) if engine.state.epoch else None
+        if self.id_file and self.id_file.is_file():
+            begun = self.id_file.read_text(encoding="utf-8")
+        resumed = _existing(client, begun)
         self.handler = MLFlowHandler(
             tracking_uri=self.tracking_uri,
             experiment_name=self.experiment,
@@ -110,6 +119,8 @@ class MLflowRun:
             self.handler.cur_run = resumed  # type: ignore[assignment]
         self.handler.start(engine)
         engine.state.run_id = self.run_id
+        if self.id_file:
+            write_text_atomically(self.id_file, self.run_id)
 
     @property
     def run_id(self) -> str:
