@@ -344,6 +344,7 @@ def phantom(
     dims: int = 2,
     regions: Any = None,
     boundaries: Any = None,
+    descendants: Any = False,
     seed: int = 0,
     fractions: Any = None,
     workers: int | None = None,
@@ -368,6 +369,8 @@ def phantom(
         regions: names of the regions in which a vessel's structures are measured, "proximal,mid,distal" by default;
             "none" measures whole vessels.
         boundaries: boundaries of the regions as rising fractions of the length, "0,0.5,1"; equal parts by default.
+        descendants: in the true counterfactuals of vessels the lumen follows its plaques, as in the causal model. By
+            default an action changes nothing else, which is the truth for independent variables.
         seed: seed of the cases and of the splits.
         fractions: share of each split, as JSON; '{"training": 0.7, "validation": 0.1, "test": 0.2}' by default.
         workers: number of processes; the result does not depend on it. By default one for each core, at most four, and
@@ -376,9 +379,10 @@ def phantom(
         name: what the data are called in reports; by default the name of the folder OUT.
     """
     count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), read_fractions(fractions)
+    follow = read_flag("descendants", descendants)
     if kind == "chest":
-        if (read_whole("dims", dims), regions, boundaries) != (2, None, None):
-            raise ValueError("dims, regions and boundaries are options of --kind coronary")
+        if (read_whole("dims", dims), regions, boundaries, follow) != (2, None, None, False):
+            raise ValueError("dims, regions, boundaries and descendants are options of --kind coronary")
         height, pixels = read_image_size(64 if size is None else size)
         if height != pixels:
             raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
@@ -386,7 +390,7 @@ def phantom(
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
     elif kind == "coronary":
         parts = read_vessel_regions(regions, boundaries)
-        vessels = CoronaryPhantom(read_vessel_size(size, read_whole("dims", dims)), parts, descendants=False)
+        vessels = CoronaryPhantom(read_vessel_size(size, read_whole("dims", dims)), parts, follow)
         source = CoronarySource(vessels, count, seed)
     elif kind == "coronary_volumes":
         for i in tqdm(range(count), desc="rendering", unit="volume"):

@@ -9,6 +9,7 @@ from data_prep.collect import prepare
 from data_prep.phantom import PhantomSource
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
+from segcft_ext.evaluation.truth import Truth
 
 TRUTH = {"_target_": "somewhere.Renderer", "size": 16}
 
@@ -80,6 +81,23 @@ def test_chest_phantoms_from_the_command_line(tmp_path):
             main(["phantom", "--kind", kind, "--count", "0", "--out", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="kind: found 'knee', expected 'chest'"):
         main(["phantom", "--kind", "knee", "--out", str(tmp_path / "knee")])
+
+
+def test_the_truth_of_vessels_may_follow_the_causal_model(tmp_path):
+    vessels = ["phantom", "--kind", "coronary", "--count", "12", "--size", "64x24"]
+    main([*vessels, "--out", str(tmp_path / "set")])
+    main([*vessels, "--descendants", "--out", str(tmp_path / "followed")])
+    cut, followed = (read_datalist(tmp_path / name / "datalist.json") for name in ("set", "followed"))
+    assert not cut.truth["descendants"] and followed.truth["descendants"]
+    assert cut.entries == followed.entries
+
+    ids = [entry["id"] for entry in cut.entries["test"]]
+    action = {"noncalcified_plaque_area_mid": [20.0] * len(ids)}
+    labels = [Truth(datalist)(ids, action)[1] for datalist in (cut, followed)]
+    lumen = [int((label == cut.labels["lumen"]).sum()) for label in labels]
+    assert lumen[1] < lumen[0] - 10
+    with pytest.raises(SystemExit, match="descendants are options of --kind coronary"):
+        main(["phantom", "--kind", "chest", "--descendants", "--out", str(tmp_path / "chest")])
 
 
 def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch):
