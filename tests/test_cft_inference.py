@@ -319,6 +319,20 @@ def test_nifti_holds_the_numbers(made: Path, tmp_path: Path) -> None:
     assert image.shape == (80, 60) and image.min() >= -1 and image.max() <= 1
 
 
+def test_particles_show_where_the_model_is_uncertain(made: Path, tmp_path: Path) -> None:
+    found = {}
+    for run in ("first", "again"):
+        infer(made, tmp_path / run, variables=VALUES, intervention={"heart_area": [8.0, 10.0]}, particles=3)
+        folder = tmp_path / run / "wide"
+        names = [entry["files"]["uncertainty"] for entry in content(folder)["counterfactuals"]]
+        assert names == ["uncertainty_01.nii.gz", "uncertainty_02.nii.gz"]
+        found[run] = [nibabel.load(folder / name).get_fdata() for name in names]
+    assert np.array_equal(found["first"], found["again"])
+    assert found["first"][0].shape == (32, 32) and found["first"][0].max() > 1e-4
+    infer(made, tmp_path / "none", variables=VALUES, intervention={}, particles=3)
+    assert nibabel.load(tmp_path / "none" / "wide" / "uncertainty_01.nii.gz").get_fdata().max() < 1e-6
+
+
 def test_pretraining_bundle_draws_samples_too(made: Path, tmp_path: Path) -> None:
     infer(made, tmp_path, "dscm_pretraining", variables=VALUES, samples=4)
     assert (tmp_path / "samples.png").is_file()
@@ -331,6 +345,7 @@ def test_pretraining_bundle_draws_samples_too(made: Path, tmp_path: Path) -> Non
         ({"variables": None}, r"not known.*left_lung_area \(percent\), right_lung_area.*--variables.*--segmentor"),
         ({"variables": {"left_lung_area": 14.0}}, r"not known of the image: right_lung_area.*heart_area"),
         ({"intervention": {"sex": "F"}}, r"not known of the image: sex"),
+        ({"variables": VALUES, "particles": 1}, r"particles: found 1, expected 0, or 2 and more"),
         (
             {"intervention": {"spleen": 3}},
             r"--intervention: no variable 'spleen'; the variables of .*dscm\.pt are \['left_lung",

@@ -16,7 +16,9 @@ from monai.utils import ForwardMode, convert_to_tensor
 from torch import Tensor, nn
 
 from segcft_ext.checkpoints import CheckpointError
+from segcft_ext.command_line import read_whole
 from segcft_ext.dscm import unwrap
+from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evidence import factual_values, segmentor_ruler
 from segcft_ext.interventions import beyond_training, expand_sweep, resolve
@@ -47,6 +49,7 @@ class CounterfactualEvaluator(Evaluator):
     ``folding``         share of cells between pixels in which the deformation folds (B, S); zero without a head
     ``masks``           the segmentor's label maps, factual first (B, 1 + S, *spatial); with a segmentor only
     ``measured``        what is measured in these label maps (B, 1 + S, J); with a segmentor only
+    ``uncertainty``     standard deviation of ``pred`` over particles, same shape; with particles only
     ==================  ======================================================================================
 
     Args:
@@ -57,12 +60,14 @@ class CounterfactualEvaluator(Evaluator):
         intervention: see :mod:`segcft_ext.interventions`; an empty one returns the image.
         variables: known variables of the images, see :func:`segcft_ext.evidence.factual_values`.
         segmentor: measures the variables that are not known, and outlines the structures in the figure.
+        particles: number of samples from the posterior of the latents for ``uncertainty``; 0 for none. ``pred`` is made
+            from the posterior's mean.
         postprocessing: transforms that are applied to each decollated output.
         val_handlers: ignite handlers.
 
     Raises:
         CheckpointError: when the DSCM is untrained or the segmentor does not belong to the same kind of data.
-        ValueError: when the intervention cannot be read or names an unknown variable.
+        ValueError: when the intervention cannot be read or names an unknown variable, or there is one particle.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class CounterfactualEvaluator(Evaluator):
         intervention: str | Mapping[str, Any],
         variables: str | Mapping[str, Any] | None = None,
         segmentor: Segmentor | None = None,
+        particles: int = 0,
         postprocessing: Callable[..., Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
     ) -> None:
@@ -88,6 +94,9 @@ class CounterfactualEvaluator(Evaluator):
         self.intervention = intervention
         self.given = variables
         self.segmentor = segmentor
+        self.particles = read_whole("particles", particles, 0)
+        if self.particles == 1:
+            raise ValueError("particles: found 1, expected 0, or 2 and more")
         self.ruler: Judge | None = None
         self.measured: list[str] = []
         self.warned: set[str] = set()
@@ -169,4 +178,18 @@ class CounterfactualEvaluator(Evaluator):
             measured = [self.ruler.measure(mask, x, spacing, label) for mask, x in zip(masks, [image, *made])]
             output["masks"] = torch.cat(masks, dim=1)
             output["measured"] = torch.stack(measured, dim=1)
+        if self.particles:
+            output["uncertainty"] = self._uncertainty(image, values, output["targets"], seed)
         return output
+
+    def _uncertainty(self, image: Tensor, values: Tensor, targets: Tensor, seed: int) -> Tensor:
+        """Standard deviation of the counterfactuals over samples from the latents' posterior, (B, S, *spatial)."""
+        with same_draws(seed):
+            particles = [self.dscm.abduct(image, values, temperature=1) for _ in range(self.particles)]
+        return torch.cat(
+            [
+                torch.stack([self.dscm.predict(particle, wanted).image for particle in particles]).std(0)
+                for wanted in targets.unbind(1)
+            ],
+            dim=1,
+        )

@@ -35,6 +35,7 @@ class CounterfactualWriter:
     It holds ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on; the same with
     ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a grid of all
     interventions; and ``variables.json``: the factual variables, the targets and, with a segmentor, what was achieved.
+    With particles there is ``uncertainty_01.nii.gz``, too.
 
     PNG files, of 2-D images only, have 8 bits: black is -1 and white 1; in a difference, mid-grey is no change. NIfTI
     files hold the numbers.
@@ -89,7 +90,7 @@ class CounterfactualWriter:
         dscm = engine.dscm
         with torch.no_grad():
             images, values = dscm.sample(self.samples, dscm.data["image_size"])
-        titles = [_lines([f"{value:.3g}" for value in row]) for row in values.tolist()]
+        titles = [_lines([v if isinstance(v, str) else f"{v:.3g}" for v in _values(dscm, row)]) for row in values]
         title = f"Samples: {' / '.join(map(words, dscm.variables.names))}"
         save_figure(sample_grid([picture(image) for image in images], titles, title=title), self.folder / "samples.png")
 
@@ -101,12 +102,15 @@ class CounterfactualWriter:
                 image = output[f"{key}{suffix}"][step]
                 names[f"{kind}{suffix}"] = f"{kind}_{step + 1:02d}{suffix}{self.extension}"
                 self._save(image if suffix else _as_read(image), folder / names[f"{kind}{suffix}"])
+        if "uncertainty" in output:
+            names["uncertainty"] = f"uncertainty_{step + 1:02d}.nii.gz"
+            self._save(_as_read(output["uncertainty"][step]), folder / names["uncertainty"])
         return names
 
     def _save(self, image: Tensor, path: Path) -> None:
         """Write an image (W, H), or a volume, in [-1, 1]; in NIfTI, a MetaTensor keeps its affine matrix."""
         array = image.detach().cpu().numpy().astype(np.float32)
-        if self.extension == ".png":
+        if path.suffix == ".png":
             Image.fromarray(np.round((array.T.clip(-1, 1) + 1) * 127.5).astype(np.uint8)).save(path)
             return
         affine = image.affine if isinstance(image, MetaTensor) else np.eye(4)
