@@ -36,11 +36,26 @@ def is_dicom(head: bytes) -> bool:
 def as_displayed(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Apply rescale (or modality LUT) and window (or VOI LUT) to a grey DICOM image, and invert MONOCHROME1.
 
+    Pixels with the Pixel Padding Value, which are no part of the picture (PS3.3, C.7.5.1.1.2), become as dark as its
+    darkest.
+
     Raises:
         ValueError: when rescale, window or look-up table are invalid.
     """
+    padding = _padding(pixels, dataset)
     pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
-    return _turned_over(pixels) if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+    pixels = _turned_over(pixels) if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+    return np.where(padding, pixels[~padding].min(), pixels) if padding.any() and not padding.all() else pixels
+
+
+def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Where a grey DICOM image holds its Pixel Padding Value, or a value from there to Pixel Padding Range Limit."""
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(stored.shape, dtype=bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    return (low <= stored) & (stored <= high)
 
 
 def dicom_spacing(dataset: Dataset) -> tuple[Sequence[float] | None, bool]:

@@ -72,6 +72,16 @@ def test_signed_monochrome1_is_turned_over_over_its_whole_range(tmp_path):
     np.testing.assert_array_equal(found, 32767 - pixels.astype(int))
 
 
+def test_padding_is_as_dark_as_the_darkest_pixel_of_the_picture(tmp_path):
+    padded = np.pad(PIXELS + 10, ((2, 0), (0, 0)), constant_values=3)
+    padded[0] = 0
+    inverted = {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 0}
+    for limit, rows in (({}, 1), ({"PixelPaddingRangeLimit": 3}, 2)):
+        found = read_picture(write_dicom(tmp_path / str(rows), padded, **inverted, **limit)).pixels
+        assert (found[:rows] == found[rows:].min()).all() and found[rows:].max() > found[rows:].min()
+    assert (read_picture(write_dicom(tmp_path / "all", np.zeros_like(PIXELS), **inverted)).pixels == 0).all()
+
+
 def test_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
     assert read_picture(write_dicom(tmp_path / "a", PIXELS)).spacing is None
     assert read_picture(write_dicom(tmp_path / "b", PIXELS, ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)
