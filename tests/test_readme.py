@@ -77,7 +77,7 @@ def test_links_lead_somewhere(page):
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
-        anchors = [heading.lower().replace(" ", "-") for heading in headings]
+        anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
         if not target.exists() or (anchor and anchor not in anchors):
             broken.append(link)
     assert broken == []
