@@ -19,7 +19,7 @@ from segcft_ext.checkpoints import SelfDescribing, load_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
 from segcft_ext.networks.deformation import DeformationHead, Features, Sizes
-from segcft_ext.networks.folding import jacobian_determinant
+from segcft_ext.networks.folding import folding, jacobian_determinant
 from segcft_ext.networks.hvae import HVAE, Posterior
 from segcft_ext.scm import SCM
 from segcft_ext.variables import Variables
@@ -85,7 +85,7 @@ class Counterfactual:
         determinant = self.jacobian_determinant
         if determinant is None:
             return self.image.new_zeros(len(self.image))
-        return (determinant <= 0).float().flatten(1).mean(1)
+        return folding(determinant)[0].float()
 
 
 class DSCM(SelfDescribing):

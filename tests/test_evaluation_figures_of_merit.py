@@ -16,13 +16,13 @@ from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.bootstrap import mean_interval, ratio_interval
 from segcft_ext.evaluation.effectiveness import drift, error, slope
 from segcft_ext.evaluation.judge import floor, structure_scores
-from segcft_ext.evaluation.locality import change, dilate, folding, leakage, margin, region_of_change
+from segcft_ext.evaluation.locality import change, dilate, leakage, margin, region_of_change
 from segcft_ext.evaluation.methods import Identity
 from segcft_ext.evaluation.positional import positional_leakage
 from segcft_ext.evaluation.presence import presence, presence_floor
 from segcft_ext.evaluation.realism import BottleneckFeatures, realism
 from segcft_ext.evaluation.truth import image_quality
-from segcft_ext.networks.folding import jacobian_determinant
+from segcft_ext.networks.folding import folding, jacobian_determinant
 from segcft_ext.networks.segmentor import Segmentor
 
 CASES = np.repeat(np.arange(30), 4)

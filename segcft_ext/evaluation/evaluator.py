@@ -34,7 +34,7 @@ from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
 from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
 from segcft_ext.evaluation.judged_batches import JudgedBatches
-from segcft_ext.evaluation.locality import change, dilate, folding, margin, region_of_change
+from segcft_ext.evaluation.locality import change, dilate, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Answer, Identity, Method, abducted, describe_methods
 from segcft_ext.evaluation.place import GainMap, misplaced
 from segcft_ext.evaluation.realism import BottleneckFeatures
@@ -43,6 +43,7 @@ from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.truth import Truth, image_quality
 from segcft_ext.figures import picture
 from segcft_ext.freezing import freeze
+from segcft_ext.networks.folding import folding
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import check_unseen, fingerprint, summary, upstream
 

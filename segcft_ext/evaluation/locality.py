@@ -1,4 +1,4 @@
-"""Locality: does an edit stay where its structure is, and does the deformation stay invertible?
+"""Locality: does an edit stay where its structure is?
 
 The *region of change* of a counterfactual is the union of the masks of the structures whose variables ought to change
 (the intervened one and, where the causal graph has edges, its descendants) before and after: in the factual image by
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from segcft_ext.evaluation.bootstrap import interval
 
-__all__ = ["change", "dilate", "folding", "leakage", "margin", "region_of_change"]
+__all__ = ["change", "dilate", "leakage", "margin", "region_of_change"]
 
 MARGIN_AT_256 = 5.0
 
@@ -112,13 +112,3 @@ def _ratio_of_means(sums: np.ndarray) -> np.ndarray:
     """Mean outside over mean inside, shape (R,), from sums and counts of both, shape (R, 4)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return (sums[:, 0] / sums[:, 2]) / (sums[:, 1] / sums[:, 3])
-
-
-def folding(jacobian_determinant: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of cells in which a deformation folds (determinant <= 0) and the smallest determinant, two tensors (B,).
-
-    Args:
-        jacobian_determinant: determinants of the cells between pixels, shape (B, *(spatial - 1)).
-    """
-    determinant = jacobian_determinant.flatten(1)
-    return (determinant <= 0).double().mean(1), determinant.amin(1).double()

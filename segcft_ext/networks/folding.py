@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segcft_ext.networks.pooling import max_near, mean_near
 
-__all__ = ["jacobian_determinant", "unfolded"]
+__all__ = ["folding", "jacobian_determinant", "unfolded"]
 
 UNFOLDING_STEPS = 100
 SMALLEST_DETERMINANT = 0.02
@@ -58,6 +58,16 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
             columns.append(edge)
         corners.append(_determinant(columns))
     return torch.stack(corners).amin(0)
+
+
+def folding(determinant: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of cells in which a deformation folds (determinant <= 0) and the smallest determinant, two tensors (B,).
+
+    Args:
+        determinant: of the cells between pixels, shape (B, \\*(spatial - 1)), see :func:`jacobian_determinant`.
+    """
+    determinant = determinant.flatten(1)
+    return (determinant <= 0).double().mean(1), determinant.amin(1).double()
 
 
 def _determinant(columns: Sequence[Tensor]) -> Tensor:
