@@ -278,7 +278,8 @@ def _ways(tree: networkx.Graph, root: int) -> list[np.ndarray]:
         ways.append(np.array(way))
     lengths = [sum(tree.edges[int(a), int(b)]["weight"] for a, b in pairwise(w)) for w in ways]
     first, rest = ways[0], sorted(zip(lengths[1:], ways[1:]), key=lambda pair: -pair[0])
-    return [first, *(way for _, way in rest)]
+    # Where a line goes on from the end of another, that end is a side branch without length.
+    return [first, *(way for length, way in rest if length >= SMALLEST)]
 
 
 def smooth_curve(points: np.ndarray, sigma: float) -> tuple[CubicSpline, float]:

@@ -190,6 +190,15 @@ def test_a_branch_may_begin_between_the_points_of_its_parent_or_a_little_beside_
         assert [lines[v.line] is line for v, line in zip(vessels, (trunk, side))] == [True, True]
 
 
+@pytest.mark.parametrize("beside", [0.0, 0.6])
+def test_a_line_that_goes_on_from_the_end_of_another_makes_one_vessel_with_it(beside):
+    first = np.outer(np.arange(21), [0, 0, 1.0])
+    second = np.array([0, beside, 20.5]) + np.outer(np.arange(21), [0, 0, 1.0])
+    (vessel,) = split_vessels(join_lines([Polylines(points, [np.arange(21)]) for points in (first, second)]))
+    np.testing.assert_array_equal(vessel.points[[0, -1]], [first[0], second[-1]])
+    assert smooth_curve(vessel.points, 1.0)[1] == pytest.approx(40.5, abs=0.2)
+
+
 def test_far_ends_that_meet_do_not_join_two_trees():
     first = np.outer(np.arange(41), [0, 0, 1.0])
     second = np.array([20, 0.5, 40]) - np.outer(np.arange(21), [1.0, 0, 0])
