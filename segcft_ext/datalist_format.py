@@ -280,6 +280,9 @@ def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims:
     for key in ("id", "source", "image", "label"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise fail(f"{where}.{key}", entry.get(key), "a string")
+    for key in ("image", "label"):
+        if Path(entry[key]).is_absolute():
+            raise fail(f"{where}.{key}", entry[key], "a path relative to the datalist")
     spacing = entry.get("spacing")
     if spacing is not None and not (
         isinstance(spacing, list) and len(spacing) == dims and all(_is_number(s) and s > 0 for s in spacing)

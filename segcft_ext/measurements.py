@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import torch
@@ -75,13 +76,16 @@ class Area(Measurement):
         unit: ``"percent"`` of the image, or ``"mm2"`` / ``"mm3"``, which need the pixel spacing.
 
     Raises:
-        ValueError: when the unit is unknown, or needs a spacing that is not given.
+        ValueError: when the label is no whole number, or the unit is unknown or needs a spacing that is not given.
     """
 
     def __init__(self, label: int, unit: str = "percent") -> None:
         if unit not in ("percent", "mm2", "mm3"):
             raise ValueError(f"{type(self).__name__}: unit is {unit!r}, expected 'percent', 'mm2' or 'mm3'")
-        self.label = int(label)
+        try:
+            self.label = index(label)
+        except TypeError:
+            raise ValueError(f"{type(self).__name__}: label is {label!r}, expected a whole number") from None
         self.unit = unit
 
     def __call__(
