@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pydicom
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from pydicom.datadict import dictionary_description
 
 from data_prep.cases import Rejected
 from data_prep.dicom import decode_pixels, is_dicom
@@ -23,9 +24,14 @@ from data_prep.readers import FAULTS, quiet
 
 __all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 
+_PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
+
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR = -1000.0
 """HU of what lies beyond a volume."""
+
+SCALED = 0.05
+"""How far a label may lie from a whole number: floats saved as scaled integers come back as 0.99998, say."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,14 @@ def read_labels(path: Path, values: Mapping[int, Sequence[int]]) -> Volume:
 def _whole_numbers(values: np.ndarray) -> np.ndarray:
     """The values as integers; values outside of all labels may be clipped, but stay outside."""
     if not np.issubdtype(values.dtype, np.integer):
-        if not np.isrealobj(values) or not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise Rejected("bad_label", "the label volume holds numbers that are not whole")
-        values = values.clip(-1, 2**31)
+        if not np.isrealobj(values) or not np.isfinite(values).all():
+            raise Rejected("bad_label", "the label volume holds numbers that are not finite or not real")
+        clipped = values.clip(-1, 2**31)
+        values = np.rint(clipped)
+        apart = np.abs(clipped - values)
+        if apart.max() > SCALED:
+            text = f"the label volume holds numbers that are not whole, such as {clipped.flat[apart.argmax()]:g}"
+            raise Rejected("bad_label", text)
     return values.astype(np.int64)
 
 
@@ -168,10 +179,13 @@ def _read_series(folder: Path) -> Volume:
     datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]
     if not datasets:
         raise Rejected("unreadable", "the folder holds no DICOM image")
-    if len({str(dataset.SeriesInstanceUID) for dataset in datasets}) > 1:
+    if len({str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}) > 1:
         raise Rejected("several_series")
     first = datasets[0]
     for dataset in datasets:
+        lacking = [dictionary_description(keyword) for keyword in _PLACE if not dataset.get(keyword)]
+        if lacking:
+            raise Rejected("unreadable", f"a slice of the DICOM series has no {', '.join(lacking)}")
         if int(dataset.get("NumberOfFrames") or 1) > 1:
             raise Rejected("multi_frame", "a DICOM file of the series holds several frames")
         if "RescaleSlope" not in dataset or "RescaleIntercept" not in dataset:

@@ -154,6 +154,18 @@ def test_a_value_that_no_structure_has_is_found(tmp_path, value, reason):
     assert caught.value.reason == reason
 
 
+def test_labels_that_were_saved_as_scaled_integers_are_whole(tmp_path):
+    """As nibabel saves floats with the header of the CT."""
+    label = np.arange(512, dtype=float).reshape(8, 8, 8) % 15
+    for dtype in (np.int16, np.uint8):
+        image = nibabel.Nifti1Image(label, np.eye(4))
+        image.set_data_dtype(dtype)
+        image.to_filename(tmp_path / "a.nii")
+        assert (nibabel.load(tmp_path / "a.nii").get_fdata() != label).any()
+        found = read_labels(tmp_path / "a.nii", {value: (value,) for value in range(1, 15)})
+        np.testing.assert_array_equal(found.voxels, label)
+
+
 def test_scaled_and_micrometre_nifti_files_are_in_hounsfield_units_and_millimetres(tmp_path):
     hu, _, affine = draw()
     image = nibabel.Nifti1Image((hu + 1024).astype(np.uint16), np.diag([1000, 1000, 1000, 1]) @ affine)
@@ -410,20 +422,21 @@ def test_windowed_and_shifted_intensities_are_not_hounsfield(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("elements", "reason"),
+    ("elements", "reason", "text"),
     [
-        ({"RescaleSlope": None}, "not_hounsfield"),
-        ({"RescaleType": "OD"}, "not_hounsfield"),
-        ({"Modality": "MR"}, "not_hounsfield"),
-        ({"ImageOrientationPatient": None}, "unreadable"),
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "incomplete_series"),
+        ({"RescaleSlope": None}, "not_hounsfield", "no Rescale Slope"),
+        ({"RescaleType": "OD"}, "not_hounsfield", "not a CT"),
+        ({"Modality": "MR"}, "not_hounsfield", "not a CT"),
+        ({"ImageOrientationPatient": None}, "unreadable", "no Image Orientation"),
+        ({"PixelSpacing": "", "SeriesInstanceUID": None}, "unreadable", "has no Pixel Spacing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "incomplete_series", "at one position"),
     ],
 )
-def test_faults_of_a_dicom_series_have_their_reason(tmp_path, elements, reason):
+def test_faults_of_a_dicom_series_have_their_reason(tmp_path, elements, reason, text):
     hu, _, affine = draw()
     with pytest.raises(Rejected) as caught:
         read_ct(write_series(tmp_path / "a", hu[..., :12], affine, **elements))
-    assert caught.value.reason == reason
+    assert caught.value.reason == reason and text in caught.value.text
 
 
 def test_gaps_strangers_and_doubles_in_a_dicom_series_are_found(tmp_path):
