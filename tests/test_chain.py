@@ -409,6 +409,20 @@ class TestChain:
         with pytest.raises(ValueError, match=message):
             replace(chain, settings={stage: {key: 2}}).stages(["Seg-CFT"], ["hvae"])
 
+    @pytest.mark.parametrize(
+        ("stage", "key", "value", "message"),
+        [
+            ("evaluation", "interventions_per_case", 0, "interventions_per_case: found 0, expected a whole number"),
+            ("reg_cft", "max_epochs", "", "reg_cft.max_epochs: found '', expected a whole number from 1 on"),
+            ("judge", "device", "cuda:99", "judge.device: found 'cuda:99', expected a device that PyTorch has here: "),
+            ("judge", "datalist", "b.json", r"judge: found \['datalist'\], expected settings that do not"),
+            ("seg_cft", "output_dir", "elsewhere", r"seg_cft: found \['output_dir'\], expected settings that do not"),
+        ],
+    )  # fmt: skip
+    def test_a_setting_that_would_end_a_later_stage_is_refused_at_the_start(self, chain, stage, key, value, message):
+        with pytest.raises(ValueError, match=f"^set: .*{message}"):
+            replace(chain, settings={stage: {key: value}}).stages(["Reg-CFT", "Seg-CFT"], ["hvae"])
+
     @pytest.mark.parametrize("key", ["network_def#hvae#beta", "network_def::hvae::beta", "train#trainer#amp"])
     def test_a_setting_below_the_top_of_a_config_is_taken(self, chain, key):
         made = replace(chain, settings={"dscm_pretraining": {key: 2}}).stages(["No-CFT"], ["hvae"])
