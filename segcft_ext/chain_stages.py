@@ -138,6 +138,7 @@ class Chain:
                 **(inputs or {}),
             },
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
+            splits=("training", "validation") if config.startswith("train") else (),
             version=segcft_ext.__version__,
             code=project_code(),
             progress=progress,
