@@ -21,7 +21,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from segcft_ext.command_line import OPTION, read_whole
 
-__all__ = ["check_names", "check_settings"]
+__all__ = ["check_names", "check_settings", "check_values"]
 
 PROGRAM = ("monai", "bundle", "__main__.py")
 COUNTS = ("max_epochs", "batch_size", "val_interval", "figure_interval", "interventions_per_case")
@@ -47,7 +47,7 @@ def check_settings() -> None:
     known |= {name for name in map(_first, options) if f"@{name}" in given}
     try:
         check_names(options, configs.split(",") if isinstance(configs, str) else configs, known)
-        _check_values(options)
+        check_values(options)
     except ValueError as error:
         sys.exit(f"monai.bundle: {error}")
 
@@ -73,20 +73,29 @@ def check_names(settings: Iterable[str], configs: Sequence[Any], known: Iterable
             raise ValueError(f"{said}{key}: found no {first!r} in {files}, expected {expected}")
 
 
-def _check_values(settings: Mapping[str, Any]) -> None:
+def check_values(settings: Mapping[str, Any], said: str = "--") -> None:
+    """Refuse counts (:data:`COUNTS`) that are no whole numbers from 1 on, and devices that PyTorch does not have here.
+
+    Args:
+        settings: values by setting.
+        said: prefix of a setting in the message.
+
+    Raises:
+        ValueError: names the setting and the value.
+    """
     for key, value in settings.items():
         name = re.split("#|::", key)[-1]
         if str(value).startswith(("$", "@")):
             continue  # an expression, which MONAI evaluates later
         if name in COUNTS:
-            read_whole(f"--{key}", value, 1)
+            read_whole(f"{said}{key}", value, 1)
         if name == "device":
             try:
                 torch.empty(0, device=value)
             except (RuntimeError, AssertionError) as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(
-                    f"--{key}: found {value!r}, expected a device that PyTorch has here: {reason}"
+                    f"{said}{key}: found {value!r}, expected a device that PyTorch has here: {reason}"
                 ) from error
 
 

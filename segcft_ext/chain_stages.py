@@ -10,7 +10,7 @@ from typing import Any
 
 import data_prep
 import segcft_ext
-from segcft_ext.bundle_settings import check_names
+from segcft_ext.bundle_settings import check_names, check_values
 from segcft_ext.kinds import Kind
 from segcft_ext.stage_settings import Settings
 from segcft_ext.stages import Stage, code_digest
@@ -20,6 +20,7 @@ __all__ = ["Chain", "project_code"]
 EXPERIMENT = "segcft"
 JUDGE_SEED_OFFSET = 1000
 POSITIONAL = "Pos-"
+CONNECTIONS = {"bundle_root", "datalist", "output_dir", "resume", "dscm", "guide", "judge", "methods"}
 PUBLISHED_SIZE = (224, 224)  # dscm_pretraining has an overlay with the published network
 
 
@@ -108,7 +109,8 @@ class Chain:
         """One command of a bundle.
 
         Raises:
-            ValueError: when there is a setting that the bundle's configs do not have, which MONAI would ignore.
+            ValueError: when there is a setting that the bundle's configs do not have, which MONAI would ignore, one
+                with a value that the bundle would refuse, or one that connects the stages.
         """
         root = self.bundles / bundle
         configs = [root / "configs" / config]
@@ -118,6 +120,9 @@ class Chain:
             configs.append(root / "configs" / "image_size_224.json")
         for given in dict.fromkeys((family, name)):
             check_names(self.settings.get(given, {}), configs, said=f"set: {given}.")
+            check_values(self.settings.get(given, {}), said=f"set: {given}.")
+            if wrong := sorted(CONNECTIONS & set(self.settings.get(given, {}))):
+                raise ValueError(f"set: {given}: found {wrong}, expected settings that do not connect the stages")
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:
             settings["device"] = self.device
@@ -133,6 +138,7 @@ class Chain:
                 **(inputs or {}),
             },
             settings={**settings, **self.settings.get(family, {}), **self.settings.get(name, {})},
+            splits=("training", "validation") if config.startswith("train") else (),
             version=segcft_ext.__version__,
             code=project_code(),
             progress=progress,

@@ -30,6 +30,7 @@ __all__ = ["Digests", "Stage", "code_digest"]
 RECORD = "stage.json"
 Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
+SPLITS = ("training", "validation", "test")
 LISTS = ("datalist", "figures")
 """Inputs and products with these names list further files that belong to them: images and label maps, or pictures."""
 
@@ -50,6 +51,7 @@ class Stage:
         places: options that are paths on whose content it does not depend.
         folder_option: name of the option for ``folder``; None if there is none.
         version: version of the software; another one makes the stage run again.
+        splits: splits of its datalist that it reads, if not all: what changes in the others does not make it run again.
         code: :func:`code_digest` of the software; another one does not, see :meth:`by_other_code`.
         progress: the file or folder in ``folder`` that an interrupted run leaves, from which the option ``resume``
             continues; "" if the stage cannot be resumed.
@@ -64,6 +66,7 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Path] = field(default_factory=dict)
     folder_option: str | None = "output_dir"
+    splits: tuple[str, ...] = ()
     version: str = ""
     code: str = ""
     progress: str = ""
@@ -100,6 +103,8 @@ class Stage:
         if not record:
             return "due: not run yet"
         now = self._made_from(digests)
+        if self.splits and record.get("splits") == now["splits"]:  # the earliest records have no such digest
+            record["inputs"]["datalist"] = now["inputs"]["datalist"]
         changed = [key for key in MADE_FROM if record.get(key) != now[key]]
         if changed == ["inputs"]:
             changed = [key for key in now["inputs"] if record["inputs"].get(key) != now["inputs"][key]]
@@ -146,12 +151,14 @@ class Stage:
             found = {name: digests.of(file, key in LISTS) for name, file in _each(value).items()}
             inputs[key] = found[""] if isinstance(value, Path) else found
         settings = json.loads(json.dumps(self.settings))
+        read = {"splits": digests.of_splits(_each(self.inputs["datalist"])[""], self.splits)} if self.splits else {}
         return {
             "program": list(self.program),
             "version": self.version,
             "code": self.code,
             "settings": settings,
             "inputs": inputs,
+            **read,
         }
 
     def _record(self) -> dict[str, Any]:
@@ -178,6 +185,13 @@ class Digests:
             return digest
         return hashlib.sha256("".join([digest, *map(self._of_file, _listed(path))]).encode()).hexdigest()
 
+    def of_splits(self, datalist: Path, splits: Sequence[str]) -> str:
+        """Digest of some splits of a datalist, with its header and the files that these splits list."""
+        content = json.loads(datalist.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if key not in SPLITS or key in splits}
+        digests = [json.dumps(kept, sort_keys=True), *map(self._of_file, _listed(datalist, splits))]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
     def _of_file(self, path: Path) -> str:
         status = path.stat()
         key = (str(path), status.st_size, status.st_mtime_ns)
@@ -199,12 +213,12 @@ def code_digest(*packages: ModuleType) -> str:
     return digest.hexdigest()
 
 
-def _listed(path: Path) -> list[Path]:
+def _listed(path: Path, splits: Sequence[str] = SPLITS) -> list[Path]:
     """The images and label maps of a datalist, or the pictures of an evaluation's ``figures.json``."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(content, list):
         return [path.parent / entry["file"] for entry in content]
-    cases = [case for split in ("training", "validation", "test") for case in content[split]]
+    cases = [case for split in splits for case in content[split]]
     return [path.parent / case[key] for case in cases for key in ("image", "label")]
 
 

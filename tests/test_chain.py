@@ -138,6 +138,37 @@ def test_a_datalist_stands_for_its_images(tmp_path):
     assert (unchanged, stage.state(Digests())) == ("due: it was interrupted", "due: changed datalist")
 
 
+def test_a_stage_depends_on_those_splits_of_a_datalist_that_it_reads(tmp_path):
+    def write(**splits):
+        for name in splits:
+            (tmp_path / f"{name}.png").write_bytes(b"image")
+        cases = {split: [{"image": f"{split}.png", "label": f"{split}.png", **more}] for split, more in splits.items()}
+        (tmp_path / "datalist.json").write_text(json.dumps({"name": "data", "test": [], **cases}))
+
+    inputs = {"datalist": tmp_path / "datalist.json"}
+    everything = Stage("stage", ("x",), tmp_path / "all", (), inputs=inputs)
+    training = replace(everything, folder=tmp_path / "training", splits=("training", "validation"))
+    write(training={}, validation={})
+    for stage in (everything, training):
+        stage.start(Digests(), resume=False)
+    write(training={}, validation={}, test={})
+    assert everything.state(Digests()) == "due: changed datalist"
+    assert training.state(Digests()) == "due: it was interrupted"  # by its datalist it could go on
+    write(training={}, validation={"id": "another"}, test={})
+    assert training.state(Digests()) == "due: changed datalist"
+    write(training={}, validation={}, test={})
+    (tmp_path / "training.png").write_bytes(b"another image")
+    assert training.state(Digests()) == "due: changed datalist"
+
+
+def test_a_record_without_a_digest_of_splits_is_taken(tmp_path):
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": [], "validation": [], "test": []}))
+    earlier = Stage("stage", ("x",), tmp_path / "out", (), inputs={"datalist": datalist})
+    earlier.start(Digests(), resume=False)
+    assert replace(earlier, splits=("training", "validation")).state(Digests()) == "due: it was interrupted"
+
+
 def test_a_stage_made_by_other_code_is_kept_but_that_is_said(make, run, capsys):
     stage = make("stage", word="a")
     run(stage)  # like the earliest records, it has no note on the code
@@ -351,6 +382,8 @@ class TestChain:
         assert after["report"] == ["evaluation"]
         assert {"figures", "evaluation", "datalist"} == set(stages["report"].reads)
         assert {"pairs.csv", "figures/figures.json"} < set(stages["evaluation"].products)
+        reads_test = {name for name, stage in stages.items() if not stage.splits}
+        assert reads_test == {"evaluation", "report"}
         assert stages["judge"].settings["seed"] != stages["lung_heart_segmentor"].settings["seed"] == 3
 
     def test_both_mechanisms_side_by_side(self, chain):
@@ -408,6 +441,20 @@ class TestChain:
     def test_a_misspelt_setting_is_refused(self, chain, stage, key, message):
         with pytest.raises(ValueError, match=message):
             replace(chain, settings={stage: {key: 2}}).stages(["Seg-CFT"], ["hvae"])
+
+    @pytest.mark.parametrize(
+        ("stage", "key", "value", "message"),
+        [
+            ("evaluation", "interventions_per_case", 0, "interventions_per_case: found 0, expected a whole number"),
+            ("reg_cft", "max_epochs", "", "reg_cft.max_epochs: found '', expected a whole number from 1 on"),
+            ("judge", "device", "cuda:99", "judge.device: found 'cuda:99', expected a device that PyTorch has here: "),
+            ("judge", "datalist", "b.json", r"judge: found \['datalist'\], expected settings that do not"),
+            ("seg_cft", "output_dir", "elsewhere", r"seg_cft: found \['output_dir'\], expected settings that do not"),
+        ],
+    )  # fmt: skip
+    def test_a_setting_that_would_end_a_later_stage_is_refused_at_the_start(self, chain, stage, key, value, message):
+        with pytest.raises(ValueError, match=f"^set: .*{message}"):
+            replace(chain, settings={stage: {key: value}}).stages(["Reg-CFT", "Seg-CFT"], ["hvae"])
 
     @pytest.mark.parametrize("key", ["network_def#hvae#beta", "network_def::hvae::beta", "train#trainer#amp"])
     def test_a_setting_below_the_top_of_a_config_is_taken(self, chain, key):
