@@ -161,10 +161,10 @@ def _read_table(path: Path) -> pd.DataFrame:
                 raise ValueError(f"found the column {doubled[0]!r} twice, expected every name once")
             rows = []
             for cells in filter(None, reader):
-                if len(cells) != len(header):
+                if len(cells) > len(header):
                     raise ValueError(f"line {reader.line_num}: found {len(cells)} cells, expected {len(header)}")
                 row = dict(zip(header, cells))
-                rows.append([row[column].strip() for column in _COLUMNS])
+                rows.append([row.get(column, "").strip() for column in _COLUMNS])
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path}: PadChest's table cannot be read: {error}") from error
     return pd.DataFrame(rows, columns=list(_COLUMNS), dtype=str)
