@@ -42,8 +42,8 @@ class PreparedReader(PathReader):
         """Pixels and metadata.
 
         Raises:
-            DatalistError: when the file cannot be read, has another size or, as a label map, holds other values; names
-                the file.
+            DatalistError: when the file cannot be read, has another size, holds values that are not finite or, as a
+                label map, others than ``values``; names the file.
         """
         try:
             array, meta = self.reader.get_data(self.reader.read(img))
@@ -51,6 +51,8 @@ class PreparedReader(PathReader):
             raise DatalistError(f"{img}: cannot be read: {type(error).__name__}: {error}") from error
         if array.shape != self.size:
             raise DatalistError(f"{img}: found pixels of shape {array.shape}, expected {self.size}")
+        if not np.isfinite(array).all():
+            raise DatalistError(f"{img}: found values that are not finite, expected finite ones")
         if img in self.label_maps and not np.isin(array, self.values).all():
             unknown = np.setdiff1d(array, self.values)[:5].tolist()
             raise DatalistError(f"{img}: found the labels {unknown}, expected some of {self.values}")

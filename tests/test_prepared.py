@@ -34,6 +34,15 @@ def test_volumes_are_read_as_monai_reads_them(tmp_path):
         LoadImage(reader=PreparedReader((4, 2, 3)))(path)
 
 
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "volume.nii.gz"
+    voxels = np.zeros((4, 3, 2), np.float32)
+    voxels[1, 2, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    with pytest.raises(DatalistError, match=f"{path}: found values that are not finite"):
+        LoadImage(reader=PreparedReader((4, 3, 2)))(path)
+
+
 def picture(*shape, value=0):
     return Image.fromarray(np.full(shape, value, np.uint8))
 
