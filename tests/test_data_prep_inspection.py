@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import tracemalloc
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ def changed(chests, tmp_path, changes):
         for entry in content[split]:
             label = read_array(chests.path.parent / entry["label"])
             write_png(tmp_path / entry["label"], changes.get(entry["id"], lambda same: same)(label.copy()))
-            entry["image"] = str(chests.path.parent / entry["image"])
+            entry["image"] = os.path.relpath(chests.path.parent / entry["image"], tmp_path)
     return write_datalist(tmp_path / "datalist.json", content)
 
 
