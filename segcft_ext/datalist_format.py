@@ -181,7 +181,8 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
             where = f"{split}[{index}]"
             _validate_entry(entry, where, variables, len(size), fail)
             for key in ("id", "image"):  # the same image in two splits would leak from one into the other
-                same = seen.setdefault(f"{key} {entry[key]}", where)
+                name = entry[key] if key == "id" else Path(entry[key])
+                same = seen.setdefault(f"{key} {name}", where)
                 if same != where:
                     raise fail(f"{where}.{key}", entry[key], f"an {key} of its own (also at {same})")
             if split == "training" and entry.get("use") not in USES:

@@ -130,6 +130,7 @@ FAULTS = [
     (["test"], None, "test: found None, expected a list of cases"),
     (["test", 0, "id"], "t1", r"test\[0\].id: found 't1', expected an id of its own \(also at training\[0\]\)"),
     (["test", 0, "image"], "t1.png", r"test\[0\].image: found 't1.png', expected .* own \(also at training\[0\]\)"),
+    (["test", 0, "image"], "./t1.png", r"test\[0\].image: found './t1.png', expected .* own \(also at training"),
     (["test", 0, "source"], "", r"test\[0\].source"),
     (["test", 0, "label"], "nowhere.png", r"test\[0\].label: found 'nowhere.png', expected an existing file"),
     (["test", 0, "spacing"], [1.0], r"test\[0\].spacing"),
