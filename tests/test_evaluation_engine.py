@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import load_methods
+from segcft_ext.evaluation.summary import flat_metrics
 from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables, summary_line
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.handlers import MLflowRun
@@ -285,6 +287,17 @@ def test_files_hold_every_figure(judged: tuple[JudgeEvaluator, Path]) -> None:
     assert all((folder / "figures" / entry["file"]).stat().st_size > 2000 for entry in shown)
 
 
+def test_any_other_name_of_a_method_can_be_recorded(judged: tuple[JudgeEvaluator, Path], tmp_path: Path) -> None:
+    evaluation = judged[0].evaluation
+    named = {**evaluation, "methods": dict.fromkeys(["a//b", "../x", "a|b"], evaluation["methods"]["oracle"])}
+    metrics = flat_metrics(named)
+    assert {"a__b/mape/left_area", ".._x/mape/left_area", "a_b/mape/left_area"} <= set(metrics)
+    assert all(key == posixpath.normpath(key) for key in metrics)  # as MLflow demands
+    write_evaluation(named, tmp_path)
+    lines = (tmp_path / "evaluation.md").read_text().splitlines()
+    assert sum(line.startswith(r"| a\|b |") for line in lines) == len(evaluation_tables(named))
+
+
 @pytest.mark.parametrize(
     ("count", "said"), [(1, "1 test case, 1 intervention on"), (2, "2 test cases, 2 interventions")]
 )
@@ -464,6 +477,13 @@ def test_without_methods_the_judge_is_looked_at_alone(datalist: Datalist, tmp_pa
     assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
 
 
+def test_numbers_that_make_no_evaluation_are_refused_before_anything_is_judged(datalist: Datalist) -> None:
+    with pytest.raises(ValueError, match="interventions_per_case: found 0"):
+        JudgeEvaluator("cpu", loader(datalist), DiscJudge(), datalist, {}, interventions_per_case=0)
+    with pytest.raises(ValueError, match="figure_cases: found -1"):
+        EvaluationWriter("anywhere", figure_cases=-1)
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_judged(
     datalist: Datalist, tmp_path: Path
 ) -> None:
@@ -575,8 +595,19 @@ def test_checkpoints_are_judged_and_wrong_ones_refused(datalist: Datalist, tmp_p
     assert engine.evaluation["data"]["methods"]["No-CFT"]["fingerprint"] == fingerprint(methods["No-CFT"])
     with pytest.raises(CheckpointError, match="left_area"):
         load_methods({"half": str(tmp_path / "half.pt")}, datalist, AREAS)
-    with pytest.raises(ValueError, match="identity"):
-        load_methods({"identity": "x"}, datalist, AREAS)
+    for name in (
+        "identity",
+        ZERO,
+        FLOOR,
+        "judge",
+        "real",
+        "truth",
+        "",
+        "..",
+        1,
+    ):  # all of these have a meaning, or none
+        with pytest.raises(ValueError, match="methods: found the name"):
+            load_methods({name: "x"}, datalist, AREAS)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="JSON"):
         load_methods("{No-CFT: a}", datalist, AREAS)
     with pytest.raises(CheckpointError, match="no such checkpoint"):

@@ -287,6 +287,10 @@ def test_many_pairs_become_a_matrix_for_each_method(
     tables = [t for t in evaluation_tables(judged[0].evaluation) if t.key.startswith(("error_", "drift_"))]
     assert [t.title.rpartition(": ")[2] for t in tables] == [ZERO, "exact", "spilling", "exact", "spilling"]
     for table in tables:
-        assert [name for name, _ in table.rows] == [f"do({n.replace('_', ' ')})" for n in HALVES] + [FLOOR]
+        frame = [FLOOR] if table.key.startswith("error_") else [ZERO, FLOOR]
+        assert [name for name, _ in table.rows] == [f"do({n.replace('_', ' ')})" for n in HALVES] + frame
+    floor = judged[0].evaluation["floor_drift"]
+    zero, true = ([cell.value for cell in cells] for _, cells in tables[-1].rows[-2:])
+    assert zero == [0, 0] and true == [floor[do][j]["drift_mae"] for j, do in zip(HALVES, reversed(HALVES))]
     exact = tables[1].rows[0][1]
     assert [cell.value for cell in exact] == pytest.approx([0, 0], abs=1e-4)

@@ -87,6 +87,25 @@ def test_texts_of_samples_overlap_nothing(shape: tuple[int, int]) -> None:
     assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
+def test_nothing_of_a_single_counterfactual_is_cut_off() -> None:
+    values = "12.3 mm², 144 mm², 9.85 mm²"
+    panels = [Panel(np.zeros((32, 32)), np.zeros((32, 32), int), text, values) for text in ("factual", "-20%, +20%, 9")]
+    labels = {"left_lung": 1, "right_lung": 2, "heart": 3}
+    title = "left lung area, right lung area, heart area; age 61; sex F"
+    figure = figures.counterfactual_grid(panels[0], {"": panels[1:]}, labels, title)
+    figure.canvas.draw()
+    texts = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    texts += [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    assert len(texts) == 8 and all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in texts)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(texts, 2))
+
+
+def test_names_are_written_as_they_are() -> None:
+    for name in ("$x_$", "a $\\bad$"):
+        figures.to_png(figures.counterfactual_grid(panel(0), {name: [panel(1)]}, LABELS, name))
+        figures.to_png(figures.effectiveness_heatmap({name: np.ones((1, 1))}, ["a"], ["a"], name))
+
+
 def test_equal_pictures_are_equal_files() -> None:
     first, second = (figures.to_png(figures.sample_grid([panel(0).image])) for _ in range(2))
     assert first == second

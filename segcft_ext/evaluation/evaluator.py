@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import segcft_ext
 from segcft_ext.checkpoints import SelfDescribing
+from segcft_ext.command_line import read_whole
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
@@ -120,7 +121,7 @@ class JudgeEvaluator(Evaluator):
         self.loader = val_data_loader
         self.datalist = datalist
         self.seed = seed
-        self.draws = interventions_per_case
+        self.draws = read_whole("interventions_per_case", interventions_per_case, 1)
         self.interventions = intervened_variables(datalist, interventions)
         self.judge = Judge(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
         scm = next((method.scm for method in methods.values() if isinstance(method, DSCM)), None)

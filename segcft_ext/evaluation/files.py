@@ -24,7 +24,8 @@ def to_markdown(table: Table) -> str:
     lines.append("|---" * (len(table.columns) + 1) + "|")
     for name, cells in table.rows:
         texts = [f"**{c.text(table.digits)}**" if c.best else c.text(table.digits) for c in cells]
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        shown = name.replace("|", r"\|")
+        lines.append(f"| {shown} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 

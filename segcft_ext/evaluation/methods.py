@@ -16,9 +16,13 @@ from segcft_ext.freezing import freeze
 from segcft_ext.provenance import check_unseen, summary, upstream
 from segcft_ext.scm import SCM
 
-__all__ = ["IDENTITY", "Answer", "Identity", "Method", "abducted", "describe_methods", "load_methods"]
+__all__ = ["FLOOR", "IDENTITY", "ZERO", "Answer", "Identity", "Method", "abducted", "describe_methods", "load_methods"]
 
 IDENTITY = "identity"
+ZERO = f"{IDENTITY} (the zero)"
+FLOOR = "judge on real images (the floor)"
+TAKEN = (IDENTITY, ZERO, FLOOR, "judge", "real", "truth", "population")
+"""What stands beside the methods in tables, figures and files."""
 
 Answer = Callable[[Mapping[str, Tensor]], Counterfactual]
 """The counterfactuals of some images, as a function of the intervention."""
@@ -107,8 +111,11 @@ def load_methods(methods: Mapping[str, str] | str, datalist: Datalist, intervent
             raise ValueError(f"methods: found {methods!r}, expected JSON {{name: path}}: {error}") from error
     if not isinstance(methods, Mapping):
         raise ValueError(f'methods: found {methods!r}, expected {{"name": "path of a DSCM\'s model.pt"}}')
-    if IDENTITY in methods:
-        raise ValueError(f"methods: {IDENTITY!r} is the name of doing nothing, which is always judged")
+    for name in methods:
+        if not isinstance(name, str) or not name.strip(" ."):
+            raise ValueError(f"methods: found the name {name!r}, expected text")
+        if name in TAKEN:
+            raise ValueError(f"methods: found the name {name!r}, expected another: the evaluation itself uses {TAKEN}")
     found = {}
     for name, path in methods.items():
         bundles = "dscm_pretraining or seg_cft_finetuning"

@@ -136,7 +136,8 @@ def summarise(
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The headline figures under names for a tracker, e.g. ``Seg-CFT/mape/heart_area``; NaN is left out."""
     found: dict[str, float] = {}
-    for name, figures in {IDENTITY: evaluation["identity"], **evaluation["methods"]}.items():
+    for method, figures in {IDENTITY: evaluation["identity"], **evaluation["methods"]}.items():
+        name = method.replace("/", "_")  # a tracker reads a slash as a folder
         for do, cells in figures["effectiveness"].items():
             found |= {f"{name}/{figure}/{do}": cells[do][figure] for figure in ("mape", "mae")}
             found |= {f"{name}/drift/{do}/{j}": cell["drift"] for j, cell in cells.items() if "drift" in cell}

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from segcft_ext.evaluation.methods import IDENTITY
+from segcft_ext.evaluation.methods import FLOOR, ZERO
 from segcft_ext.wording import words
 
 __all__ = ["FLOOR", "ZERO", "Cell", "Figures", "Table", "cell", "interventions", "number", "table"]
-
-ZERO = f"{IDENTITY} (the zero)"
-FLOOR = "judge on real images (the floor)"
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """The tables of an evaluation, made from the content of ``evaluation.json``.
 
 Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: errors
-near it are indistinguishable) as its last; the best method of each column is marked.
+near it are indistinguishable) as its last; the best method of each column is marked. A matrix shows one method; the
+zero has its own matrix of errors, and a row below each matrix of drift.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from segcft_ext.evaluation.presence import GROUPS
@@ -132,17 +134,24 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
     )
     drift_title = "Drift: change of the variables that nobody touched"
     error_title = "Error of every variable under every intervention"
-    if len(pairs) > MAX_PAIRS:
-        parts = (("error", error_title, error_note, figure), ("drift", drift_title, drift_note, drift))
-        return [
-            _matrix(f"{key}_{place}", f"{title}: {name}", note, entry, floor, headings, shown)
-            for key, title, note, shown in parts
-            for place, (name, entry) in enumerate(figures.items())
-            if (key, name) != ("drift", ZERO)
-        ]
     truth = evaluation["floor_drift"]
     if truth:
         drift_note += " The floor is what the judge sees of the true counterfactuals."
+    if len(pairs) > MAX_PAIRS:
+        drift_note += f" The zero{' and the floor' if truth else ''}: mean over the interventions on other variables."
+        known = {ZERO: figures[ZERO]["effectiveness"], FLOOR: truth or {}}
+        drift_frame = [(name, [_mean_drift(cells, j, drift) for j in floor]) for name, cells in known.items()]
+        error_frame = [(FLOOR, [cell(floor[j], figure, "") for j in floor])]
+        parts = (
+            ("error", error_title, error_note, figure, error_frame),
+            ("drift", drift_title, drift_note, drift, drift_frame),
+        )
+        return [
+            _matrix(f"{key}_{place}", f"{title}: {name}", note, entry, list(floor), headings, shown, frame)
+            for key, title, note, shown, frame in parts
+            for place, (name, entry) in enumerate(figures.items())
+            if (key, name) != ("drift", ZERO)
+        ]
     return [
         table(
             figures,
@@ -172,16 +181,24 @@ def _matrix(
     title: str,
     note: str,
     entry: Mapping[str, Any],
-    floor: Mapping[str, Any],
+    measured: Sequence[str],
     headings: Mapping[str, str],
     figure: str,
+    frame: Sequence[tuple[str, list[Cell]]],
 ) -> Table:
-    """do(row) x measured column of one method, with the judge's own error below."""
+    """do(row) x measured column of one method, with the rows of the frame below."""
     rows = [
-        (heading, [cell(entry["effectiveness"][do][j], figure, "") for j in floor]) for heading, do in headings.items()
+        (heading, [cell(entry["effectiveness"][do][j], figure, "") for j in measured])
+        for heading, do in headings.items()
     ]
-    rows.append((FLOOR, [cell(floor[j], figure, "") for j in floor]))
-    return Table(key, title, note, [words(j) for j in floor], rows, 1 if figure == "mape" else 2)
+    digits = 1 if figure == "mape" else 2
+    return Table(key, title, note, [words(j) for j in measured], [*rows, *frame], digits)
+
+
+def _mean_drift(cells: Mapping[str, Mapping[str, Any]], measured: str, figure: str) -> Cell:
+    """The mean drift of a variable over the interventions on others."""
+    values = [number(by_measured[measured][figure]) for do, by_measured in cells.items() if do != measured]
+    return Cell(fmean(values) if values else math.nan)
 
 
 def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:

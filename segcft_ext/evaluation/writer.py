@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from segcft_ext.command_line import read_whole
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.methods import IDENTITY
@@ -51,7 +52,7 @@ class EvaluationWriter:
 
     def __init__(self, output_dir: str | os.PathLike[str], figure_cases: int = 2) -> None:
         self.output_dir = Path(output_dir)
-        self.figure_cases = figure_cases
+        self.figure_cases = read_whole("figure_cases", figure_cases, 0)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, lambda: writable_folder(self.output_dir))

@@ -52,7 +52,7 @@ def effectiveness_scatter(
                 axis.xaxis.set_major_locator(MaxNLocator(5))
                 axis.yaxis.set_major_locator(MaxNLocator(5))
                 if row == 0:
-                    axis.set_title(method, fontweight="bold")
+                    axis.set_title(textwrap.fill(method, 20), fontweight="bold")
                 if column == 0:
                     axis.set_ylabel(f"{words(variable)}\nachieved change{_unit(units, variable)}")
                 if row == len(variables) - 1:
@@ -135,7 +135,7 @@ def effectiveness_heatmap(
                 text = f"{value:.{digits}f}" if math.isfinite(value) else "–"
                 dark = math.isfinite(value) and value > 0.6 * limit
                 axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-            axis.set_title(name, fontweight="bold")
+            axis.set_title(textwrap.fill(name, max(16, int(12 * wide))), fontweight="bold")
             lowest = place + across >= len(matrices)
             axis.set_xticks(
                 range(len(measured)), [words(m) if lowest else "" for m in measured], rotation=35, ha="right"

@@ -41,12 +41,21 @@ def counterfactual_grid(
     """
     limit = _limit([panel.image - factual.image for panels in blocks.values() for panel in panels])
     count = 1 + max(len(panels) for panels in blocks.values())
+    cell = cell_size(factual.image.shape)[0]
+    title = _title(title, count * (cell + Sheet.GAP))
+    headings = {
+        block: [_heading(panel, int(Sheet.LETTERS_PER_INCH * cell)) for panel in (factual, *panels)]
+        for block, panels in blocks.items()
+    }
+    lines = max(2, *(1 + text.count("\n") for texts in headings.values() for text in texts))
     with matplotlib.rc_context(STYLE):
-        sheet = Sheet(count, [3] * len(blocks), factual.image.shape, header=0.34, title=title, legend=True)
+        sheet = Sheet(
+            count, [3] * len(blocks), factual.image.shape, header=0.1 + 0.12 * lines, title=title, legend=list(labels)
+        )
         for block, (name, panels) in enumerate(blocks.items()):
             sheet.label(block, name)
             for column, panel in enumerate([factual, *panels]):
-                sheet.heading(block, column, "\n".join(filter(None, (panel.title, panel.subtitle))))
+                sheet.heading(block, column, headings[name][column])
                 sheet.image(block, 0, column, panel.image)
                 sheet.image(block, 2, column, panel.image)
                 sheet.contours(block, 2, column, panel.mask, labels, "-")
@@ -56,7 +65,7 @@ def counterfactual_grid(
                     sheet.image(block, 1, column, panel.image - factual.image, limit)
                     sheet.contours(block, 2, column, factual.mask, labels, ":")
         sheet.colour_bar(limit)
-        sheet.legend(labels)
+        sheet.legend()
     return sheet.figure
 
 
@@ -80,8 +89,7 @@ def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), column
     columns = min(columns, len(images))
     lines = 1 + max((text.count("\n") for text in titles), default=0)
     header = 0.08 + 0.12 * lines if titles else 0.04
-    width = columns * (cell_size(images[0].shape)[0] + Sheet.GAP)
-    title = textwrap.fill(title, max(LETTERS_PER_INCH, int(LETTERS_PER_INCH * width)))
+    title = _title(title, columns * (cell_size(images[0].shape)[0] + Sheet.GAP))
     with matplotlib.rc_context(STYLE):
         sheet = Sheet(columns, [1] * -(-len(images) // columns), images[0].shape, header, title)
         for index, image in enumerate(images):
@@ -90,6 +98,16 @@ def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), column
             if index < len(titles):
                 sheet.heading(row, column, titles[index])
     return sheet.figure
+
+
+def _title(text: str, width: float) -> str:
+    """A title in lines that are no wider than this, in inches."""
+    return textwrap.fill(text, max(LETTERS_PER_INCH, int(LETTERS_PER_INCH * width)))
+
+
+def _heading(panel: Panel, letters: int) -> str:
+    """Both texts of a panel, in lines of at most so many letters."""
+    return "\n".join(textwrap.fill(text, letters) for text in (panel.title, panel.subtitle) if text)
 
 
 def _limit(differences: Sequence[np.ndarray]) -> float:

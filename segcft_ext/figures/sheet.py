@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -30,10 +31,11 @@ class Sheet:
         shape: (H, W) of the pictures.
         header: height above each block, in inches.
         title: title above everything.
-        legend: whether to leave room for a legend.
+        legend: names of the structures in the legend below; without any, there is none.
     """
 
     GAP, LEFT, BAR = 0.05, 0.3, 0.75
+    LETTERS_PER_INCH = 17  # of headings and legend
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Sheet:
         shape: tuple[int, ...],
         header: float,
         title: str = "",
-        legend: bool = False,
+        legend: Sequence[str] = (),
     ) -> None:
         self.lying = lies_down(shape)
         self.cell, self.height = cell_size(shape)
@@ -54,7 +56,11 @@ class Sheet:
             self.top.append(self.top[-1] + header + count * step + 0.04)
         self.header = header
         self.right = self.LEFT + columns * (self.cell + self.GAP)
-        size = (self.right + self.BAR, self.top[-1] + 0.3 * legend + 0.05)
+        self.entries = [*map(words, legend), "before the intervention"] if legend else []
+        length = sum(0.45 + len(entry) / self.LETTERS_PER_INCH for entry in self.entries)  # 0.45: line and gap
+        self.lines = math.ceil(length / (self.right + self.BAR))  # of the legend
+        below = 0.15 + 0.15 * self.lines if legend else 0
+        size = (self.right + self.BAR, self.top[-1] + below + 0.05)
         self.figure = Figure(figsize=size, facecolor="white")
         FigureCanvasAgg(self.figure)
         self.axis: Axes = self.figure.add_axes((0, 0, 1, 1))
@@ -121,7 +127,8 @@ class Sheet:
         bar.ax.tick_params(width=0.4, length=2)
         bar.outline.set_linewidth(0.4)
 
-    def legend(self, labels: Mapping[str, int]) -> None:
-        lines = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=words(name)) for n, name in enumerate(labels)]
-        lines.append(Line2D([], [], color="0.4", linestyle=":", label="before the intervention"))
-        self.figure.legend(handles=lines, loc="lower center", ncols=len(lines))
+    def legend(self) -> None:
+        *structures, before = self.entries
+        drawn = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=name) for n, name in enumerate(structures)]
+        drawn.append(Line2D([], [], color="0.4", linestyle=":", label=before))
+        self.figure.legend(handles=drawn, loc="lower center", ncols=math.ceil(len(drawn) / self.lines))

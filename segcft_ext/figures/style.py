@@ -25,6 +25,7 @@ STYLE: Any = {
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
     "legend.frameon": False,
+    "text.parse_math": False,  # users give names: a dollar sign in them must not start a formula
 }
 
 
