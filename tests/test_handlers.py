@@ -1,6 +1,7 @@
 """The handlers on a small training of MONAI's own trainer: resuming, seeding, averaging, saving, MLflow."""
 
 import itertools
+import json
 import logging
 import multiprocessing
 import random
@@ -21,6 +22,7 @@ from segcft_ext.checkpoints import DATA, CheckpointError, load_checkpoint, load_
 from segcft_ext.handlers import (
     EpochSeed,
     FinalValidationHandler,
+    MetricsFile,
     MLflowRun,
     ModelSaver,
     Progress,
@@ -50,7 +52,7 @@ def cases():
 class Training:
     """A training of a few steps with all handlers, as the bundles put it together."""
 
-    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=(), interval=1):
+    def __init__(self, folder, epochs=4, width=4, resume=False, kill_at=None, handlers=(), interval=1, describe=None):
         torch.manual_seed(0)
         self.network = Segmentor(LABELS, "UNet", channels=(width, width), strides=(2,), dropout=0.2)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -85,7 +87,7 @@ class Training:
             decollate=False,
             train_handlers=[
                 EpochSeed(7),
-                WeightAverage(self.network, self.average),
+                WeightAverage(self.network, self.average, describe),
                 LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
                 FinalValidationHandler(interval, self.validator),
                 TrainingCheckpoint(folder / "training.pt", state, resume),
@@ -173,6 +175,29 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
     training.network.data = {**dict.fromkeys(DATA), "name": "others"}
     with pytest.raises(CheckpointError, match=r"training\.pt: network: data\.cases: the checkpoint holds 'nothing'"):
         training.run()
+
+
+def test_a_network_is_described_in_its_average(tmp_path):
+    def train(**data):
+        def describe(network):
+            network.data = {**dict.fromkeys(DATA), **data}
+
+        return Training(tmp_path, epochs=1, resume=True, describe=describe).run()
+
+    assert train(use="guide").network.data == {}
+    assert load_model(tmp_path / "model.pt").data["use"] == "guide"
+    with pytest.raises(CheckpointError, match=r"training\.pt: average: data\.use: .* holds 'guide', asked for 'judge'"):
+        train(use="judge")
+
+
+def test_metrics_replace_those_of_an_earlier_evaluation_as_a_whole(tmp_path):
+    engine = Engine(lambda engine, batch: None)
+    engine.state.metrics, engine.state.rank = {"dice": 0.5}, 0
+    (tmp_path / "metrics.json").write_text("earlier")
+    (tmp_path / "link.json").hardlink_to(tmp_path / "metrics.json")
+    MetricsFile(tmp_path / "metrics.json", {"split": "test"}).write(engine)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"split": "test", "metrics": {"dice": 0.5}}
+    assert (tmp_path / "link.json").read_text() == "earlier"
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -21,6 +21,7 @@ from segcft_ext.batches import image_stem
 from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
+from segcft_ext.folders import write_text_atomically
 from segcft_ext.interventions import parse_intervention
 from segcft_ext.wording import quantity, words
 
@@ -81,7 +82,7 @@ class CounterfactualWriter:
             for entry, names in zip(content["counterfactuals"], files):
                 entry["files"] = names
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            (folder / "variables.json").write_text(text + "\n", encoding="utf-8")
+            write_text_atomically(folder / "variables.json", text + "\n")
 
     def draw_samples(self, engine: CounterfactualEvaluator) -> None:
         """Draw images from the prior, with their variables."""

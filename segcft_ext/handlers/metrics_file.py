@@ -11,6 +11,8 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from segcft_ext.folders import write_text_atomically
+
 __all__ = ["MetricsFile"]
 
 
@@ -34,4 +36,4 @@ class MetricsFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {**self.header, "metrics": {name: float(value) for name, value in engine.state.metrics.items()}}
-        self.path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text_atomically(self.path, json.dumps(content, indent=1) + "\n")

@@ -8,6 +8,7 @@ the error of its area.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.lesions import count_lesions
-from segcft_ext.folders import writable_folder
+from segcft_ext.folders import writable_folder, write_text_atomically
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
@@ -88,12 +89,13 @@ class SegmentationReport:
                 row |= {f"{metric}_{name}": value for name, value in zip(self.structures, values)}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
-        with (self.folder / "segmentation.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self._cases[0]))
-            writer.writeheader()
-            writer.writerows(self._cases)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self._cases[0]))
+        writer.writeheader()
+        writer.writerows(self._cases)
+        write_text_atomically(self.folder / "segmentation.csv", table.getvalue())
         text = json.dumps({**self.header, "cases": len(self._cases), **summary}, indent=1)
-        (self.folder / "segmentation.json").write_text(text + "\n", encoding="utf-8")
+        write_text_atomically(self.folder / "segmentation.json", text + "\n")
 
     def summary(self) -> dict[str, Any]:
         """Means over the cases.

@@ -11,6 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import Workflow
+from torch.optim.swa_utils import AveragedModel
 
 from segcft_ext.checkpoints import CheckpointError, SelfDescribing, load_checkpoint, plain, save_atomically
 from segcft_ext.folders import writable_folder
@@ -122,10 +123,11 @@ def _restore(item: Any, state: Any) -> None:
             setattr(item.state, key, state[key])
         setattr(item.state, RUN, state.get(RUN))  # the first checkpoints had none
         return
-    asked = item.data if isinstance(item, SelfDescribing) else None
+    network: Any = item.module if isinstance(item, AveragedModel) else item
+    asked = network.data if isinstance(network, SelfDescribing) else None
     item.load_state_dict(state)
     if asked:
-        for key in sorted({*asked, *item.data}):
-            found, expected = item.data.get(key, "nothing"), asked.get(key, "nothing")
+        for key in sorted({*asked, *network.data}):
+            found, expected = network.data.get(key, "nothing"), asked.get(key, "nothing")
             if found != expected:
                 raise CheckpointError(f"data.{key}: the checkpoint holds {found!r:.300}, asked for {expected!r:.300}")

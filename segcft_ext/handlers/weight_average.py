@@ -37,14 +37,21 @@ class WeightAverage:
     When the training starts, the average becomes an exact copy of the network, including what was fitted or described
     after it was built (the range of the variables, the description of the data).
 
+    The network may hold the description of another site's data, as in federated learning, where the weights come from a
+    server. ``describe`` gives the average, which is what is saved, that of its own.
+
     Args:
         network: the network that is trained, without ``DistributedDataParallel`` around it.
         average: the averaged model of that network.
+        describe: records in the averaged network what it is trained on, whenever the training starts.
     """
 
-    def __init__(self, network: nn.Module, average: AveragedModel) -> None:
+    def __init__(
+        self, network: nn.Module, average: AveragedModel, describe: Callable[[nn.Module], None] | None = None
+    ) -> None:
         self.network = network
         self.average = average
+        self.describe = describe
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -53,6 +60,8 @@ class WeightAverage:
     def start(self) -> None:
         if self.average.n_averaged == 0:  # otherwise it was restored from a checkpoint
             self.average.module.load_state_dict(self.network.state_dict())
+        if self.describe is not None:
+            self.describe(self.average.module)
 
     def update(self) -> None:
         self.average.update_parameters(self.network)
