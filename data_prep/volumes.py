@@ -24,11 +24,12 @@ from data_prep.readers import FAULTS, quiet
 
 __all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 
-_PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
-
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR = -1000.0
 """HU of what lies beyond a volume."""
+
+PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
+"""DICOM elements that say where a slice lies."""
 
 SCALED = 0.05
 """How far a label may lie from a whole number: floats saved as scaled integers come back as 0.99998, say."""
@@ -183,7 +184,7 @@ def _read_series(folder: Path) -> Volume:
         raise Rejected("several_series")
     first = datasets[0]
     for dataset in datasets:
-        lacking = [dictionary_description(keyword) for keyword in _PLACE if not dataset.get(keyword)]
+        lacking = [dictionary_description(keyword) for keyword in PLACE if not dataset.get(keyword)]
         if lacking:
             raise Rejected("unreadable", f"a slice of the DICOM series has no {', '.join(lacking)}")
         if int(dataset.get("NumberOfFrames") or 1) > 1:

@@ -119,9 +119,10 @@ class Chain:
         if bundle == "dscm_pretraining" and self.size == PUBLISHED_SIZE:
             configs.append(root / "configs" / "image_size_224.json")
         for given in dict.fromkeys((family, name)):
-            check_names(self.settings.get(given, {}), configs, said=f"set: {given}.")
-            check_values(self.settings.get(given, {}), said=f"set: {given}.")
-            if wrong := sorted(CONNECTIONS & set(self.settings.get(given, {}))):
+            asked = self.settings.get(given, {})
+            check_names(asked, configs, said=f"set: {given}.")
+            check_values(asked, said=f"set: {given}.")
+            if wrong := sorted(CONNECTIONS & set(asked)):
                 raise ValueError(f"set: {given}: found {wrong}, expected settings that do not connect the stages")
         settings = {"run_name": name, "seed": self.seed, **(own or {})}
         if self.device:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from segcft_ext.datalist_format import SPLITS
 from segcft_ext.folders import remove, write_text_atomically
 
 __all__ = ["Digests", "Stage", "code_digest"]
@@ -30,7 +31,6 @@ __all__ = ["Digests", "Stage", "code_digest"]
 RECORD = "stage.json"
 Files = Path | Sequence[Path] | Mapping[str, Path]
 MADE_FROM = ("program", "version", "settings", "inputs")
-SPLITS = ("training", "validation", "test")
 LISTS = ("datalist", "figures")
 """Inputs and products with these names list further files that belong to them: images and label maps, or pictures."""
 

@@ -15,7 +15,7 @@ from segcft_ext.figures.style import STYLE, cell_size
 
 __all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid"]
 
-LETTERS_PER_INCH = 10  # width of a title
+TITLE_LETTERS_PER_INCH = 10
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def sample_grid(images: Sequence[np.ndarray], titles: Sequence[str] = (), column
 
 def _title(text: str, width: float) -> str:
     """A title in lines that are no wider than this, in inches."""
-    return textwrap.fill(text, max(LETTERS_PER_INCH, int(LETTERS_PER_INCH * width)))
+    return textwrap.fill(text, max(TITLE_LETTERS_PER_INCH, int(TITLE_LETTERS_PER_INCH * width)))
 
 
 def _heading(panel: Panel, letters: int) -> str:
