@@ -125,13 +125,14 @@ def folder(
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
-    for pictures in (Path(root, images) for root in folders):
-        if real_path(Path(out)).is_relative_to(real_path(pictures)):
-            raise ValueError(
-                f"out: {out} lies in the folder of images {pictures}: the next run would take it for cases"
-            )
     shares = read_fractions(fractions)
     masks_from = read_masks(masks, structures, labels, mask_table, id_column)
+    for place in (Path(root, read) for root in folders for read in (images, *masks_from.folders.values())):
+        for written in (Path(out, "images"), Path(out, "labels")):
+            if real_path(written).is_relative_to(real_path(place)):
+                raise ValueError(
+                    f"out: {written} lies in the folder {place}, which is read: the next run would take it for cases"
+                )
     rows = None
     if table is not None:
         chosen = read_json("variables", variables)

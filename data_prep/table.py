@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +24,8 @@ MAX_CATEGORIES = 10
 
 _WORDS = ("none", "null")
 """Words for a missing value that may also be meant as a category, as in none, mild, severe."""
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class Table(Rows):
@@ -121,8 +124,10 @@ def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:
     """``"continuous"`` for numbers, else the sorted categories; 0 and 1 alone are two categories.
 
     Raises:
-        ValueError: when there is nothing to infer from, only one category, or too many.
+        ValueError: when there is nothing to infer from, only one category, too many, or a number with a decimal comma.
     """
+    if comma := next((cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)), None):
+        raise ValueError(f"{where}: found {comma!r}, expected numbers with a decimal point, or listed categories")
     numbers = [_number(cell) for cell in cells]
     if numbers and None not in numbers and set(numbers) != {0.0, 1.0}:
         return "continuous"
@@ -140,7 +145,7 @@ def infer_kind(cells: Sequence[str], where: str) -> str | list[str]:
 def _definition(name: str, kind: str | Sequence[Any], unit: str) -> dict[str, Any]:
     if kind == "continuous":
         return {"name": name, "kind": "continuous", "unit": unit}
-    if isinstance(kind, str) or len(kind) < 2:
+    if not isinstance(kind, (list, tuple)) or len(kind) < 2:
         raise ValueError(f'variables: {name!r} is {kind!r}, expected "continuous" or a list of two or more categories')
     categories = [_plain(category) for category in kind]
     if len(set(categories)) != len(categories):
@@ -153,7 +158,7 @@ def _number(cell: str) -> float | None:
         number = float(cell)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and "_" not in cell else None  # to Python, 1_0 is 10
 
 
 def _plain(value: Any) -> str:

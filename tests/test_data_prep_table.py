@@ -21,3 +21,12 @@ def test_a_text_among_numbers_is_said():
         infer_kind([*map(str, range(30)), "old"], "age")
     with pytest.raises(ValueError, match="name: 30 different values, so its kind"):
         infer_kind([f"n{i}" for i in range(30)], "name")
+
+
+def test_a_code_with_an_underscore_is_no_number():
+    assert infer_kind(["1_0", "10", "2_0", "1_0"], "cases.csv: column 'site'") == ["10", "1_0", "2_0"]
+
+
+def test_numbers_with_a_decimal_comma_do_not_become_categories():
+    with pytest.raises(ValueError, match="column 'dose': found '0,5', expected numbers with a decimal point"):
+        infer_kind(["1", "0,5", "1,5"], "cases.csv: column 'dose'")
