@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
 try:
@@ -94,9 +94,13 @@ def upright(volume: Any) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
 
 
 def raster_pixels(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF; palettes become RGB, a TIFF with white as zero is inverted."""
+    """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF, which is turned in place as its EXIF orientation says.
+
+    Palettes and colours of print (CMYK) or video (YCbCr) become RGB, a TIFF with white as zero is inverted.
+    """
+    ImageOps.exif_transpose(image, in_place=True)  # Pillow itself does so for TIFF
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L")
-    pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA") else image)
+    pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr") else image)
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
     return _turned_over(pixels) if white_is_zero else pixels  # Pillow itself inverts up to 8 bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class RadiographIntensityd(MapTransform):
             of 8 or 16 bits stands for [-1, 1].
 
     Raises:
-        ValueError: when ``prepared`` is neither True nor False.
+        ValueError: when ``prepared`` is neither True nor False; when an image holds NaN or infinity, or is constant.
     """
 
     def __init__(self, keys: KeysCollection, prepared: bool = False) -> None:
@@ -73,6 +74,7 @@ class RadiographIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            _check_intensities(key, d[key])
             full = ScaleIntensityRange(0, _full_range(d[key]), -1.0, 1.0, clip=True)
             d[key] = full(d[key]) if self.prepared else self.stretch(d[key])
         return d
@@ -175,6 +177,9 @@ class VesselIntensityd(MapTransform):
     Args:
         keys: the images.
         window: lowest and highest intensity in HU.
+
+    Raises:
+        ValueError: when an image holds NaN or infinity, or is constant.
     """
 
     def __init__(self, keys: KeysCollection, window: Sequence[float] = (-150.0, 750.0)) -> None:
@@ -184,9 +189,16 @@ class VesselIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
+            _check_intensities(key, d[key])
             low, high = self.window if d[key].min() < 0 else (0, _full_range(d[key]))
             d[key] = (2 * (d[key] - low) / (high - low) - 1).clip(-1, 1)
         return d
+
+
+def _check_intensities(key: Hashable, image: torch.Tensor) -> None:
+    low, high = float(image.min()), float(image.max())  # NaN if any pixel is
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{key}: found intensities from {low:g} to {high:g}, expected finite ones that differ")
 
 
 def _full_range(image: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from dicom_files import write_dicom
 from drawn_chest import draw, write_png
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImage
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_prep.geometry import fit_spacing
 from data_prep.intensity import to_unit_range
@@ -65,6 +65,25 @@ def test_pixels_and_spacing_are_those_of_data_prep(bundle: str, tmp_path: Path) 
         image = transform({"image": str(file)})["image"]
         np.testing.assert_allclose(image[0], 2 * to_unit_range(picture.pixels) - 1, atol=1e-4, err_msg=file.name)
         assert image.meta.get(PIXEL_SPACING) == (picture.spacing and pytest.approx(picture.spacing)), file
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_orientation_says_in_every_format(orientation: int, tmp_path: Path) -> None:
+    stored, exif = Image.fromarray(GREY), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for name in ("a.png", "a.jpg", "a.tif"):
+        stored.save(tmp_path / name, exif=exif, quality=95)
+    found = {name: LoadImage(reader=RadiographReader())(tmp_path / name).numpy().T for name in ("a.png", "a.jpg")}
+    upright = read_picture(tmp_path / "a.tif").pixels
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, upright)
+    np.testing.assert_array_equal(found["a.png"], upright)
+    np.testing.assert_allclose(found["a.jpg"], upright, atol=12)
+
+
+def test_colours_of_print_are_those_that_are_seen(tmp_path: Path) -> None:
+    Image.fromarray(GREY).convert("CMYK").save(tmp_path / "a.tif")
+    found = LoadImage(reader=RadiographReader())(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found, np.stack([GREY.T] * 3, axis=-1))
 
 
 def test_a_nifti_picture_keeps_its_place_in_the_world(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, MapTransform
 
 from data_prep.geometry import pad_to_aspect
 from segcft_ext.transforms import (
@@ -46,6 +46,15 @@ def test_a_prepared_radiograph_is_not_stretched(full: int) -> None:
     stretched = RadiographIntensityd("image")({"image": image})["image"]
     assert (stretched.min(), stretched.max()) == (-1, 1)
     assert stretched[0, 4] == pytest.approx(-1, abs=1e-4) and stretched[0, 5] > -1
+
+
+@pytest.mark.parametrize("transform", [RadiographIntensityd("image"), VesselIntensityd("image")])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 7.0])
+def test_an_image_without_intensities_is_refused(transform: MapTransform, value: float) -> None:
+    image = torch.full((1, 8, 8), 7.0)
+    image[0, 3, 4] = value
+    with pytest.raises(ValueError, match=r"image: found intensities from \S+ to \S+, expected finite ones that differ"):
+        transform({"image": image})
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (81, 50), (96, 64), (7, 7), (301, 200)])
