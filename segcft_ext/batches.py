@@ -40,6 +40,7 @@ def find_images(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """An image, or the images of a folder, as the items of a MONAI dataset.
 
     Images are recognised by their suffix, DICOM files also by their content: many archives export them without one.
+    Hidden files of a folder are left out, as in ``data_prep``.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -95,7 +96,7 @@ def label_extension(extension: str) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    if not path.is_file():
+    if path.name.startswith(".") or not path.is_file():
         return False
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True

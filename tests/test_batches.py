@@ -65,7 +65,7 @@ def test_a_drawn_augmentation_is_measured_on_what_it_leaves(datalist):
 
 def test_a_folder_of_images_is_known_by_suffix_and_dicom_by_content(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name in ("b.png", "notes.txt", "c.nii.gz"):
+    for name in ("b.png", "notes.txt", "c.nii.gz", "._b.png", ".DS_Store"):
         (tmp_path / name).write_bytes(b"")
     for name in ("IM0001", "1.2.840.1", "1.2.840.2"):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM")
