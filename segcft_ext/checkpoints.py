@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE, pack, unpack
+from segcft_ext.folders import write_atomically
 
 __all__ = [
     "CheckpointError",
@@ -139,28 +140,12 @@ class SelfDescribing(nn.Module):
 def save_atomically(content: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to a file that is either the old one or the new one, whatever happens in between.
 
-    Only one process may write the file at a time: the scratch file that a killed process leaves behind is overwritten
-    by the next one.
-
     Raises:
         OSError: when it cannot be written, as on a full disk; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it in an error of its own
-        if not isinstance(cause, OSError):
-            raise
-        raise OSError(f"{path}: cannot be written ({cause.strerror})") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-__all__ = ["remove", "writable_folder", "write_text_atomically"]
+__all__ = ["remove", "writable_folder", "write_atomically", "write_text_atomically"]
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -25,11 +27,38 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that is either the old one or the new one, whatever happens in between.
+
+    Only one process may write the file at a time: the scratch file that a killed process leaves behind is overwritten
+    by the next one.
+
+    Args:
+        path: the file.
+        write: is given the scratch file and writes the content to it.
+
+    Raises:
+        OSError: when it cannot be written, as on a full disk; names the file.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch wraps it in an error of its own
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(f"{path}: cannot be written ({cause.strerror})") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whatever happens in between."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    """Write text as :func:`write_atomically` does."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def remove(path: Path) -> None:

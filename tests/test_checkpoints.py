@@ -26,6 +26,8 @@ from segcft_ext.compatibility import check_compatible, trained_image_size, train
 from segcft_ext.datalist import read_datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.extra_state import pack, unpack
+from segcft_ext.figures import sample_grid, save_figure
+from segcft_ext.folders import write_text_atomically
 from segcft_ext.freezing import freeze
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
@@ -326,6 +328,27 @@ def test_a_full_disk_is_said_of_the_file_and_leaves_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text_atomically(path, "new" * 10_000),
+        lambda path: save_figure(sample_grid([np.random.rand(64, 64)]), path),
+    ],
+    ids=["text", "figure"],
+)
+def test_a_full_disk_leaves_the_old_text_or_figure_too(write, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"file: cannot be written \(File too large\)"):
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("killed", [1, 3])

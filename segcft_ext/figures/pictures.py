@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from segcft_ext.folders import write_atomically
+
 __all__ = ["picture", "save_figure", "to_png"]
 
 DPI = 160
@@ -37,8 +39,9 @@ def to_png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as a PNG file."""
+    """Write a figure as a PNG file, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(to_png(figure))
+    png = to_png(figure)
+    write_atomically(path, lambda file: file.write(png))
     return path
