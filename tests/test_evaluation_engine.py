@@ -396,6 +396,18 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_figures(
         np.testing.assert_array_equal(maps["speckled"][do], total)
 
 
+@pytest.mark.parametrize("left", [b"", b'{"seed": ', b"\xff"])
+def test_an_evaluation_whose_record_is_damaged_starts_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes
+) -> None:
+    JudgedBatches(tmp_path / "judged").start({"seed": 0})
+    (tmp_path / "judged" / "made_from.json").write_bytes(left)
+    (tmp_path / "judged" / "00001.pt").write_bytes(b"of other settings, for all that is known")
+    JudgedBatches(tmp_path / "judged", resume=True).start({"seed": 0})
+    assert "made_from.json: cannot be read" in caplog.text
+    assert [path.name for path in (tmp_path / "judged").iterdir()] == ["made_from.json"]
+
+
 def test_a_resumed_evaluation_goes_on_with_its_mlflow_run(datalist: Datalist, tmp_path: Path) -> None:
     store, judge = f"sqlite:///{tmp_path}/mlflow.db", DiscJudge()
 

@@ -40,12 +40,13 @@ class JudgedBatches:
             made_from: everything that the figures depend on, as plain values.
 
         Raises:
-            CheckpointError: when the batches that are there were made from something else; names the key.
+            CheckpointError: when the batches that are there were made from something else; names the key. If their
+                record is damaged, the evaluation starts anew with a warning.
             OSError: when the folder's parent cannot be written to.
         """
         record, made_from = self.folder / "made_from.json", plain(made_from)
-        if self.resume and record.is_file():
-            held = json.loads(record.read_text(encoding="utf-8"))
+        held = self._made_from(record) if self.resume else None
+        if held is not None:
             for key in sorted({*held, *made_from}):
                 if held.get(key) != made_from.get(key):
                     raise CheckpointError(
@@ -74,6 +75,18 @@ class JudgedBatches:
 
     def remove(self) -> None:
         remove(self.folder)
+
+    @staticmethod
+    def _made_from(record: Path) -> dict[str, Any] | None:
+        """What the batches that are there were made from, or None where that is not known."""
+        try:
+            held = json.loads(record.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            LOGGER.warning("%s: cannot be read (%s); the evaluation starts anew", record, error)
+            return None
+        return held
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.pt"
