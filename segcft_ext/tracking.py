@@ -14,8 +14,10 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from monai.utils import path_to_uri
+from sqlalchemy.exc import DBAPIError
 
 __all__ = [
     "artifact_location",
@@ -72,13 +74,27 @@ def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
     When two runs start at the same time with a new store, MLflow makes one of them fail: both find no tables, or no
     experiment, and both create them. With an SQLite store they therefore wait for each other, by a lock that leaves an
     empty file ``*.db.lock``.
+
+    Raises:
+        OSError: when the store is a database that cannot be opened.
+        ValueError: when the experiment is deleted.
     """
     for name in ("alembic", "mlflow.store.db.utils"):  # they log a line for each of dozens of migrations
         logging.getLogger(name).setLevel(logging.WARNING)
     file = sqlite_file(tracking_uri)
     with nullcontext() if file is None else FileLock(f"{file}.lock"):
-        client = MlflowClient(tracking_uri=tracking_uri)
-        if client.get_experiment_by_name(experiment) is None:
+        shown = without_password(tracking_uri)
+        try:
+            client = MlflowClient(tracking_uri=tracking_uri)
+            found = client.get_experiment_by_name(experiment)
+        except DBAPIError as error:
+            raise OSError(f"{shown}: cannot be opened as an MLflow store: {error.orig}") from error
+        if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+            raise ValueError(
+                f"{shown}: experiment {experiment!r} is deleted: give another with --experiment, or restore it with "
+                f"MLFLOW_TRACKING_URI={shown} mlflow experiments restore -x {found.experiment_id}"
+            )
+        if found is None:
             try:
                 client.create_experiment(experiment, artifact_location=artifact_location(tracking_uri))
             except MlflowException as error:

@@ -1,5 +1,6 @@
 """The handlers on a small training of MONAI's own trainer: resuming, seeding, averaging, saving, MLflow."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -479,6 +480,28 @@ def test_failed_run_is_closed_as_failed_and_the_error_goes_on(store, tmp_path):
     assert found.info.status == "FAILED" and found.data.tags["error"].startswith("Killed")
 
 
+def test_an_error_is_not_hidden_by_a_store_that_refuses_to_note_it(store, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise mlflow.MlflowException("database or disk is full")
+
+    training = Training(tmp_path, kill_at="ITERATION_COMPLETED")
+    MLflowRun(store, "tests", "failing").attach(training.trainer)
+    monkeypatch.setattr(mlflow.MlflowClient, "set_tag", refuse)
+    with pytest.raises(Killed):
+        training.run()
+    assert "the MLflow run cannot be closed: database or disk is full" in caplog.text
+
+
+def test_a_store_that_cannot_be_used_is_named(store, tmp_path):
+    (tmp_path / "text.db").write_text("no database\n" * 100)
+    with pytest.raises(OSError, match=r"text\.db: cannot be opened as an MLflow store: file is not a database"):
+        MLflowRun(f"sqlite:///{tmp_path}/text.db").start(Engine(lambda engine, batch: None))
+    with opening(store, "deleted") as client:
+        client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    with pytest.raises(ValueError, match=r"mlflow\.db: experiment 'deleted' is deleted: give another"):
+        MLflowRun(store, "deleted").start(Engine(lambda engine, batch: None))
+
+
 def test_a_resumed_training_goes_on_with_its_run(store, tmp_path):
     def train(name, **options):
         training = Training(tmp_path, epochs=4, **options)
@@ -499,6 +522,21 @@ def test_a_resumed_training_goes_on_with_its_run(store, tmp_path):
     train("again", resume=True)
     train("anew")
     assert [run.info.run_name for run in runs(store)[1]][:2] == ["anew", "again"]
+
+
+def test_a_run_killed_between_validation_and_checkpoint_has_no_metric_twice(store, tmp_path):
+    for resume in (False, True):
+        training = Training(tmp_path, epochs=3, resume=resume)
+        MLflowRun(store, "tests", "between", validator=training.validator).attach(training.trainer)
+        if not resume:
+            second = Events.COMPLETED(event_filter=lambda engine, _: engine.state.epoch == 2)
+            training.validator.add_event_handler(second, training.kill)
+        with contextlib.suppress(Killed):
+            training.run()
+    client, (found, *_) = runs(store)
+    assert found.info.run_name == "between" and found.info.status == "FINISHED"
+    for metric in ("train_loss", "val_dice"):
+        assert [point.step for point in client.get_metric_history(found.info.run_id, metric)] == [1, 2, 3]
 
 
 def test_a_run_is_open_while_the_training_goes_on_and_killed_when_it_is_interrupted(store, tmp_path):

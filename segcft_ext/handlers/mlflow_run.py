@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -24,6 +25,8 @@ from segcft_ext.folders import write_text_atomically
 from segcft_ext.tracking import default_tracking_uri, opening, unique_run_name
 
 __all__ = ["MLflowRun"]
+
+LOGGER = logging.getLogger(__name__)
 
 
 class MLflowRun:
@@ -81,6 +84,7 @@ class MLflowRun:
         self.handler: MLFlowHandler | None = None
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._uploaded: set[Path] = set()
+        self._logged: set[tuple[str, int]] = set()  # metrics, with the epoch, that a resumed run has already
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -117,6 +121,8 @@ class MLflowRun:
         if resumed:
             client.update_run(resumed.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
             self.handler.cur_run = resumed  # type: ignore[assignment]
+        known = [client.get_metric_history(begun, key) for key in resumed.data.metrics] if resumed and begun else []
+        self._logged = {(point.key, point.step) for history in known for point in history}
         self.handler.start(engine)
         engine.state.run_id = self.run_id
         if self.id_file:
@@ -151,7 +157,7 @@ class MLflowRun:
         entities = [
             Metric(key, value, now, engine.state.epoch)
             for key, value in {**(metrics or {}), **_scalars(engine.state.metrics)}.items()
-            if math.isfinite(value)
+            if math.isfinite(value) and (key, engine.state.epoch) not in self._logged
         ]
         self.handler.client.log_batch(self.run_id, metrics=entities)
 
@@ -175,10 +181,13 @@ class MLflowRun:
 
     def fail(self, engine: Workflow, error: BaseException) -> None:
         if self.handler is not None and self.handler.cur_run is not None:
-            self.handler.client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
             status = RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
             self.handler.run_finish_status = RunStatus.to_string(status)
-            self.handler.close()
+            try:
+                self.handler.client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+                self.handler.close()
+            except MlflowException as refusal:  # the store may be what has failed, or on the same full disk
+                LOGGER.warning("the MLflow run cannot be closed: %s", refusal)
         raise error  # ignite leaves it to the handlers of this event to raise
 
 
