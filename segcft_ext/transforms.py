@@ -215,7 +215,8 @@ class CounterfactualToOriginald(Transform):
     is the change that the deformation does not explain. ``Invertd`` must have mapped both back to the file's geometry.
 
     Takes ``original`` (1, *spatial), ``residual`` (S, *spatial) and ``displacement`` (S D, *spatial), all with the axes
-    of the file; adds ``pred_original`` and ``difference_original``, both (S, *spatial).
+    of the file; adds ``pred_original`` and ``difference_original``, both (S, *spatial), and ``detailed``
+    (1 + S, *spatial'): the image and its counterfactuals with the axes and aspect ratio of the model's images.
 
     Args:
         size: size of the model's images, whose pixels are the unit of the displacement.
@@ -247,7 +248,8 @@ class CounterfactualToOriginald(Transform):
         if isinstance(data["original"], MetaTensor):
             for value in added.values():
                 value.copy_meta_from(data["original"])
-        return {**data, **added}
+        upright = torch.cat([image, pred]).permute(0, *(1 + axis for axis in axes))
+        return {**data, **added, "detailed": upright if self.along_vessel else PadToAspect(self.size, -1.0)(upright)}
 
     def _geometry(self, shape: Sequence[int]) -> tuple[list[int], list[float]]:
         """For each axis of the model's images the axis of the file, and how many of the file's pixels a pixel spans."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_docs import documented_commands, kept_logging, run_in_process
+from bundle_docs import kept_logging
 from drawn_chest import draw, write_png
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
@@ -104,7 +103,7 @@ def test_given_variables_and_one_relative_change(made: Path, tmp_path: Path) -> 
     assert only["variables"]["right_lung_area"] == 15.0
     assert only["folding"] == 0
     assert "measured" not in found
-    for name in (*only["files"].values(), "figure.png", "reconstruction.png"):
+    for name in (*only["files"].values(), "figure.png", "reconstruction.png", "factual.png", "factual_original.png"):
         assert (tmp_path / "wide" / name).is_file()
     assert grey(tmp_path / "wide" / "counterfactual_01.png").shape == (32, 32)
     assert grey(tmp_path / "wide" / "counterfactual_01_original.png").shape == (60, 80)
@@ -265,20 +264,6 @@ def test_the_spacing_is_that_of_the_file(tmp_path: Path) -> None:
     assert re.search(r"left_lung_area.* are measured in mm2.*--spacing", str(cause(caught.value)))
 
 
-def test_the_command_of_the_readme(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the chain, in the repository's folder."""
-    models = {"seg_cft_deformation": "dscm.pt", "lung_heart_segmentor": "segmentor.pt"}
-    for stage, model in models.items():
-        (tmp_path / "runs" / "mine" / stage).mkdir(parents=True)
-        (tmp_path / "runs" / "mine" / stage / "model.pt").symlink_to(made / model)
-    (tmp_path / "bundles").symlink_to(BUNDLES)
-    write_png(tmp_path / "hospital_a" / "png" / "1.png", draw(3, (60, 80))[0])
-    monkeypatch.chdir(tmp_path)
-    (command,) = [line for line in documented_commands(BUNDLES.parent / "README.md") if "inference.json" in line]
-    run_in_process(shlex.split(command)[3:])
-    assert len(content(tmp_path / "runs" / "mine" / "counterfactuals" / "1")["counterfactuals"]) == 2
-
-
 def test_the_original_becomes_what_the_small_image_becomes(made: Path, tmp_path: Path) -> None:
     y, x = np.mgrid[:60, :80]
     blobs = sum(np.exp(-((y - row) ** 2 + (x - column) ** 2) / 120) for row, column in ((20, 20), (30, 55), (45, 30)))
@@ -293,6 +278,11 @@ def test_the_original_becomes_what_the_small_image_becomes(made: Path, tmp_path:
     shrunk = torch.nn.functional.interpolate(large, size=(32, 24), mode="area")
     assert small.abs().mean() > 0.01
     assert (shrunk - small[..., 4:28]).abs().mean() < 0.3 * small.abs().mean()
+    made, factual, change = (
+        nibabel.load(tmp_path / "smooth" / f"{name}_original.nii.gz").get_fdata()
+        for name in ("counterfactual_01", "factual", "difference_01")
+    )
+    np.testing.assert_allclose(made - factual, change, atol=1e-5)
 
 
 def test_a_displacement_at_the_models_size_is_scaled_to_the_originals() -> None:
@@ -308,6 +298,8 @@ def test_a_displacement_at_the_models_size_is_scaled_to_the_originals() -> None:
     made = CounterfactualToOriginald((32, 32))(item)
     torch.testing.assert_close(made["pred_original"].as_tensor()[0], blob(40, 35)[0], atol=0.02, rtol=0)
     torch.testing.assert_close(made["pred_original"].as_tensor()[1], blob(45, 25)[0], atol=0.02, rtol=0)
+    upright = torch.stack([item["original"][0], *made["pred_original"].as_tensor()]).mT  # wide, so padded in height
+    torch.testing.assert_close(made["detailed"], torch.nn.functional.pad(upright, (0, 0, 10, 10), value=-1.0))
 
 
 def test_nifti_holds_the_numbers(made: Path, tmp_path: Path) -> None:

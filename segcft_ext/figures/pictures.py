@@ -31,17 +31,17 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
     return array.take(array.shape[axis] // 2, axis)
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as a PNG without matplotlib's version or a date in it, so that equal pictures give equal files."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> Path:
     """Write a figure as a PNG file, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    png = to_png(figure)
+    png = to_png(figure, dpi)
     write_atomically(path, lambda file: file.write(png))
     return path

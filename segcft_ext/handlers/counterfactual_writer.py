@@ -28,15 +28,17 @@ from segcft_ext.wording import quantity, words
 __all__ = ["CounterfactualWriter"]
 
 COLUMNS = 6
+FIGURE_DPI = 320
+FIGURE_PIXELS = 512  # of an image in the figure, along its longer side
 
 
 class CounterfactualWriter:
     """Writes a folder for each image, named after it.
 
-    It holds ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on; the same with
-    ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a grid of all
-    interventions; and ``variables.json``: the factual variables, the targets and, with a segmentor, what was achieved.
-    With particles there is ``uncertainty_01.nii.gz``, too.
+    It holds ``factual.png``; ``counterfactual_01.png`` and ``difference_01.png`` for the first intervention, and so on;
+    the same with ``_original`` in the geometry of the image that was read; ``reconstruction.png``; ``figure.png``, a
+    grid of all interventions; and ``variables.json``: the factual variables, the targets and, with a segmentor, what
+    was achieved. With particles there is ``uncertainty_01.nii.gz``, too.
 
     PNG files, of 2-D images only, have 8 bits: black is -1 and white 1; in a difference, mid-grey is no change. NIfTI
     files hold the numbers.
@@ -76,6 +78,8 @@ class CounterfactualWriter:
             folder = self.folder / image_stem(source)
             folder.mkdir(parents=True, exist_ok=True)
             files = [self._images(output, step, folder) for step in range(len(engine.interventions))]
+            self._save(_as_read(_factual(output)), folder / f"factual{self.extension}")
+            self._save(batch["original"][0], folder / f"factual_original{self.extension}")
             self._save(_as_read(output["reconstruction"][0]), folder / f"reconstruction{self.extension}")
             self._figure(engine, output, folder)
             content = {**self.header, "image": str(source), **_variables(engine, output)}
@@ -129,15 +133,16 @@ class CounterfactualWriter:
                 *(f"{words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
             ]
         )
+        images = [_shrunk(picture(image)) for image in output["detailed"]]
         factual = Panel(
-            picture(output["pred"][0] - output["difference"][0]),
+            images[0],
             picture(masks[0]),
             "factual",
             _quantities(dscm, varied, output["values"]),
         )
         panels = [
             Panel(
-                picture(output["pred"][step]),
+                images[1 + step],
                 picture(masks[1 + step]),
                 ", ".join(texts[name][step] for name in varied) or "no action",
                 _quantities(dscm, varied, output["targets"][step]),
@@ -149,7 +154,18 @@ class CounterfactualWriter:
             row = panels[start : start + COLUMNS]
             rows[f"{start + 1} – {start + len(row)}" if len(panels) > COLUMNS else ""] = row
         labels = {name: value for name, value in dscm.data["labels"].items() if value != 0}
-        save_figure(counterfactual_grid(factual, rows, labels, title), folder / "figure.png")
+        save_figure(counterfactual_grid(factual, rows, labels, title), folder / "figure.png", FIGURE_DPI)
+
+
+def _factual(output: Mapping[str, Any]) -> Tensor:
+    """The factual image at the model's size."""
+    return output["pred"][0] - output["difference"][0]
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """A large picture (H, W), shrunk by a whole factor: means of blocks."""
+    factor = -(-max(image.shape) // FIGURE_PIXELS)
+    return torch.nn.functional.avg_pool2d(torch.from_numpy(image)[None], factor)[0].numpy()
 
 
 def _as_read(image: Tensor) -> Tensor:
