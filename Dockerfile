@@ -27,6 +27,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY segcft_ext segcft_ext
 COPY data_prep data_prep
 COPY bundles bundles
+COPY pretrained pretrained
 # A torch of the pinned version that is in the base image, or comes from the given index, satisfies the constraint.
 RUN torch=$(grep -m 1 '^torch==' constraints.txt) \
     && pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c constraints.txt "$torch" \

@@ -17,7 +17,8 @@ from segcft_ext.command_line import check_options
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "pretrained" / "README.md"]
+PAGES += sorted(ROOT.glob("bundles/*/docs/README.md"))
 COMMANDS = [
     (page.parent.parent if "bundles" in page.parts else ROOT, line)
     for page in PAGES
@@ -69,7 +70,7 @@ def test_programs_know_the_options_of_the_docs(command):
     check_options(program, PROGRAMS[program][words[0]], words[1:])
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8"))
     broken = []
