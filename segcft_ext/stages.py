@@ -136,8 +136,10 @@ class Stage:
         self._write(self._made_from(digests))
 
     def finish(self, digests: Digests, seconds: float) -> list[str]:
-        """Record that the stage succeeded, or return the products that are missing."""
+        """Record that the stage succeeded, or return the products that are missing; it then starts anew next time."""
         missing = [name for name in self.products if not (self.folder / name).is_file()]
+        if missing and self.progress:  # a training that is over never writes the best model again
+            remove(self.folder / self.progress)
         if not missing:
             written = [self.folder / name for name in self.products]
             written += [file for path in written if path.stem in LISTS for file in _listed(path)]

@@ -73,7 +73,8 @@ def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
 
     When two runs start at the same time with a new store, MLflow makes one of them fail: both find no tables, or no
     experiment, and both create them. With an SQLite store they therefore wait for each other, by a lock that leaves an
-    empty file ``*.db.lock``.
+    empty file ``*.db.lock``. A new one is made in a scratch file: a process that is killed meanwhile would leave tables
+    that MLflow can neither use nor complete.
 
     Raises:
         OSError: when the store is a database that cannot be opened.
@@ -85,6 +86,11 @@ def opening(tracking_uri: str, experiment: str) -> Iterator[MlflowClient]:
     with nullcontext() if file is None else FileLock(f"{file}.lock"):
         shown = without_password(tracking_uri)
         try:
+            if file is not None and not file.exists():
+                scratch = file.with_name(f"{file.name}.tmp")
+                scratch.unlink(missing_ok=True)
+                MlflowClient(tracking_uri=f"{tracking_uri}.tmp").get_experiment_by_name(experiment)
+                os.replace(scratch, file)
             client = MlflowClient(tracking_uri=tracking_uri)
             found = client.get_experiment_by_name(experiment)
         except DBAPIError as error:

@@ -270,6 +270,14 @@ def test_an_interrupted_stage_is_resumed_unless_its_inputs_changed(make, run, tm
     assert len(calls(stage)) == 3
 
 
+def test_a_training_that_is_over_and_whose_model_is_gone_starts_anew(make, run):
+    stage = make("stage", forget=True)
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"ended without writing model\.pt"):
+            run(stage)
+    assert [call.get("resume") for call in calls(stage)] == [None, None]
+
+
 def test_a_new_start_leaves_nothing_of_the_old_one(make, run, tmp_path):
     stage = make("stage", word="a")
     run(stage)

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import random
+import sqlite3
 
 import mlflow
 import numpy as np
@@ -500,6 +501,22 @@ def test_a_store_that_cannot_be_used_is_named(store, tmp_path):
         client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
     with pytest.raises(ValueError, match=r"mlflow\.db: experiment 'deleted' is deleted: give another"):
         MLflowRun(store, "deleted").start(Engine(lambda engine, batch: None))
+
+
+def test_a_store_whose_making_was_interrupted_is_made_anew(tmp_path, monkeypatch):
+    def interrupted(tracking_uri):
+        with contextlib.closing(sqlite3.connect(tracking_uri.removeprefix("sqlite:///"))) as database:
+            database.execute("CREATE TABLE registered_model_tags (name TEXT)")
+        raise KeyboardInterrupt
+
+    store = f"sqlite:///{tmp_path}/new.db"
+    with monkeypatch.context() as patched:
+        patched.setattr("segcft_ext.tracking.MlflowClient", interrupted)
+        with pytest.raises(KeyboardInterrupt), opening(store, "tests"):
+            pass
+    with opening(store, "tests") as client:
+        assert client.get_experiment_by_name("tests").artifact_location == artifact_location(store)
+    assert sorted(path.name for path in tmp_path.glob("new.db*")) == ["new.db", "new.db.lock"]
 
 
 def test_a_resumed_training_goes_on_with_its_run(store, tmp_path):
