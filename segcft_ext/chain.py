@@ -29,9 +29,10 @@ from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.evaluation.truth import Truth
 from segcft_ext.kinds import KINDS, Kind, kind_of
 from segcft_ext.scheduler import StageError, run_stages
-from segcft_ext.stage_settings import merged_settings, read_settings
+from segcft_ext.stage_settings import Settings, merged_settings, read_settings
 from segcft_ext.stages import Stage
 from segcft_ext.tracking import sqlite_uri
+from segcft_ext.variables import Variables
 
 __all__ = ["demo", "run"]
 
@@ -82,19 +83,21 @@ def run(
     seed = read_whole("seed", seed, 0)
     data, folder = read_datalist(datalist), _bundles(bundles)
     kind = kind_of(data, folder)
+    chosen, settings = _chosen("methods", methods, METHODS), read_settings(set)
     _check_cases(data)
+    _check_variables(data, settings, chosen)
     chain = Chain(
         data.path,
         output,
         seed,
         device,
-        read_settings(set),
+        settings,
         folder,
         kind=kind,
         positional=data.regions is not None,
         size=data.size,
     )
-    _execute(chain, chain.stages(_chosen("methods", methods, METHODS), _mechanisms(mechanisms)), jobs)
+    _execute(chain, chain.stages(chosen, _mechanisms(mechanisms)), jobs)
 
 
 def demo(
@@ -197,9 +200,23 @@ def _check_cases(datalist: Datalist) -> None:
         if not datalist.fingerprints(split, use):
             cases = f"cases of use {use!r}" if use else "cases"
             raise ValueError(f"{datalist.path}: {split}: found no {cases}, expected at least one")
-    intervened_variables(datalist)
     if datalist.truth is not None:
         Truth(datalist)
+
+
+def _check_variables(datalist: Datalist, settings: Settings, methods: Sequence[str]) -> None:
+    """Refuse at the start variables that a later stage cannot model, or that the evaluation would miss."""
+    intervened = intervened_variables(datalist, settings.get("evaluation", {}).get("interventions"))
+    for stage in ("dscm_pretraining", *(["regressor"] if "Reg-CFT" in methods else [])):
+        option = f"set: {stage}.variables"
+        names = read_names(option, settings.get(stage, {}).get("variables") or list(datalist.measurements()))
+        try:
+            Variables(datalist.definitions(names)).fit(**datalist.training_values(names))
+        except ValueError as error:
+            way = "--set dscm_pretraining.variables=[…],regressor.variables=[…],evaluation.interventions=[…]"
+            raise ValueError(f"{datalist.path}: {error} ({way} names those to keep)") from error
+        if stage == "dscm_pretraining" and not {*intervened} <= {*names}:
+            raise ValueError(f"{option}: found {names}, expected all of evaluation.interventions, {intervened}")
 
 
 def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:

@@ -556,6 +556,38 @@ def test_a_split_without_cases_is_refused_at_the_start(monkeypatch, tmp_path, sp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("constant", "settings", "message"),
+    [
+        ("left_area", {}, r"datalist\.json: variable 'left_area': constant at 5 in all 8 training cases .*--set"),
+        ("left_area", {"dscm_pretraining.variables": ["right_area"]}, "found .'right_area'., expected all of eval"),
+        (
+            "left_area",
+            {"dscm_pretraining.variables": ["right_area"], "evaluation.interventions": ["right_area"]},
+            "variable 'left_area': constant",  # by default the regressor's, too
+        ),
+        ("", {"dscm_pretraining.variables": ["left_aera"]}, "no variable 'left_aera'"),
+        ("", {"evaluation.interventions": ["age"]}, "variables to intervene on: found .'age'."),
+    ],
+)
+def test_variables_that_only_a_later_stage_would_refuse_are_refused_at_the_start(
+    monkeypatch, tmp_path, constant, settings, message
+):
+    from discs import disc_datalist
+
+    path = disc_datalist(tmp_path / "data", training=8, test=1).path
+    content = json.loads(path.read_text())
+    if constant:
+        for case in content["training"]:
+            case["variables"][constant] = 5.0
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(chain, "kind_of", lambda *_: KINDS["chest"])  # which discs are none of
+    given = ["--set", ",".join(f"{key}={json.dumps(value)}" for key, value in settings.items())] if settings else []
+    with pytest.raises(SystemExit, match=message):
+        chain.main(["run", "--datalist", str(path), "--output_dir", str(tmp_path / "out"), *given])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("given", ["", "https://me:secret@tracking.example"])
 def test_only_a_store_of_its_own_is_written_down(monkeypatch, tmp_path, given):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
