@@ -18,14 +18,14 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, 
 from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing, single_channel
 from data_prep.isolated import IsolatedDecoder
-from segcft_ext.presentation import as_displayed, dicom_spacing, is_dicom
+from segcft_ext.presentation import as_displayed, dicom_spacing
 
 try:
     from pydicom.pixels import get_decoder
 except ImportError:  # pydicom 2 chooses its decoder alone
     get_decoder = None  # type: ignore[assignment]
 
-__all__ = ["decode_pixels", "is_dicom", "read_dicom"]
+__all__ = ["decode_pixels", "read_dicom"]
 
 _DECODERS = ("pydicom", "pyjpegls", "pillow", "pylibjpeg", "gdcm")
 """Plugins of pydicom in the order of preference.

@@ -11,7 +11,7 @@ from data_prep.cases import Rejected
 from data_prep.grey import Picture, check_shape, check_spacing
 from segcft_ext.presentation import MILLIMETRES, upright
 
-__all__ = ["MILLIMETRES", "corners_apart", "is_nifti", "read_nifti"]
+__all__ = ["corners_apart", "is_nifti", "read_nifti"]
 
 _MAGIC = (b"n+1\0", b"n+2\0")
 _GZIP = b"\x1f\x8b"

@@ -28,12 +28,12 @@ from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from data_prep.cases import Rejected
-from data_prep.dicom import is_dicom, read_dicom
+from data_prep.dicom import read_dicom
 from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
-from segcft_ext.presentation import raster_pixels
+from segcft_ext.presentation import is_dicom, raster_pixels
 
-__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "Picture", "quiet", "read_picture", "real_path", "strip_suffix"]
+__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "quiet", "read_picture", "real_path", "strip_suffix"]
 
 SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
 """Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""

@@ -18,9 +18,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from pydicom.datadict import dictionary_description
 
 from data_prep.cases import Rejected
-from data_prep.dicom import decode_pixels, is_dicom
-from data_prep.nifti import MILLIMETRES, corners_apart
+from data_prep.dicom import decode_pixels
+from data_prep.nifti import corners_apart
 from data_prep.readers import FAULTS, quiet
+from segcft_ext.presentation import MILLIMETRES, is_dicom
 
 __all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 

@@ -23,7 +23,9 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from segcft_ext.command_line import read_names, run_command
-from segcft_ext.evaluation.tables import FLOOR, ZERO, Cell, Table, evaluation_tables, number, summary_line
+from segcft_ext.evaluation.methods import FLOOR, ZERO
+from segcft_ext.evaluation.table import Cell, Table, number
+from segcft_ext.evaluation.tables import evaluation_tables, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, table, write_page
 from segcft_ext.runs import Run, finished_runs

@@ -31,9 +31,9 @@ from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
 from segcft_ext.evaluation.judge import check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
-from segcft_ext.evaluation.methods import load_methods
+from segcft_ext.evaluation.methods import FLOOR, ZERO, load_methods
 from segcft_ext.evaluation.summary import flat_metrics
-from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables, summary_line
+from segcft_ext.evaluation.tables import evaluation_tables, summary_line
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.handlers import MLflowRun
 from segcft_ext.networks.segmentor import Segmentor

@@ -20,8 +20,9 @@ from data_prep.regions import derive_regions, region_definition
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
+from segcft_ext.evaluation.methods import FLOOR, ZERO
 from segcft_ext.evaluation.summary import _positional
-from segcft_ext.evaluation.tables import FLOOR, ZERO, evaluation_tables
+from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.report import report

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.evaluation.tables import Cell, Table, evaluation_tables, summary_line
+from segcft_ext.evaluation.table import Cell, Table
+from segcft_ext.evaluation.tables import evaluation_tables, summary_line
 from segcft_ext.folders import write_text_atomically
 from segcft_ext.wording import words
 

@@ -10,7 +10,7 @@ from typing import Any
 from segcft_ext.evaluation.methods import FLOOR, ZERO
 from segcft_ext.wording import words
 
-__all__ = ["FLOOR", "ZERO", "Cell", "Figures", "Table", "cell", "interventions", "number", "table"]
+__all__ = ["Cell", "Figures", "Table", "cell", "interventions", "number", "table"]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
+from segcft_ext.evaluation.methods import FLOOR, ZERO
 from segcft_ext.evaluation.presence import GROUPS
-from segcft_ext.evaluation.table import FLOOR, ZERO, Cell, Figures, Table, cell, interventions, number, table
+from segcft_ext.evaluation.table import Cell, Figures, Table, cell, interventions, number, table
 from segcft_ext.wording import words, written_unit
 
-__all__ = ["FLOOR", "ZERO", "Cell", "Table", "evaluation_tables", "number", "summary_line"]
+__all__ = ["evaluation_tables", "summary_line"]
 
 # More pairs of an intervened and a measured variable than this become a matrix for each method.
 MAX_PAIRS = 12
