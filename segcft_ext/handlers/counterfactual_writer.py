@@ -17,11 +17,11 @@ from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
-from segcft_ext.batches import image_stem
 from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
 from segcft_ext.folders import write_text_atomically
+from segcft_ext.image_files import image_stem
 from segcft_ext.interventions import parse_intervention
 from segcft_ext.wording import quantity, words
 
