@@ -39,9 +39,9 @@ COLUMNS = 8
 WIDTH = 12.8  # of a sheet, in inches
 
 
-def draw_contact_sheet(datalist: Datalist, path: Path, max_cases: int = MAX_CASES) -> None:
+def draw_contact_sheet(datalist: Datalist, path: Path) -> None:
     """Draw cases of every source, spread evenly over the datalist, with one contour for each structure."""
-    shown = spread_cases(datalist, max_cases)
+    shown = spread_cases(datalist, MAX_CASES)
     titles = [f"{entry['source']} {entry['id'][:6]} {split}" for split, entry in shown]
     _save(sheet_figure(datalist, [entry for _, entry in shown], titles), path, dpi=110)
 

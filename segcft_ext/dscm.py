@@ -209,10 +209,10 @@ class DSCM(SelfDescribing):
         """
         return self.predict(self.abduct(image, values, temperature), self.scm.counterfactual(values, do))
 
-    def sample(self, count: int, size: Sequence[int], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def sample(self, count: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (count, 1, *size) and variables (count, K) from the model, with the prior's latents."""
         values = self.scm.sample(count)
-        return self.hvae.sample(self.variables.encode(values), size, temperature), values
+        return self.hvae.sample(self.variables.encode(values), size), values
 
     def fit(self, datalist: Datalist) -> None:
         """Take ranges, units and categories of the variables from the training split, and note the data.

@@ -421,14 +421,6 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, fine_t
     assert training.lagrangian.multiplier.isfinite()
 
 
-def test_a_step_above_the_threshold_is_skipped_and_counted(tmp_path: Path) -> None:
-    dscm = untrained()
-    before = tensors(dscm)
-    training = Training(tmp_path, dscm, fine_tuning=False, epochs=2, skip_gradient_norm=1e-9).run()
-    assert training.trainer.state.metrics["skipped_steps"] == 4
-    assert_equal(tensors(dscm), before)
-
-
 @pytest.mark.parametrize("stage", ["pretraining", "hvae", "head"])
 @pytest.mark.parametrize("iteration", [3, 4, 5])
 def test_killed_and_resumed_ends_like_uninterrupted(tmp_path: Path, stage: str, iteration: int) -> None:

@@ -66,13 +66,6 @@ def test_images_that_are_too_small_are_refused(architecture, arguments, tmp_path
         segmentor.describe(datalist)
 
 
-def test_structures_follow_the_label_values():
-    assert Segmentor({"heart": 2, "background": 0, "lung": 1}, "UNet", channels=(4, 8), strides=(2,)).structures == [
-        "lung",
-        "heart",
-    ]
-
-
 def test_unknown_architecture_suggests_a_known_one():
     with pytest.raises(ValueError, match=r"architecture is 'BasicUNett'.*BasicUNet"):
         Segmentor(LABELS, "BasicUNett")

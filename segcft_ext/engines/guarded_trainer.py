@@ -22,9 +22,8 @@ class GuardedTrainer(Trainer):
     """A MONAI trainer of a DSCM whose optimiser steps are guarded.
 
     The gradient norm is that of the optimiser's parameters, so frozen networks do not count. A step is skipped if its
-    loss or norm is not finite, or its norm is ``skip_gradient_norm`` or more;
-    ``engine.state.metrics["skipped_steps"]`` counts these over the whole run. The output of a step is a list with one
-    dict of numbers, the form in which MONAI's handlers expect the output of a trainer.
+    loss or norm is not finite; ``engine.state.metrics["skipped_steps"]`` counts these over the whole run. The output of
+    a step is a list with one dict of numbers, the form in which MONAI's handlers expect the output of a trainer.
 
     Args:
         device: device to train on.
@@ -34,7 +33,6 @@ class GuardedTrainer(Trainer):
         optimizer: optimiser of the parameters that are trained.
         prepare_batch: ``(batch, device, non_blocking) -> (image, values, spacing, reference)``.
         clip_gradient_norm: gradient norm to which larger ones are clipped.
-        skip_gradient_norm: gradient norm from which a step is skipped; None skips only steps that are not finite.
         train_handlers: ignite handlers.
         amp: whether to autocast to bfloat16 on a CUDA device.
 
@@ -51,7 +49,6 @@ class GuardedTrainer(Trainer):
         optimizer: Optimizer,
         prepare_batch: Callable[..., Any],
         clip_gradient_norm: float = 1.0,
-        skip_gradient_norm: float | None = None,
         train_handlers: Sequence[Any] | None = None,
         amp: bool = False,
     ) -> None:
@@ -66,7 +63,6 @@ class GuardedTrainer(Trainer):
         self.dscm = unwrap(network)
         self.optimizer = optimizer
         self.clip_gradient_norm = clip_gradient_norm
-        self.skip_gradient_norm = skip_gradient_norm
         self.bfloat16 = amp and torch.device(device).type == "cuda"
         self.state.metrics["skipped_steps"] = 0
 
@@ -96,8 +92,7 @@ class GuardedTrainer(Trainer):
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip_gradient_norm))
-        threshold = float("inf") if self.skip_gradient_norm is None else self.skip_gradient_norm
-        if norm < threshold:  # False for NaN
+        if math.isfinite(norm):
             self.optimizer.step()
         else:
             self.state.metrics["skipped_steps"] += 1

@@ -302,12 +302,12 @@ class HVAE(nn.Module):
 
         return self._decode(recall, parents, self._sizes(size))
 
-    def sample(self, parents: Tensor, size: Sequence[int], temperature: float = 1.0) -> Tensor:
+    def sample(self, parents: Tensor, size: Sequence[int]) -> Tensor:
         """Images from the prior: the likelihood's mean for latents drawn from the prior, shape (B, C, *size)."""
 
         def draw(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             mean, log_scale = block.prior(context, parents)
-            return mean + temperature * log_scale.exp() * torch.randn_like(mean)
+            return mean + log_scale.exp() * torch.randn_like(mean)
 
         return self._decode(draw, parents, self._sizes(size))[0].clamp(-1, 1)
 

@@ -39,8 +39,6 @@ class Segmentor(SelfDescribing):
         torch.Size([1, 2, 64, 64])
     """
 
-    __jit_unused_properties__ = ("structures",)  # TorchScript compiles the properties too, unless they are named here
-
     def __init__(
         self, labels: Mapping[str, int], architecture: str = "BasicUNet", spatial_dims: int = 2, **arguments: Any
     ) -> None:
@@ -83,11 +81,6 @@ class Segmentor(SelfDescribing):
                 f"{self.definition['architecture']} can take: {error}"
             ) from error
         super().describe(datalist, use)
-
-    @property
-    def structures(self) -> list[str]:
-        """The structures in the order of their label values, without the background."""
-        return [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, C, \\*spatial) for images in [-1, 1] of shape (B, 1, \\*spatial)."""
