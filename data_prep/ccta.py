@@ -24,7 +24,7 @@ from data_prep.centrelines import (
     split_vessels,
 )  # fmt: skip
 from data_prep.coronary_vessel import LABELS
-from data_prep.ct import WINDOW
+from data_prep.ct import WINDOW, to_window
 from data_prep.journal import stamp
 from data_prep.polydata import Polylines
 from data_prep.scans import Scan
@@ -163,7 +163,7 @@ class CctaSource(Source):
         # Samples farther apart than two voxels would alias, so each is the average of an odd number of image samples;
         # the label is taken at the middle one.
         each = 1 + 2 * int(np.ceil(max(0.0, along / (2 * opened.image.spacing.min()) - 1)))
-        frames = make_frames(axis.points, each * self.size[0], sigma=0)
+        frames = make_frames(axis.points, each * self.size[0])
         across = self.size[1:]
         grid = sample_grid(frames, across, self._spacing, angle, opened.image.affine)
         image = sample_image(opened.image.voxels, grid, self._order, AIR)
@@ -172,9 +172,8 @@ class CctaSource(Source):
         label = sample_labels(opened.label.voxels, grid)
         label[self._foreign(opened, own, grid, label)] = 0
         _check_image(image, label)
-        low, high = self._window
         return Case(
-            image=np.clip((image - low) / (high - low), 0, 1),
+            image=to_window(image, self._window),
             label=label,
             spacing=(along, *[self._spacing] * len(across)),
             arc_length=(axis.start, axis.start + axis.length),

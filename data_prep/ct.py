@@ -34,7 +34,7 @@ def correlated_noise(
     return deviation * (0.85 * fine + 0.53 * coarse)
 
 
-def to_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
+def to_window(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Map HU linearly from ``window`` to [0, 1], clipped; float32."""
     low, high = window
     return np.clip((hu - low) / (high - low), 0, 1).astype(np.float32)

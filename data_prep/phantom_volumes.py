@@ -195,7 +195,7 @@ def _vessel_coordinates(
     """The voxels near an artery, and their coordinates s, u, v in mm."""
     length = float(arc_length(artery.points)[-1])
     count = round(length / STEP)
-    frames = make_frames(artery.points, count, sigma=0)
+    frames = make_frames(artery.points, count)
     tree = KDTree(frames.points)
     # First every fourth voxel along each axis, then those of the blocks that are near.
     blocks = np.moveaxis(world[:, ::4, ::4, ::4], 0, -1)

@@ -31,24 +31,22 @@ class Frames:
     Attributes:
         points: centres of N equal parts of the centreline.
         tangents, normals, binormals: right-handed orthonormal frames.
-        length: of the whole centreline, mm.
     """
 
     points: np.ndarray
     tangents: np.ndarray
     normals: np.ndarray
     binormals: np.ndarray
-    length: float
 
 
-def make_frames(points: np.ndarray, samples: int, sigma: float = 1.0) -> Frames:
-    """Smooth a centreline (N, 3), divide it into ``samples`` equal parts and put a frame into the centre of each."""
-    curve, length = smooth_curve(points, sigma)
+def make_frames(points: np.ndarray, samples: int) -> Frames:
+    """Divide a centreline (N, 3) into ``samples`` equal parts and put a frame into the centre of each."""
+    curve, length = smooth_curve(points, sigma=0)
     at = (np.arange(samples) + 0.5) * length / samples
     places, tangents = curve(at), curve(at, 1)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     normals = rotation_minimising(places, tangents, first_normal(tangents[0]))
-    return Frames(places, tangents, normals, np.cross(tangents, normals), length)
+    return Frames(places, tangents, normals, np.cross(tangents, normals))
 
 
 def first_normal(tangent: np.ndarray) -> np.ndarray:
@@ -76,23 +74,22 @@ def rotation_minimising(points: np.ndarray, tangents: np.ndarray, normal: np.nda
 
 
 def sample_grid(
-    frames: Frames, across: tuple[int, ...], spacing: float, angle: float = 0.0, affine: np.ndarray | None = None
+    frames: Frames, across: tuple[int, ...], spacing: float, angle: float, affine: np.ndarray
 ) -> np.ndarray:
-    """Where the samples lie, shape (3, N, *across), float32: across one axis for a cut, two for a volume.
+    """Voxel coordinates of the samples, shape (3, N, *across), float32: across one axis for a cut, two for a volume.
 
     Args:
         frames: frames of the centreline.
         across: number of pixels across the vessel, (64,) or (64, 64).
         spacing: spacing of these pixels, mm.
         angle: rotation of the frame about the tangent in degrees, from the normal towards the binormal.
-        affine: shape (4, 4), voxel to RAS mm, of a volume whose voxel coordinates are wanted; by default RAS mm are
-            returned.
+        affine: of the volume, voxel to RAS mm, shape (4, 4).
     """
-    inverse = np.linalg.inv(affine) if affine is not None else np.eye(4)
+    inverse = np.linalg.inv(affine)
     cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     turned = (cosine * frames.normals + sine * frames.binormals, cosine * frames.binormals - sine * frames.normals)
     dims = len(across)
-    # The sums are taken in the target's coordinates: three small products instead of one for each sample.
+    # The sums are taken in voxel coordinates: three small products instead of one for each sample.
     grid = _spread(frames.points @ inverse[:3, :3].T + inverse[:3, 3], dims)
     for axis, (count, direction) in enumerate(zip(across, turned)):
         offsets = (np.arange(count) - (count - 1) / 2) * spacing
