@@ -129,8 +129,7 @@ def surroundings(
     for at, direction, slope, radius, length in noise["branches"]:
         ahead = grid.s - at * vessel.length
         gone = np.clip(ahead, 0, None) * slope
-        su, sv = vessel.axis(grid.s)
-        r = np.hypot(grid.u - su - gone * np.cos(direction), grid.v - sv - 0.5 * gone * np.sin(direction))
+        r = np.hypot(grid.u - cu - gone * np.cos(direction), grid.v - cv - 0.5 * gone * np.sin(direction))
         size = radius * (1 - 0.35 * np.clip(ahead / length, 0, 1)) * (1 + 0.25 * slope)
         inside = np.minimum((size - r) / 0.2 + 0.5, np.minimum(ahead + 0.5, (length - ahead) / 1.5))
         hu = _over(hu, 0.9 * scan["lumen"], inside)
