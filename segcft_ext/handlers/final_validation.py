@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
-from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 __all__ = ["FinalValidationHandler"]
 
 
 class FinalValidationHandler(ValidationHandler):
-    """MONAI's ``ValidationHandler``, which also validates after the last epoch where the interval does not divide it.
-
-    Args:
-        interval: number of epochs between validations.
-        validator: the evaluator.
-    """
-
-    def __init__(self, interval: int, validator: Evaluator | None = None) -> None:
-        super().__init__(interval, validator)
+    """MONAI's ``ValidationHandler``, which also validates after the last epoch if the interval does not divide it."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self.due), self)
