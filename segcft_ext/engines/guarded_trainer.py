@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class GuardedTrainer(Trainer):
         with self.autocast():
             if not isinstance(self.network, DistributedDataParallel):
                 return terms(*batch)
-            with _Redirected(self.dscm, terms):
+            with _redirected(self.dscm, terms):
                 return self.network(*batch)
 
     def guarded_step(self, loss: Tensor) -> float:
@@ -99,18 +100,14 @@ class GuardedTrainer(Trainer):
         return norm
 
 
-class _Redirected:
-    """Context in which ``module.forward`` is replaced by another function."""
-
-    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        self.module = module
-        self.function = function
-
-    def __enter__(self) -> None:
-        vars(self.module)["forward"] = self.function
-
-    def __exit__(self, *exception: object) -> None:
-        del vars(self.module)["forward"]
+@contextmanager
+def _redirected(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace ``module.forward`` by another function."""
+    vars(module)["forward"] = function
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 def numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
