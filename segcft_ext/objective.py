@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -291,11 +291,6 @@ class CFTObjective:
             + self.folding * terms.folding
             + self.anatomy * terms.anatomy
         )
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """The arguments, for the record of a run."""
-        return asdict(self)
 
 
 def _unseen(anatomy: Tensor, reference: Tensor) -> Tensor:
