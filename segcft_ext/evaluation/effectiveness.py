@@ -28,7 +28,12 @@ import numpy as np
 
 from segcft_ext.evaluation.bootstrap import interval, mean_interval
 
-__all__ = ["drift", "error", "relative", "slope"]
+__all__ = ["drift", "error", "mean", "relative", "slope"]
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of some values, NaN of none."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def relative(difference: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -51,9 +56,9 @@ def error(measured: np.ndarray, target: np.ndarray, cases: Sequence, seed: int =
     percent = relative(absolute, target[known])
     finite = np.isfinite(percent)
     return {
-        "mape": _mean(percent[finite]),
+        "mape": mean(percent[finite]),
         "ci95": mean_interval(percent[finite], rows[finite], seed),
-        "mae": _mean(absolute),
+        "mae": mean(absolute),
         "mae_ci95": mean_interval(absolute, rows, seed),
         "n": int(known.sum()),
     }
@@ -79,9 +84,9 @@ def drift(
     percent = relative(absolute, factual)
     finite = np.isfinite(percent)
     return {
-        "drift": _mean(percent[finite]),
+        "drift": mean(percent[finite]),
         "drift_ci95": mean_interval(percent[finite], np.asarray(cases)[finite], seed),
-        "drift_mae": _mean(absolute),
+        "drift_mae": mean(absolute),
         "drift_mae_ci95": mean_interval(absolute, cases, seed),
     }
 
@@ -110,7 +115,3 @@ def slope(achieved: np.ndarray, wanted: np.ndarray, cases: Sequence, seed: int =
         "intercept": float(y.mean() - value * x.mean()) if len(x) else float("nan"),
         "n": len(x),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from segcft_ext.evaluation.bootstrap import ratio_interval
+from segcft_ext.evaluation.effectiveness import mean
 
 __all__ = ["positional_leakage"]
 
@@ -37,7 +38,7 @@ def positional_leakage(own: np.ndarray, others: np.ndarray, cases: Sequence, see
     return {
         "leakage": float(elsewhere.mean() / here.mean()) if moved else float("nan"),
         "ci95": ratio_interval(elsewhere, here, cases, seed) if moved else [float("nan")] * 2,
-        "others": float(elsewhere.mean()) if len(here) else float("nan"),
-        "own": float(here.mean()) if len(here) else float("nan"),
+        "others": mean(elsewhere),
+        "own": mean(here),
         "n": len(here),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from segcft_ext.evaluation.bootstrap import mean_interval
-from segcft_ext.evaluation.effectiveness import error
+from segcft_ext.evaluation.effectiveness import error, mean
 
 __all__ = ["GROUPS", "groups", "presence", "presence_floor"]
 
@@ -59,6 +59,6 @@ def _seen(measured: np.ndarray, target: np.ndarray, cases: Sequence, rows: np.nd
     found, its_cases = (measured[rows] > 0).astype(float), np.asarray(cases)[rows]
     return {
         **error(measured[rows], target[rows], its_cases, seed),
-        "seen": float(found.mean()) if len(found) else float("nan"),
+        "seen": mean(found),
         "seen_ci95": mean_interval(found, its_cases, seed),
     }

@@ -46,7 +46,7 @@ import pandas as pd
 from torch import Tensor
 
 from segcft_ext.evaluation.bootstrap import mean_interval
-from segcft_ext.evaluation.effectiveness import drift, error, slope
+from segcft_ext.evaluation.effectiveness import drift, error, mean, slope
 from segcft_ext.evaluation.judge import floor, summarise_structures
 from segcft_ext.evaluation.locality import leakage
 from segcft_ext.evaluation.methods import IDENTITY
@@ -259,5 +259,4 @@ def _truth(rows: pd.DataFrame, measured: Sequence[str], may_be_zero: Sequence[st
 def _true_figure(rows: pd.DataFrame, figure: str, seed: int) -> dict[str, Any]:
     known = rows[rows[f"truth.{figure}"].notna()]  # a truly absent structure has no Dice
     values = known[f"truth.{figure}"].to_numpy()
-    mean = float(values.mean()) if len(values) else float("nan")
-    return {figure: mean, f"{figure}_ci95": mean_interval(values, known["id"], seed)}
+    return {figure: mean(values), f"{figure}_ci95": mean_interval(values, known["id"], seed)}
