@@ -226,3 +226,25 @@ def test_the_likelihood_is_not_rounded_to_half_precision() -> None:
     for output in (posterior.mean, posterior.log_scale):
         assert output.dtype == torch.float32
         assert (output != output.bfloat16().float()).float().mean() > 0.9
+
+
+def test_the_kl_is_not_rounded_to_half_precision() -> None:
+    """Nor is its gradient: that of similar distributions is the small difference of large terms."""
+    network, outputs = awake(small(blocks=(0, 0, 1))), []
+    (block,) = (module for module in network.modules() if isinstance(module, StochasticBlock))
+    for head in (block.prior_head, block.posterior_head):
+        with torch.no_grad():
+            head.weight.mul_(0.02)
+            head.bias.fill_(0.01)
+        head.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2)).kl.sum()
+    exact = [output.detach().double().requires_grad_() for output in outputs]
+    (prior, prior_scale), (mean, scale) = (output.chunk(2, dim=1) for output in exact)
+    expected = kl_divergence(
+        Normal(mean, (4 * (scale / 4).tanh()).exp()), Normal(prior, (4 * (prior_scale / 4).tanh()).exp())
+    ).sum()
+    assert outputs[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+    for gradient, wanted in zip(torch.autograd.grad(found, outputs), torch.autograd.grad(expected, exact)):
+        torch.testing.assert_close(gradient.double(), wanted, rtol=0.02, atol=1e-6)

@@ -145,19 +145,20 @@ class StochasticBlock(nn.Module):
         ``context`` is what the prior sees of z_<l; for a conditional prior, the decoder's state, which depends on the
         parents.
         """
-        mean, log_scale = self.prior_head(F.gelu(self.prior_block(context, parents))).chunk(2, dim=1)
-        return mean, _soft_clamp(log_scale)
+        return _normal(self.prior_head(F.gelu(self.prior_block(context, parents))))
 
     def posterior(self, state: Tensor, features: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z_l | z_<l, x, pa)."""
         merged = self.merge(torch.cat([state, features], dim=1))
-        mean, log_scale = self.posterior_head(F.gelu(self.posterior_block(merged, parents))).chunk(2, dim=1)
-        return mean, _soft_clamp(log_scale)
+        return _normal(self.posterior_head(F.gelu(self.posterior_block(merged, parents))))
 
 
-def _soft_clamp(log_scale: Tensor) -> Tensor:
+def _normal(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log standard deviation of a latent from a head's outputs."""
+    # In half precision, the KL of two similar distributions and its gradient would be lost in rounding.
+    mean, log_scale = outputs.float().chunk(2, dim=1)
     # Latent scales stay within e^±4, so that neither the KL nor its gradient can overflow.
-    return 4 * torch.tanh(log_scale / 4)
+    return mean, 4 * torch.tanh(log_scale / 4)
 
 
 class HVAE(nn.Module):
