@@ -157,7 +157,7 @@ class Datalist:
         With fingerprints, a checkpoint tells which cases it was trained on without naming them. The hash is that of the
         id and, for a phantom, of its noise as well, since phantoms of different seeds have the same ids.
         """
-        chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
+        chosen = self._chosen(split, use)
         return {hashlib.sha256(_identity(entry).encode()).hexdigest()[:12]: entry["id"] for entry in chosen}
 
     def items(self, split: str, use: str | None = None, variables: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ class Datalist:
         if split not in self.entries:
             raise DatalistError(f"{self.path}: split: found {split!r}, expected one of {list(self.entries)}")
         names = [self.variable(name).name for name in (variables or self.variable_names)]
-        chosen = [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
+        chosen = self._chosen(split, use)
         if not chosen:
             raise DatalistError(f"{self.path}: no case in split {split!r}" + (f" for use {use!r}" if use else ""))
         root = self.path.parent
@@ -194,6 +194,9 @@ class Datalist:
             }
             for entry in chosen
         ]
+
+    def _chosen(self, split: str, use: str | None) -> list[Mapping[str, Any]]:
+        return [entry for entry in self.entries[split] if use is None or entry.get("use") == use]
 
 
 def read_datalist(path: str | os.PathLike[str], check_files: bool = True) -> Datalist:

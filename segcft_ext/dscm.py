@@ -55,10 +55,10 @@ class Counterfactual:
         values: all variables after the action, in physical units, shape (B, K).
         displacement: phi - id in pixels, shape (B, D, *spatial), or None without a deformation head.
         velocity: the velocity field v with phi = exp(v), in pixels of the head's grid, shape (B, D, *grid), or None.
-        anatomy: logits of the label map that the head sees in the factual image, see
-            :class:`~segcft_ext.networks.deformation.Features`, or None.
         paint: intensity that the head painted before the deformation, beyond the mean intensity of a tissue, shape of
             the image, or None.
+        anatomy: logits of the label map that the head sees in the factual image, see
+            :class:`~segcft_ext.networks.deformation.Features`, or None.
         gained: which pixels of each variable's structure were to appear by painting (above zero) or to vanish (below),
             in [-1, 1], shape (B, K, *spatial), or None.
     """

@@ -107,7 +107,7 @@ def factual_values(
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
         unit_of = dict(zip(variables.names, variables.units))
-        listed = ", ".join(f"{name} ({unit_of[name]})" if unit_of[name] else name for name in dict.fromkeys(missing))
+        listed = ", ".join(f"{name} ({unit_of[name]})" if unit_of[name] else name for name in missing)
         example = json.dumps({missing[0]: round(float(variables.quantiles[variables.index(missing[0]), 50]), 1)})
         raise ValueError(
             f"variables: not known of the image: {listed}. Give them (--variables '{example}', …), or the model.pt of "
