@@ -9,9 +9,7 @@ Each record is written to a journal at once, so that a run can be resumed, whate
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -36,7 +34,7 @@ from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_values, measured_variables
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
-from segcft_ext.folders import writable_folder, write_text_atomically
+from segcft_ext.folders import writable_folder, write_csv_atomically
 from segcft_ext.measurements import instantiate_measurement
 
 __all__ = ["Summary", "prepare"]
@@ -364,13 +362,12 @@ def _remove_strangers(out: Path, ids: set[str], suffix: str) -> None:
 
 
 def _write_rejected(path: Path, source: Source, ids: list[str], outcomes: list[Outcome]) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["id", "source", "reason", "text"])
-    for item, identifier, outcome in zip(source.items, ids, outcomes):
-        if outcome.reason:
-            writer.writerow([identifier, item.source, outcome.reason, outcome.text])
-    write_text_atomically(path, table.getvalue())
+    rows = [
+        (identifier, item.source, outcome.reason, outcome.text)
+        for item, identifier, outcome in zip(source.items, ids, outcomes)
+        if outcome.reason
+    ]
+    write_csv_atomically(path, [("id", "source", "reason", "text"), *rows])
 
 
 def _write_names(mapping: Path, salt: str, source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:

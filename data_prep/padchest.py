@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
 from data_prep.readers import read_picture
 from data_prep.structures import CHEST, combine_masks, label_values
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_csv_atomically
 
 __all__ = ["PadChestSource", "write_filters"]
 
@@ -141,9 +140,7 @@ class PadChestSource(Source):
 
 def write_filters(counts: Mapping[str, int], path: Path) -> None:
     """Write :attr:`PadChestSource.counts` as CSV: what, count."""
-    table = io.StringIO()
-    csv.writer(table).writerows([("what", "count"), *counts.items()])
-    write_text_atomically(path, table.getvalue())
+    write_csv_atomically(path, [("what", "count"), *counts.items()])
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -12,7 +12,6 @@ end to end.
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from data_prep.coronary_tissues import vessel_hu
 from data_prep.coronary_vessel import Grid, Vessel, smooth_step
 from data_prep.ct import blur, correlated_noise, smooth_field
 from data_prep.straightening import make_frames
+from segcft_ext.folders import write_atomically
 
 __all__ = ["Artery", "Heart", "HeartPhantom", "write_heart"]
 
@@ -275,6 +275,4 @@ def _polydata(lines: list[np.ndarray]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_bytes(data)
-    os.replace(scratch, path)
+    write_atomically(path, lambda file: file.write(data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS, Variable
 from segcft_ext.figures import picture
 from segcft_ext.figures.style import lies_down
+from segcft_ext.folders import write_atomically
 from segcft_ext.wording import words, written_unit
 
 __all__ = [
@@ -131,9 +131,7 @@ def correlation_figure(values: pd.DataFrame) -> Figure:
 
 
 def _save(figure: Figure, path: Path, dpi: float) -> None:
-    scratch = path.with_suffix(".tmp")
-    figure.savefig(scratch, dpi=dpi, format="png")
-    os.replace(scratch, path)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=dpi, format="png"))
 
 
 def _draw_distribution(axis: Any, variable: Variable, values: list[np.ndarray], groups: list[str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["remove", "writable_folder", "write_atomically", "write_text_atomically"]
+__all__ = ["remove", "writable_folder", "write_atomically", "write_csv_atomically", "write_text_atomically"]
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -59,6 +61,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write text as :func:`write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_csv_atomically(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write the rows of a table, the first of them its header, as :func:`write_atomically` does."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_text_atomically(path, text.getvalue())
 
 
 def remove(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -13,7 +11,7 @@ from typing import Any
 
 from segcft_ext.evaluation.table import Cell, Table
 from segcft_ext.evaluation.tables import evaluation_tables, summary_line
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_csv_atomically, write_text_atomically
 from segcft_ext.wording import words
 
 __all__ = ["finite", "to_markdown", "write_evaluation"]
@@ -46,15 +44,13 @@ def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike
     text = json.dumps(finite(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
     write_text_atomically(directory / "evaluation.json", text + "\n")
     tables = evaluation_tables(evaluation)
-    lines = io.StringIO()
-    writer = csv.writer(lines)
-    writer.writerow(["table", "row", "column", "value", "ci95_low", "ci95_high", "best"])
+    lines: list[list[Any]] = [["table", "row", "column", "value", "ci95_low", "ci95_high", "best"]]
     for table in tables:
         for name, cells in table.rows:
             for heading, cell in zip(table.columns, cells):
                 numbers = [finite(value) for value in (cell.value, *(cell.interval or (None, None)))]
-                writer.writerow([table.key, name, heading, *numbers, int(cell.best)])
-    write_text_atomically(directory / "evaluation.csv", lines.getvalue())
+                lines.append([table.key, name, heading, *numbers, int(cell.best)])
+    write_csv_atomically(directory / "evaluation.csv", lines)
     head = f"# Evaluation: {evaluation['data']['name']}\n\n{summary_line(evaluation)}\n"
     judge = ["### The judge on real test images", "", "| | Dice | error of the area, % |", "|---|---|---|"]
     judge += [

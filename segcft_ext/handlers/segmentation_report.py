@@ -7,8 +7,6 @@ the error of its area.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -24,7 +22,7 @@ from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.lesions import count_lesions
-from segcft_ext.folders import writable_folder, write_text_atomically
+from segcft_ext.folders import writable_folder, write_csv_atomically, write_text_atomically
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
@@ -89,11 +87,8 @@ class SegmentationReport:
                 row |= {f"{metric}_{name}": value for name, value in zip(self.structures, values)}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(self._cases[0]))
-        writer.writeheader()
-        writer.writerows(self._cases)
-        write_text_atomically(self.folder / "segmentation.csv", table.getvalue())
+        rows = [row.values() for row in self._cases]
+        write_csv_atomically(self.folder / "segmentation.csv", [self._cases[0].keys(), *rows])
         text = json.dumps({**self.header, "cases": len(self._cases), **summary}, indent=1)
         write_text_atomically(self.folder / "segmentation.json", text + "\n")
 
