@@ -261,7 +261,7 @@ def _description(packed: Any, origin: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = unpack(packed)
     except ValueError as error:
-        raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds no JSON: {error}") from error
+        raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE}: {error}") from error
     if not isinstance(state, Mapping) or not {"format_version", "class", "definition", "data"} <= set(state):
         raise CheckpointError(f"{origin}: not a model of this project: {EXTRA_STATE} holds {state!r:.80}")
     check_equal(origin, "format_version", state["format_version"], FORMAT_VERSION)

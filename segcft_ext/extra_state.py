@@ -31,10 +31,9 @@ def pack(state: Mapping[str, Any]) -> Tensor:
 def unpack(state: Any) -> Any:
     """The inverse of :func:`pack`, for ``Module.set_extra_state``.
 
-    Args:
-        state: the tensor; or the plain values that the earliest checkpoints held, which are returned unchanged.
-
     Raises:
-        ValueError: when the tensor holds no JSON.
+        ValueError: when the state is no tensor, or holds no JSON.
     """
-    return json.loads(state.cpu().numpy().tobytes()) if isinstance(state, Tensor) else state
+    if not isinstance(state, Tensor):
+        raise ValueError(f"found a {type(state).__name__}, expected a tensor")
+    return json.loads(state.cpu().numpy().tobytes())

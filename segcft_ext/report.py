@@ -87,7 +87,11 @@ def report(
         shown_runs = finished_runs(tracking_uri, experiment, names, data_dir, folder)
     evaluation = _read(evaluation_dir / "evaluation.json")
     figures = _read(evaluation_dir / "figures" / "figures.json")
-    tables = {made.key: made for made in evaluation_tables(evaluation)}
+    try:
+        tables = {made.key: made for made in evaluation_tables(evaluation)}
+    except (KeyError, TypeError) as error:
+        expected = "expected what segmentor_evaluation of this version writes"
+        raise ValueError(f"{evaluation_dir / 'evaluation.json'}: {error!r}, {expected}") from error
     title = title or f"Counterfactual images: {evaluation['data']['name']}"
 
     def shown(*kinds: str) -> list[str]:

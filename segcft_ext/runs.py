@@ -42,7 +42,7 @@ def finished_runs(
             Fine-tunings of different DSCMs, with different guides or of different mechanisms are different stages.
         data_dir: folder of a datalist. Without ``names``, runs on a datalist elsewhere are left out, unless that
             datalist no longer exists.
-        runs_dir: folder of trainings. Without ``names``, runs that recorded an output folder elsewhere are left out.
+        runs_dir: folder of trainings. Without ``names``, runs that wrote elsewhere are left out.
 
     Raises:
         FileNotFoundError: when the store is an SQLite database that is not there; MLflow would create it.
@@ -64,7 +64,7 @@ def finished_runs(
         raise ValueError(f"{shown}: finished runs {missing} not found in {experiment!r}, it has {list(by_name)}")
     if names:
         return [_read(client, by_name[name]) for name in names]
-    runs = [run for run in runs if _may_be_of(run, data_dir) and _may_have_written_to(run, runs_dir)]
+    runs = [run for run in runs if _may_be_of(run, data_dir) and _wrote_to(run, runs_dir)]
     newest = {_stage(run): run for run in runs}
     return [_read(client, run) for run in runs if run in newest.values()]
 
@@ -95,10 +95,10 @@ def _may_be_of(run: mlflow.entities.Run, data_dir: Path | None) -> bool:
     return data_dir is None or not datalist.is_file() or datalist.resolve().parent == data_dir.resolve()
 
 
-def _may_have_written_to(run: mlflow.entities.Run, runs_dir: Path | None) -> bool:
-    """Whether a run's output folder lies in ``runs_dir``, or was not recorded."""
+def _wrote_to(run: mlflow.entities.Run, runs_dir: Path | None) -> bool:
+    """Whether a run's output folder lies in ``runs_dir``."""
     folder = run.data.params.get("output_dir")
-    return runs_dir is None or folder is None or Path(folder).resolve().is_relative_to(runs_dir.resolve())
+    return runs_dir is None or (folder is not None and Path(folder).resolve().is_relative_to(runs_dir.resolve()))
 
 
 def _read(client: MlflowClient, run: mlflow.entities.Run) -> Run:

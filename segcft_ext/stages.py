@@ -103,9 +103,9 @@ class Stage:
         if not record:
             return "due: not run yet"
         now = self._made_from(digests)
-        if self.splits and record.get("splits") == now["splits"]:  # the earliest records have no such digest
+        if self.splits and record.get("splits") == now["splits"]:
             record["inputs"]["datalist"] = now["inputs"]["datalist"]
-        changed = [key for key in MADE_FROM if record.get(key) != now[key]]
+        changed = [key for key in MADE_FROM if record[key] != now[key]]
         if changed == ["inputs"]:
             changed = [key for key in now["inputs"] if record["inputs"].get(key) != now["inputs"][key]]
         if changed:
@@ -122,8 +122,8 @@ class Stage:
         return "complete"
 
     def by_other_code(self) -> bool:
-        """Whether the stage was made by other code; the earliest records do not say."""
-        return (self._record().get("code") or self.code) != self.code
+        """Whether the stage was made by other code."""
+        return self._record()["code"] != self.code
 
     def start(self, digests: Digests, resume: bool) -> None:
         """Record that the stage runs; unless it is resumed, remove the files of an earlier run."""
@@ -168,7 +168,7 @@ class Stage:
             record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return {}
-        return record if isinstance(record, dict) else {}
+        return record if isinstance(record, dict) and {*MADE_FROM, "code"} <= set(record) else {}
 
     def _write(self, record: Mapping[str, Any]) -> None:
         write_text_atomically(self.folder / RECORD, json.dumps({"stage": self.name, **record}, indent=1) + "\n")

@@ -266,12 +266,13 @@ def test_what_resuming_does_is_said(tmp_path, caplog):
     assert "resumed after epoch 2 of 2 from" in caplog.text and "training.pt: the training is over" in caplog.text
 
 
-def test_a_checkpoint_without_the_id_of_a_run_is_taken(tmp_path):
+def test_a_checkpoint_without_the_id_of_a_run_is_refused(tmp_path):
     Training(tmp_path, epochs=2).run()
     checkpoint = load_checkpoint(tmp_path / "training.pt")
     del checkpoint["trainer"]["run_id"]
     torch.save(checkpoint, tmp_path / "training.pt")
-    assert Training(tmp_path, epochs=2, resume=True).run().trainer.state.iteration == 4
+    with pytest.raises(CheckpointError, match=r"training\.pt: trainer: the checkpoint holds .*, asked for .*'run_id'"):
+        Training(tmp_path, epochs=2, resume=True).run()
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [2, 4]), (5, [2, 4, 5])])

@@ -33,6 +33,8 @@ def figures_of_merit(mape: float) -> dict[str, Any]:
         "locality": {
             do: {"leakage": 0.1, "ci95": [0, 1], "outside": 0.1, "inside": 1.0, "n": 8, "n_inside": 8} for do in AREAS
         },
+        "presence": {},
+        "positional": {},
         "place": {do: 0.2 for do in AREAS},
         "composition": {"1": 0.0, "10": 0.0},
         "composition_sampled": {"1": 0.0, "10": 0.0},
@@ -52,6 +54,7 @@ EVALUATION = {
     "floor": {j: {"mape": 3.0, "ci95": [2, 4], "mae": 0.2, "mae_ci95": [0, 1], "n": 4} for j in AREAS},
     "floor_drift": None,
     "floor_place": {},
+    "floor_presence": {},
     "realism_of_real_images": None,
     "data": {
         "name": "phantoms",
@@ -222,10 +225,9 @@ def test_runs_of_another_datalist_are_left_out(tmp_path: Path) -> None:
 
 def test_runs_that_wrote_elsewhere_are_left_out(tmp_path: Path) -> None:
     folders = {"judge": tmp_path / "mine" / "judge", "guide": tmp_path / "mine, too" / "guide"}
-    uri = write_runs(
-        tmp_path, [*((name, {"output_dir": str(folder)}) for name, folder in folders.items()), ("old", {})]
-    )
-    assert [run.name for run in finished_runs(uri, "segcft", runs_dir=tmp_path / "mine")] == ["judge", "old"]
+    runs = [(name, {"output_dir": str(folder)}) for name, folder in folders.items()]
+    uri = write_runs(tmp_path, [*runs, ("unknown", {})])
+    assert [run.name for run in finished_runs(uri, "segcft", runs_dir=tmp_path / "mine")] == ["judge"]
     assert len(finished_runs(uri, "segcft")) == 3
 
 
@@ -297,10 +299,18 @@ def test_a_store_that_is_not_there_is_refused_and_not_created(
     assert not list(tmp_path.glob("*.db"))
 
 
-def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text('{"methods": ')
-    with pytest.raises(SystemExit, match=r"report: \S+evaluation\.json: cannot be read as JSON: Expecting value"):
-        main(["--evaluation_dir", str(tmp_path), "--output", str(tmp_path / "report.html")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"methods": ', "cannot be read as JSON: Expecting value"),
+        ('{"methods": {}}', r"KeyError\('identity'\), expected what segmentor_evaluation of this version writes"),
+        ("[]", r"TypeError\(.*, expected what segmentor_evaluation"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(evaluation_dir: Path, content: str, message: str) -> None:
+    (evaluation_dir / "evaluation.json").write_text(content)
+    with pytest.raises(SystemExit, match=rf"report: \S+evaluation\.json: {message}"):
+        main(["--evaluation_dir", str(evaluation_dir), "--output", str(evaluation_dir / "report.html")])
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def _presence(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
         "present_absent": "Present, and to vanish",
         "present_present": "Present, and to change",
     }
-    headings = {h: do for h, do in interventions(figures).items() if do in evaluation.get("floor_presence", {})}
+    headings = {h: do for h, do in interventions(figures).items() if do in evaluation["floor_presence"]}
 
     def one(group: str, present: bool) -> Table:
         floor, wrong = ("present", "missed") if present else ("absent", "seen")
@@ -290,7 +290,7 @@ def _locality(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
                 digits=3,
             )
         )
-    regional = {heading: do for heading, do in headings.items() if do in figures[ZERO].get("positional", {})}
+    regional = {heading: do for heading, do in headings.items() if do in figures[ZERO]["positional"]}
     if regional:
         tables.append(
             table(

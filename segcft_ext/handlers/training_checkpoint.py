@@ -22,7 +22,7 @@ LOGGER = logging.getLogger(__name__)
 
 RUN = "run_id"
 """Attribute of the trainer's state with the id of its MLflow run, if it has one."""
-PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch")
+PROGRESS = ("epoch", "iteration", "metrics", "best_metric", "best_metric_epoch", RUN)
 LENGTH = ("max_epochs", "epoch_length")
 
 
@@ -113,15 +113,16 @@ def _length(engine: Workflow) -> dict[str, int]:
 
 def _state(item: Any) -> Any:
     if isinstance(item, Workflow):
-        return plain({key: getattr(item.state, key) for key in PROGRESS} | {RUN: getattr(item.state, RUN, None)})
+        return plain({key: getattr(item.state, key, None) for key in PROGRESS})
     return item.state_dict()
 
 
 def _restore(item: Any, state: Any) -> None:
     if isinstance(item, Workflow):
+        if set(state) != set(PROGRESS):
+            raise CheckpointError(f"the checkpoint holds {sorted(state)}, asked for {sorted(PROGRESS)}")
         for key in PROGRESS:
             setattr(item.state, key, state[key])
-        setattr(item.state, RUN, state.get(RUN))  # the first checkpoints had none
         return
     network: Any = item.module if isinstance(item, AveragedModel) else item
     asked = network.data if isinstance(network, SelfDescribing) else None
