@@ -30,10 +30,9 @@ class Posterior:
 
     Attributes:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
-        mean: mean of the likelihood given latents and parents, shape (B, C, *spatial).
+        mean: mean of the likelihood given latents and parents, shape (B, 1, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, for each block at least the free bits, in nats, shape (B,); NaN where it
-            was not computed.
+        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not computed.
     """
 
     latents: list[Tensor]
@@ -169,14 +168,12 @@ class HVAE(nn.Module):
     Args:
         parent_channels: length of the encoded parents.
         spatial_dims: 2 or 3.
-        in_channels: channels of the image.
         channels: width at each resolution, from the image's own to the lowest.
         strides: reduction between each resolution and the next, one fewer than ``channels``; each is a number, or one
             number for each axis (for images that are longer than wide).
         blocks: stochastic blocks at each resolution; 0 makes a resolution deterministic.
         latent_channels: channels of each latent.
         beta: weight of the KL in the negative ELBO (Higgins et al. 2017).
-        free_bits: nats per block and image below which the KL costs nothing (Kingma et al. 2016).
         conditional_prior: whether the prior depends on the parents; False makes z exogenous, True a mediator.
 
     Raises:
@@ -187,13 +184,11 @@ class HVAE(nn.Module):
         self,
         parent_channels: int,
         spatial_dims: int = 2,
-        in_channels: int = 1,
         channels: Sequence[int] = (16, 32, 48, 64, 96, 128, 128),
         strides: Sequence[int | Sequence[int]] = (2, 2, 2, 2, 2, 2),
         blocks: Sequence[int] = (1, 1, 1, 1, 1, 1, 1),
         latent_channels: int = 8,
         beta: float = 3.0,
-        free_bits: float = 0.0,
         conditional_prior: bool = False,
     ) -> None:
         super().__init__()
@@ -206,10 +201,9 @@ class HVAE(nn.Module):
         self.spatial_dims = spatial_dims
         self.strides = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
         self.beta = beta
-        self.free_bits = free_bits
         self.conditional_prior = conditional_prior
 
-        self.stem = Convolution(spatial_dims, in_channels, channels[0], kernel_size=3, conv_only=True)
+        self.stem = Convolution(spatial_dims, 1, channels[0], kernel_size=3, conv_only=True)
         self.encoder = nn.ModuleList()
         self.down = nn.ModuleList()
         self.decoder = nn.ModuleList()
@@ -233,7 +227,7 @@ class HVAE(nn.Module):
                 self.up.append(conv(channels[level + 1], width, 1))
         self.start = nn.Parameter(torch.zeros(1, channels[-1], *[1] * spatial_dims))
         self.last = ResidualBlock(spatial_dims, channels[0], parent_channels)
-        self.likelihood = Convolution(spatial_dims, channels[0], 2 * in_channels, kernel_size=3, conv_only=True)
+        self.likelihood = Convolution(spatial_dims, channels[0], 2, kernel_size=3, conv_only=True)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features at each resolution, the image's own first."""
@@ -250,7 +244,7 @@ class HVAE(nn.Module):
         """Infer the latents of a batch and decode them with the same parents.
 
         Args:
-            image: shape (B, C, *spatial), in [-1, 1].
+            image: shape (B, 1, *spatial), in [-1, 1].
             parents: encoded parents, shape (B, P).
             temperature: factor on the posterior's standard deviation; 0 gives its mean.
             with_kl: whether to compute the KL; an exogenous prior is needed, and computed, only for that.
@@ -274,7 +268,7 @@ class HVAE(nn.Module):
             divergence = divergence + 0.5 * (
                 (2 * (log_scale - prior_log_scale)).exp() + ((mean - prior_mean) * (-prior_log_scale).exp()) ** 2
             )
-            kl = kl + divergence.flatten(1).sum(1).clamp(min=self.free_bits)
+            kl = kl + divergence.flatten(1).sum(1).clamp(min=0)  # rounding may make it negative
             if self.conditional_prior:
                 latents.append((latent - prior_mean) * (-prior_log_scale).exp())
             else:
@@ -304,7 +298,7 @@ class HVAE(nn.Module):
         return self._decode(recall, parents, self._sizes(size))
 
     def sample(self, parents: Tensor, size: Sequence[int]) -> Tensor:
-        """Images from the prior: the likelihood's mean for latents drawn from the prior, shape (B, C, *size)."""
+        """Images from the prior: the likelihood's mean for latents drawn from the prior, shape (B, 1, *size)."""
 
         def draw(block: StochasticBlock, state: Tensor, context: Tensor, level: int) -> Tensor:
             mean, log_scale = block.prior(context, parents)
