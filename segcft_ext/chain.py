@@ -206,17 +206,24 @@ def _check_cases(datalist: Datalist) -> None:
 
 def _check_variables(datalist: Datalist, settings: Settings, methods: Sequence[str]) -> None:
     """Refuse at the start variables that a later stage cannot model, or that the evaluation would miss."""
+    modelled = _modelled_variables("dscm_pretraining", datalist, settings)
     intervened = intervened_variables(datalist, settings.get("evaluation", {}).get("interventions"))
-    for stage in ("dscm_pretraining", *(["regressor"] if "Reg-CFT" in methods else [])):
-        option = f"set: {stage}.variables"
-        names = read_names(option, settings.get(stage, {}).get("variables") or list(datalist.measurements()))
-        try:
-            Variables(datalist.definitions(names)).fit(**datalist.training_values(names))
-        except ValueError as error:
-            way = "--set dscm_pretraining.variables=[…],regressor.variables=[…],evaluation.interventions=[…]"
-            raise ValueError(f"{datalist.path}: {error} ({way} names those to keep)") from error
-        if stage == "dscm_pretraining" and not {*intervened} <= {*names}:
-            raise ValueError(f"{option}: found {names}, expected all of evaluation.interventions, {intervened}")
+    if not {*intervened} <= {*modelled}:
+        option = "set: dscm_pretraining.variables"
+        raise ValueError(f"{option}: found {modelled}, expected all of evaluation.interventions, {intervened}")
+    if "Reg-CFT" in methods:
+        _modelled_variables("regressor", datalist, settings)
+
+
+def _modelled_variables(stage: str, datalist: Datalist, settings: Settings) -> list[str]:
+    given = settings.get(stage, {}).get("variables")
+    names = read_names(f"set: {stage}.variables", given or list(datalist.measurements()))
+    try:
+        Variables(datalist.definitions(names)).fit(**datalist.training_values(names))
+    except ValueError as error:
+        way = "--set dscm_pretraining.variables=[…],regressor.variables=[…],evaluation.interventions=[…]"
+        raise ValueError(f"{datalist.path}: {error} ({way} names those to keep)") from error
+    return names
 
 
 def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:
