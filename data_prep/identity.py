@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.cases import Item
+from segcft_ext.folders import write_atomically
 
 __all__ = ["case_id", "read_salt", "write_mapping"]
 
@@ -42,8 +42,5 @@ def read_salt(mapping: Path) -> str:
 
 def write_mapping(mapping: Path, salt: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Write salt and mapping (id -> source, name, patient, outcome), readable by the user alone."""
-    scratch = mapping.with_name(mapping.name + ".tmp")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump({"salt": salt, "cases": cases}, file, indent=1, ensure_ascii=False)
-    os.replace(scratch, mapping)
+    text = json.dumps({"salt": salt, "cases": cases}, indent=1, ensure_ascii=False)
+    write_atomically(mapping, lambda file: file.write(text.encode(errors="backslashreplace")), mode=0o600)

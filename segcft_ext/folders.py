@@ -29,7 +29,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
     """Write a file that is either the old one or the new one, whatever happens in between.
 
     Only one process may write the file at a time: the scratch file that a killed process leaves behind is overwritten
@@ -38,13 +38,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: the file.
         write: is given the scratch file and writes the content to it.
+        mode: permissions of the file, less those that the umask takes away.
 
     Raises:
         OSError: when it cannot be written, as on a full disk; names the file.
     """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
-        with scratch.open("wb") as file:
+        with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
