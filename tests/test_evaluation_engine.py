@@ -460,6 +460,18 @@ def test_a_file_of_an_evaluation_is_the_old_one_until_the_new_one_is_whole(
     assert {(tmp_path / name).read_text() for name in names} == {"[]"}
 
 
+@pytest.mark.parametrize("content", ['[{"file": "a.p', '[{"kind": "maps"}]'])
+def test_a_damaged_list_of_figures_is_written_anew(
+    judged: tuple[JudgeEvaluator, Path], tmp_path: Path, content: str
+) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "figures.json").write_text(content)
+    EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
+    shown = [entry["file"] for entry in json.loads((figures / "figures.json").read_text())]
+    assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
+
+
 def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datalist) -> None:
     training = sorted(entry["variables"]["left_area"] for entry in datalist.entries["training"])
     targets = draw_targets(datalist, "left_area", 10, 4, seed=1)

@@ -72,9 +72,9 @@ class EvaluationWriter:
         for number, position in enumerate(positions.tolist()):
             self._counterfactuals(engine, dataset[position], number)
         index = self.output_dir / "figures" / "figures.json"
-        earlier = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []
+        earlier = _listed(index)
         write_text_atomically(index, json.dumps(self._shown, indent=1, ensure_ascii=False) + "\n")
-        for name in {entry["file"] for entry in earlier} - {entry["file"] for entry in self._shown}:
+        for name in earlier - _listed(index):
             (index.parent / name).unlink(missing_ok=True)
 
     def _save(self, figure: Figure, name: str, kind: str, caption: str) -> None:
@@ -177,6 +177,14 @@ class EvaluationWriter:
                 "Solid contours: what the independent judge sees, in the factual image and the truth the label map; "
                 "dotted: the structures of the factual image.",
             )
+
+
+def _listed(index: Path) -> set[str]:
+    """The figures that a ``figures.json`` lists; none where it is missing or damaged."""
+    try:
+        return {entry["file"] for entry in json.loads(index.read_text(encoding="utf-8"))}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _quantiles(marginal: np.ndarray, levels: Sequence[float], may_be_zero: bool) -> tuple[list[float], str]:
