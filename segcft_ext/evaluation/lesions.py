@@ -14,6 +14,9 @@ from scipy import ndimage
 
 __all__ = ["LesionCounts", "count_lesions"]
 
+OVERLAP = 0.1
+"""Share of a lesion's pixels that the other mask has to cover."""
+
 
 @dataclass(frozen=True)
 class LesionCounts:
@@ -21,9 +24,9 @@ class LesionCounts:
 
     Attributes:
         true: lesions of the label map.
-        found: true lesions of which at least the required share of pixels is predicted.
+        found: true lesions of which at least a tenth of the pixels is predicted.
         seen: lesions of the prediction.
-        false: predicted lesions of which less than that share is true.
+        false: predicted lesions of which less than a tenth is true.
     """
 
     true: int
@@ -32,20 +35,14 @@ class LesionCounts:
     false: int
 
 
-def count_lesions(label: np.ndarray, prediction: np.ndarray, overlap: float = 0.1) -> LesionCounts:
-    """Count the lesions of two masks (\\*spatial) of one structure; components touch at corners too.
-
-    Args:
-        label: the true mask.
-        prediction: the predicted mask.
-        overlap: share of a lesion's pixels that the other mask has to cover.
-    """
+def count_lesions(label: np.ndarray, prediction: np.ndarray) -> LesionCounts:
+    """Count the lesions of a true and a predicted mask (\\*spatial); what touches at a corner is one lesion."""
     covered_label, covered_prediction = _covered(label, prediction), _covered(prediction, label)
     return LesionCounts(
         true=covered_label.size,
-        found=int((covered_label >= overlap).sum()),
+        found=int((covered_label >= OVERLAP).sum()),
         seen=covered_prediction.size,
-        false=int((covered_prediction < overlap).sum()),
+        false=int((covered_prediction < OVERLAP).sum()),
     )
 
 
