@@ -12,7 +12,7 @@ __all__ = ["topological_order"]
 def topological_order(names: Sequence[str], parents: Mapping[str, Sequence[str]]) -> list[str]:
     """All names, parents before their children, otherwise in the given order.
 
-    Arguments:
+    Args:
         names: the variables.
         parents: the parents of each variable that has some.
 

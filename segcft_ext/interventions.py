@@ -76,7 +76,7 @@ class Change:
 def parse_intervention(intervention: str | Mapping[str, Any], option: str = "intervention") -> dict[str, Change]:
     """Read one intervention (not a sweep).
 
-    Arguments:
+    Args:
         intervention: a mapping, or JSON text of one.
         option: the option that it was given by, for messages: "intervention", or "variables" for factual values.
 
@@ -114,7 +114,7 @@ def resolve(
 
     Targets are not clipped to the training range; :func:`beyond_training` tells those outside of it.
 
-    Arguments:
+    Args:
         intervention: one intervention (not a sweep).
         variables: fitted variables, for quantiles and names of categories.
         values: factual values (B, K).

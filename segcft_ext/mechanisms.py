@@ -64,7 +64,7 @@ class FlowMechanism(Mechanism):
         | Neural Spline Flows (Durkan et al., 2019)
         | https://arxiv.org/abs/1906.04032
 
-    Arguments:
+    Args:
         parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
     """
 
@@ -115,7 +115,7 @@ class BernoulliMechanism(Mechanism):
     Abduction draws u from the logistic distribution cut off at :math:`-\ell`, on the side that the value is on: this is
     the Gumbel-max mechanism of two categories, as the difference of two Gumbels is logistic.
 
-    Arguments:
+    Args:
         parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
     """
 
@@ -161,7 +161,7 @@ class CategoricalMechanism(Mechanism):
         | A* Sampling (Maddison et al., 2014)
         | https://arxiv.org/abs/1411.0030
 
-    Arguments:
+    Args:
         parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
         num_categories: C.
     """
@@ -211,7 +211,7 @@ class ZeroInflatedMechanism(Mechanism):
     value :math:`u_2` follows exactly. A zero says nothing about it, so it is drawn from its prior: how large an absent
     plaque would be is unknown, and the generator fixes it.
 
-    Arguments:
+    Args:
         parent_channels: Pp, number of encoded channels of the parents; 0 for a root.
     """
 

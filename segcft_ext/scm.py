@@ -66,7 +66,7 @@ class SCM(nn.Module):
     a value has to be completed, because the variable is a parent or its own parents change, its noise is drawn from the
     prior and its factual value follows from that noise and its parents; evidence from its children is not used.
 
-    Arguments:
+    Args:
         variables: the variables, shared with the model that this SCM is part of.
         parents: the parents of each variable that has some; None means independent variables.
 
@@ -124,7 +124,7 @@ class SCM(nn.Module):
     def abduct(self, values: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """Noise behind factual values (B, K), by name, each (B, …); from the prior where the value is missing.
 
-        Arguments:
+        Args:
             values: the factual values.
             generator: random generator for binary, categorical, zero-inflated and missing values; by default PyTorch's
                 global one.
@@ -138,7 +138,7 @@ class SCM(nn.Module):
     def predict(self, noise: Mapping[str, Tensor], do: Mapping[str, Tensor] | None = None) -> Tensor:
         """Values (B, K) that follow from the noise of all variables under an action.
 
-        Arguments:
+        Args:
             noise: as :meth:`abduct` gives it.
             do: physical targets, each (B,), of the variables acted on.
 
@@ -164,7 +164,7 @@ class SCM(nn.Module):
     def counterfactual(self, values: Tensor, do: Mapping[str, Tensor], generator: Generator | None = None) -> Tensor:
         """The values these cases would have under an action: (B, K), differentiable in the targets.
 
-        Arguments:
+        Args:
             values: factual values (B, K).
             do: physical targets, each (B,), of the variables acted on.
             generator: as of :meth:`abduct`.
@@ -184,7 +184,7 @@ class SCM(nn.Module):
         A value is recomputed only where a parent's value has changed. All others are copied, bit by bit: no action, or
         one that sets a variable to its factual value, gives the factual values back exactly.
 
-        Arguments:
+        Args:
             values: factual values (B, K).
             target: physical targets (B, K).
             mask: which variables are acted on, boolean (B, K). A missing target is no action.

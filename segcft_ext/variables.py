@@ -35,7 +35,7 @@ class Variables(nn.Module):
     The range, the quantiles, the units and the names of categories come from :meth:`fit` and are saved in the
     ``state_dict``; before that they are NaN and empty.
 
-    Arguments:
+    Args:
         definitions: one plain mapping for each variable: ``name``, ``kind`` ("continuous", "binary" or "categorical")
             and, for a categorical one only, ``num_categories``. A continuous one that is never negative and exactly
             zero in many cases (the area of a plaque) says ``zero_inflated: True``.
@@ -119,7 +119,7 @@ class Variables(nn.Module):
     def fit(self, values: Tensor, units: Sequence[str], categories: Sequence[Sequence[str]] | None = None) -> None:
         """Take range, quantiles, units and names of categories from the training split.
 
-        Arguments:
+        Args:
             values: the training split in physical units, shape (N, K), NaN where missing. Categories by index.
             units: the unit of each variable.
             categories: the names of the categories of each variable, empty for a continuous one.
