@@ -10,6 +10,8 @@ from drawn_chest import write_case
 from data_prep.__main__ import main
 from data_prep.executors import default_workers
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def chests(tmp_path_factory):
@@ -18,12 +20,6 @@ def chests(tmp_path_factory):
         write_case(root / "clinic", f"case{i}", seed=i)
     (root / "clinic" / "masks" / "heart" / "case3.png").unlink()
     return root / "clinic"
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 from segcft_ext.measurements import measure_label_map
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture
 def chests(tmp_path):
@@ -27,13 +29,6 @@ def chests(tmp_path):
             rows.append(f"{source}{i}.png,{source},{20 + i},{'FM'[i % 2]},{source}-{i // 2}")
     (tmp_path / "cases.csv").write_text("\n".join(rows))
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes longer than all the rest; one test draws by itself."""
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
 
 
 def run(root, *options, out="out", folders=("north", "south")):

@@ -25,6 +25,8 @@ from data_prep.masks import MaskFolders
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 COUNT = int(os.environ.get("SEGCFT_MUTANTS", 1000))
 SEED = int(os.environ.get("SEGCFT_FUZZ_SEED", 0))
 MAX_MEMORY = 2**30
@@ -127,12 +129,6 @@ def write_mutants(root, random, count, whole=40):
         for folder, pixels in (("images", image), *((f"masks/{name}", mask) for name, mask in drawn.items())):
             Image.fromarray(pixels).save(clinic / folder / f"whole{i}", format="PNG")
     return FolderSource([clinic], "images", MaskFolders({name: f"masks/{name}" for name in STRUCTURES}), (24, 24))
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
 
 
 def peak_memory():

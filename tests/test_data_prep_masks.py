@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from drawn_chest import STRUCTURES, draw, write_png
 from PIL import Image
-from test_data_prep_folder import all_entries, names, no_pictures, reasons, run  # noqa: F401
+from test_data_prep_folder import all_entries, names, reasons, run
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 COUNT = 12
 LABELS = '{"left_lung": 50, "right_lung": [20], "heart": 7}'

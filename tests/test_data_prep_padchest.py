@@ -23,16 +23,11 @@ from data_prep.structures import combine_masks
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CHEXMASK = Path(
     os.environ.get("SEGCFT_CHEXMASK") or Path(__file__).parents[2] / "shared" / "data" / "chexmask" / "Padchest.csv"
 )
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes longer than all the rest."""
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
 
 
 def source(folder, size=(24, 24), images=("images",), table="padchest.csv"):

@@ -11,6 +11,8 @@ from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 from segcft_ext.evaluation.truth import Truth
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TRUTH = {"_target_": "somewhere.Renderer", "size": 16}
 
 
@@ -34,12 +36,6 @@ def make(out, count=12, seed=0):
 
 def entries_of(datalist):
     return {entry["id"]: entry for split in SPLITS for entry in datalist.entries[split]}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
 
 
 def test_phantoms_carry_what_their_true_counterfactuals_need(tmp_path):

@@ -39,12 +39,6 @@ def chests(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    for name in ("draw_contact_sheet", "draw_variables"):
-        monkeypatch.setattr(f"data_prep.collect.{name}", lambda datalist, path: None)
-
-
 def arguments(root, out, *options):
     return ["folder", str(root / "clinic"), "--out", str(out), "--size", "24", "--name", "clinic", *options]
 
