@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cases import Item
-from segcft_ext.folders import write_atomically
+from segcft_ext.folders import write_json_atomically
 
 __all__ = ["case_id", "read_salt", "write_mapping"]
 
@@ -42,5 +42,4 @@ def read_salt(mapping: Path) -> str:
 
 def write_mapping(mapping: Path, salt: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Write salt and mapping (id -> source, name, patient, outcome), readable by the user alone."""
-    text = json.dumps({"salt": salt, "cases": cases}, indent=1, ensure_ascii=False)
-    write_atomically(mapping, lambda file: file.write(text.encode(errors="backslashreplace")), mode=0o600)
+    write_json_atomically(mapping, {"salt": salt, "cases": cases}, mode=0o600)

@@ -16,7 +16,7 @@ import torch
 from monai.data import ImageReader
 
 from segcft_ext.datalist_format import DatalistError, Regions, Variable, validate
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_json_atomically
 from segcft_ext.measurements import Area, Measurement, instantiate_measurement
 from segcft_ext.prepared import PreparedReader
 
@@ -242,7 +242,7 @@ def write_datalist(path: str | os.PathLike[str], content: Mapping[str, Any]) -> 
     """
     path = Path(path).absolute()
     datalist = Datalist(path, **validate(content, path, check_files=True))
-    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json_atomically(path, content)
     return datalist
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +12,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["remove", "writable_folder", "write_atomically", "write_csv_atomically", "write_text_atomically"]
+__all__ = [
+    "remove",
+    "writable_folder",
+    "write_atomically",
+    "write_csv_atomically",
+    "write_json_atomically",
+    "write_text_atomically",
+]
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -62,6 +70,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int
 def write_text_atomically(path: Path, text: str) -> None:
     """Write text as :func:`write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json_atomically(path: Path, content: Any, mode: int = 0o666) -> None:
+    """Write plain values as JSON, as :func:`write_atomically` does."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    # The bytes of a file's name that are no Unicode become JSON's own escapes.
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")), mode)
 
 
 def write_csv_atomically(path: Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from segcft_ext.datalist_format import SPLITS
-from segcft_ext.folders import remove, write_text_atomically
+from segcft_ext.folders import remove, write_json_atomically
 
 __all__ = ["Digests", "Stage", "code_digest"]
 
@@ -171,7 +171,7 @@ class Stage:
         return record if isinstance(record, dict) and {*MADE_FROM, "code"} <= set(record) else {}
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        write_text_atomically(self.folder / RECORD, json.dumps({"stage": self.name, **record}, indent=1) + "\n")
+        write_json_atomically(self.folder / RECORD, {"stage": self.name, **record})
 
 
 class Digests:

@@ -27,7 +27,7 @@ from segcft_ext.datalist import read_datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.extra_state import pack, unpack
 from segcft_ext.figures import sample_grid, save_figure
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_json_atomically, write_text_atomically
 from segcft_ext.freezing import freeze
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
@@ -327,6 +327,12 @@ def test_a_full_disk_is_said_of_the_file_and_leaves_the_old_one(write, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_holds_the_name_of_a_file_that_is_no_unicode(tmp_path):
+    content = {"image": "caf\udce9.png", "unit": "mm²"}  # a name in Latin-1, as Python decodes it
+    write_json_atomically(tmp_path / "file.json", content)
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == content
 
 
 @pytest.mark.parametrize("killed", [1, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from segcft_ext.evaluation.table import Cell, Table
 from segcft_ext.evaluation.tables import evaluation_tables, summary_line
-from segcft_ext.folders import write_csv_atomically, write_text_atomically
+from segcft_ext.folders import write_csv_atomically, write_json_atomically, write_text_atomically
 from segcft_ext.wording import words
 
 __all__ = ["finite", "to_markdown", "write_evaluation"]
@@ -41,8 +40,7 @@ def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike
     """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.md`` into a folder, each of them atomically."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(finite(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(directory / "evaluation.json", text + "\n")
+    write_json_atomically(directory / "evaluation.json", finite(evaluation))
     tables = evaluation_tables(evaluation)
     lines: list[list[Any]] = [["table", "row", "column", "value", "ci95_low", "ci95_high", "best"]]
     for table in tables:

@@ -11,7 +11,7 @@ from typing import Any
 
 from segcft_ext.checkpoints import CheckpointError, load_checkpoint, plain, save_atomically
 from segcft_ext.evaluation.tally import Tally
-from segcft_ext.folders import remove, writable_folder, write_text_atomically
+from segcft_ext.folders import remove, writable_folder, write_json_atomically
 
 __all__ = ["JudgedBatches"]
 
@@ -58,7 +58,7 @@ class JudgedBatches:
         writable_folder(self.folder.parent)
         self.remove()
         self.folder.mkdir()
-        write_text_atomically(record, json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
+        write_json_atomically(record, made_from)
 
     def read(self, number: int) -> Tally | None:
         """The results of a batch, or None where it has yet to be judged."""

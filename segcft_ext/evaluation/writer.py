@@ -28,7 +28,7 @@ from segcft_ext.figures import (
     effectiveness_scatter,
     save_figure,
 )
-from segcft_ext.folders import writable_folder, write_text_atomically
+from segcft_ext.folders import writable_folder, write_json_atomically, write_text_atomically
 from segcft_ext.wording import quantity, words
 
 __all__ = ["EvaluationWriter"]
@@ -73,7 +73,7 @@ class EvaluationWriter:
             self._counterfactuals(engine, dataset[position], number)
         index = self.output_dir / "figures" / "figures.json"
         earlier = _listed(index)
-        write_text_atomically(index, json.dumps(self._shown, indent=1, ensure_ascii=False) + "\n")
+        write_json_atomically(index, self._shown)
         for name in earlier - _listed(index):
             (index.parent / name).unlink(missing_ok=True)
 

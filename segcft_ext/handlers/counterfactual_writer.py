@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from segcft_ext.dscm import DSCM
 from segcft_ext.engines.counterfactual_evaluator import CounterfactualEvaluator
 from segcft_ext.figures import Panel, counterfactual_grid, picture, sample_grid, save_figure
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_json_atomically
 from segcft_ext.image_files import image_stem
 from segcft_ext.interventions import parse_intervention
 from segcft_ext.wording import quantity, words
@@ -85,8 +84,7 @@ class CounterfactualWriter:
             content = {**self.header, "image": str(source), **_variables(engine, output)}
             for entry, names in zip(content["counterfactuals"], files):
                 entry["files"] = names
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_text_atomically(folder / "variables.json", text + "\n")
+            write_json_atomically(folder / "variables.json", content)
 
     def draw_samples(self, engine: CounterfactualEvaluator) -> None:
         """Draw images from the prior, with their variables."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from segcft_ext.folders import write_text_atomically
+from segcft_ext.folders import write_json_atomically
 
 __all__ = ["MetricsFile"]
 
@@ -36,4 +35,4 @@ class MetricsFile:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {**self.header, "metrics": {name: float(value) for name, value in engine.state.metrics.items()}}
-        write_text_atomically(self.path, json.dumps(content, indent=1) + "\n")
+        write_json_atomically(self.path, content)

@@ -7,7 +7,6 @@ the error of its area.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.lesions import count_lesions
-from segcft_ext.folders import writable_folder, write_csv_atomically, write_text_atomically
+from segcft_ext.folders import writable_folder, write_csv_atomically, write_json_atomically
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
@@ -89,8 +88,8 @@ class SegmentationReport:
         engine.state.metrics |= _flatten(summary)
         rows = [row.values() for row in self._cases]
         write_csv_atomically(self.folder / "segmentation.csv", [self._cases[0].keys(), *rows])
-        text = json.dumps({**self.header, "cases": len(self._cases), **summary}, indent=1)
-        write_text_atomically(self.folder / "segmentation.json", text + "\n")
+        content = {**self.header, "cases": len(self._cases), **summary}
+        write_json_atomically(self.folder / "segmentation.json", content)
 
     def summary(self) -> dict[str, Any]:
         """Means over the cases.
