@@ -129,6 +129,12 @@ class DSCM(SelfDescribing):
             by_channel = _renamed(deformation, self._channels)
             self.deformation = DeformationHead(self.variables.encoded_channels, **by_channel)
 
+    @property
+    def measured(self) -> dict[str, Mapping[str, Any]]:
+        """How each measured variable was measured in the training data, as ``{"_target_": …}``."""
+        described = self.data.get("variables", [])
+        return {v["name"]: v["measurement"] for v in described if v["measurement"] is not None}
+
     def _channels(self, name: str) -> range:
         """The channels of a variable in the encoded parents."""
         return range(self.variables.encoded_channels)[self.variables.encoded_slice(name)]

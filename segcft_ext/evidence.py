@@ -41,11 +41,7 @@ def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
                 f"{segmentor.origin}: data.{key}: the checkpoint holds {segmentor.data.get(key)}, "
                 f"{dscm.origin} holds {dscm.data.get(key)}"
             )
-    measurements = {
-        variable["name"]: instantiate_measurement(variable["measurement"])
-        for variable in dscm.data["variables"]
-        if variable["measurement"] is not None
-    }
+    measurements = {name: instantiate_measurement(found) for name, found in dscm.measured.items()}
     if not measurements:
         raise CheckpointError(
             f"{dscm.origin}: data.variables: none of {dscm.variables.names} is measured; a segmentor cannot tell them"
@@ -96,7 +92,7 @@ def factual_values(
         measured = ruler.measure(ruler.segment(image) if label is None else label, image, spacing)
         for j, name in enumerate(ruler.names):
             values[:, variables.index(name)] = measured[:, j]
-    areas = [v["name"] for v in dscm.data.get("variables", []) if v["measurement"] is not None]
+    areas = list(dscm.measured)
     for name, value in known.items():
         k = variables.index(name)
         values[:, k] = resolve({name: value}, variables, values, option="variables")[name]

@@ -98,14 +98,12 @@ class CounterfactualEvaluator(Evaluator):
         if self.particles == 1:
             raise ValueError("particles: found 1, expected 0, or 2 and more")
         self.ruler: Judge | None = None
-        self.measured: list[str] = []
         self.warned: set[str] = set()
         self.add_event_handler(Events.STARTED, self._start)
 
     def _start(self) -> None:
         if not self.dscm.variables.fitted:
             raise CheckpointError("dscm: found an untrained model, expected the path of a DSCM's model.pt")
-        self.measured = [v["name"] for v in self.dscm.data.get("variables", []) if v["measurement"] is not None]
         self.warned.clear()
         if self.segmentor is not None:
             self.ruler = segmentor_ruler(self.dscm, self.segmentor)
@@ -147,7 +145,7 @@ class CounterfactualEvaluator(Evaluator):
         seed = zlib.crc32(image.cpu().numpy().tobytes())
         made, moved, displacements, targets, folding = [], [], [], [], []
         for intervention in self.interventions:
-            do = resolve(intervention, dscm.variables, values, self.measured)
+            do = resolve(intervention, dscm.variables, values, dscm.measured)
             noise = torch.Generator().manual_seed(seed)  # one draw for all steps of a sweep
             wanted = dscm.scm.counterfactual(values, do, noise)
             self._warn_beyond_training(do, values, wanted)
