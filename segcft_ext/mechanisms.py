@@ -264,14 +264,16 @@ class Conditioner(nn.Module):
     All outputs are zero in the beginning.
     """
 
-    def __init__(self, parent_channels: int, outputs: int, hidden_channels: int = 32) -> None:
+    hidden_channels = 32
+
+    def __init__(self, parent_channels: int, outputs: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.network: nn.Sequential | None = None
         if parent_channels:
-            last = nn.Linear(hidden_channels, outputs, bias=False)
+            last = nn.Linear(self.hidden_channels, outputs, bias=False)
             nn.init.zeros_(last.weight)
-            self.network = nn.Sequential(nn.Linear(parent_channels, hidden_channels), nn.SiLU(), last)
+            self.network = nn.Sequential(nn.Linear(parent_channels, self.hidden_channels), nn.SiLU(), last)
 
     def forward(self, parents: Tensor) -> Tensor:
         if self.network is None:
