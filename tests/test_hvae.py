@@ -162,6 +162,11 @@ def test_the_kl_vanishes_where_posterior_and_prior_agree() -> None:
     assert posterior.kl.abs().max() < 1e-5
 
 
+def test_free_bits_are_a_floor_for_each_block() -> None:
+    posterior = small(free_bits=2.0).posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
+    torch.testing.assert_close(posterior.kl, torch.full((2,), 6.0))  # three stochastic blocks
+
+
 def test_negative_elbo_is_in_nats_per_dimension() -> None:
     network = awake(small(beta=2.0))
     image, parents = torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 2)

@@ -32,7 +32,8 @@ class Posterior:
         latents: for each stochastic block, the latent z_l (exogenous prior) or its prior noise (conditional prior).
         mean: mean of the likelihood given latents and parents, shape (B, 1, *spatial).
         log_scale: its log standard deviation, same shape.
-        kl: KL(q || p) summed over all latents, in nats, shape (B,); NaN where it was not computed.
+        kl: KL(q || p) summed over all latents, for each block at least the free bits, in nats, shape (B,); NaN where it
+            was not computed.
     """
 
     latents: list[Tensor]
@@ -174,6 +175,7 @@ class HVAE(nn.Module):
         blocks: stochastic blocks at each resolution; 0 makes a resolution deterministic.
         latent_channels: channels of each latent.
         beta: weight of the KL in the negative ELBO (Higgins et al. 2017).
+        free_bits: nats per block and image below which the KL costs nothing (Kingma et al. 2016).
         conditional_prior: whether the prior depends on the parents; False makes z exogenous, True a mediator.
 
     Raises:
@@ -189,6 +191,7 @@ class HVAE(nn.Module):
         blocks: Sequence[int] = (1, 1, 1, 1, 1, 1, 1),
         latent_channels: int = 8,
         beta: float = 3.0,
+        free_bits: float = 0.0,
         conditional_prior: bool = False,
     ) -> None:
         super().__init__()
@@ -201,6 +204,7 @@ class HVAE(nn.Module):
         self.spatial_dims = spatial_dims
         self.strides = [ensure_tuple_rep(stride, spatial_dims) for stride in strides]
         self.beta = beta
+        self.free_bits = free_bits
         self.conditional_prior = conditional_prior
 
         self.stem = Convolution(spatial_dims, 1, channels[0], kernel_size=3, conv_only=True)
@@ -268,7 +272,7 @@ class HVAE(nn.Module):
             divergence = divergence + 0.5 * (
                 (2 * (log_scale - prior_log_scale)).exp() + ((mean - prior_mean) * (-prior_log_scale).exp()) ** 2
             )
-            kl = kl + divergence.flatten(1).sum(1).clamp(min=0)  # rounding may make it negative
+            kl = kl + divergence.flatten(1).sum(1).clamp(min=self.free_bits)
             if self.conditional_prior:
                 latents.append((latent - prior_mean) * (-prior_log_scale).exp())
             else:
