@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,11 +13,7 @@ __all__ = ["max_near", "mean_near"]
 
 def max_near(maps: Tensor, radius: int = 1) -> Tensor:
     """Largest value within a radius in pixels along each axis, (B, C, \\*spatial); for masks, a dilation."""
-    # Window by window along one axis after the other: on a CPU ten times as fast as PyTorch's pooling.
-    for axis in range(2, maps.ndim):
-        border = [0, 0] * (maps.ndim - 1 - axis) + [radius, radius]
-        maps = F.pad(maps, border, value=-torch.inf).unfold(axis, 2 * radius + 1, 1).amax(-1)
-    return maps
+    return _over_windows(maps, radius, torch.maximum, -torch.inf)
 
 
 def mean_near(maps: Tensor, radius: int = 1, beyond: bool = True) -> Tensor:
@@ -26,17 +24,19 @@ def mean_near(maps: Tensor, radius: int = 1, beyond: bool = True) -> Tensor:
         radius: radius in pixels.
         beyond: whether pixels beyond the image count as zeros; otherwise they are left out.
     """
-    count = (2 * radius + 1) ** (maps.ndim - 2)
-    return _sums(maps, radius) / (count if beyond else _sums(torch.ones_like(maps[:1, :1]), radius))
+    count: float | Tensor = (2 * radius + 1) ** (maps.ndim - 2)
+    if not beyond:
+        count = _over_windows(torch.ones_like(maps[:1, :1]), radius, torch.add, 0)
+    return _over_windows(maps, radius, torch.add, 0) / count
 
 
-def _sums(maps: Tensor, radius: int) -> Tensor:
-    """Sums over the windows, with zeros beyond the image."""
-    # Shift by shift along one axis after the other: on a CPU five times as fast as PyTorch's pooling.
+def _over_windows(maps: Tensor, radius: int, combine: Callable[[Tensor, Tensor], Tensor], beyond: float) -> Tensor:
+    """The values of each window combined, with ``beyond`` for pixels beyond the image."""
+    # Shift by shift along one axis after the other: on a CPU many times as fast as PyTorch's pooling.
     for axis in range(2, maps.ndim):
         border = [0, 0] * (maps.ndim - 1 - axis) + [radius, radius]
-        padded, length = F.pad(maps, border), maps.shape[axis]
+        padded, length = F.pad(maps, border, value=beyond), maps.shape[axis]
         maps = padded.narrow(axis, 0, length)
         for shift in range(1, 2 * radius + 1):
-            maps = maps + padded.narrow(axis, shift, length)
+            maps = combine(maps, padded.narrow(axis, shift, length))
     return maps
