@@ -51,7 +51,7 @@ KINDS = {
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
-            "dscm_pretraining": {"max_epochs": 30},
+            "dscm_pretraining": {"max_epochs": 22},
             "reg_cft": {"max_epochs": 40},
             "seg_cft": {"max_epochs": 40},
             "judge": {"max_epochs": 80},
