@@ -17,7 +17,6 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from data_prep.displacement import find_displacement
-from data_prep.storage import read_array
 from segcft_ext.datalist import Datalist, read_datalist
 
 SHIFTS = (0.03, 0.05, 0.08, 0.1, 0.15)
@@ -61,8 +60,9 @@ def situations(
 def measure(datalist: Datalist) -> dict[str, list[tuple[bool, bool]]]:
     """For each situation and case, whether shifted masks are likely, and whether they are certain."""
     found: dict[str, list[tuple[bool, bool]]] = {}
+    reader = datalist.reader()
     for entry in tqdm([entry for entries in datalist.entries.values() for entry in entries]):
-        image, label = (read_array(datalist.path.parent / entry[key]) for key in ("image", "label"))
+        image, label = (reader.get_data(datalist.path.parent / entry[key])[0] for key in ("image", "label"))
         for name, picture, masks in situations(image.astype(float), label, datalist.labels):
             displacement = find_displacement(picture, masks, datalist.labels)
             likely, certain = (displacement.is_likely, displacement.is_certain) if displacement else (False, False)

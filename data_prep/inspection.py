@@ -5,7 +5,6 @@ The page is self-contained and holds nothing that the datalist does not hold: id
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from data_prep.cases import NOTES, REASONS
 from data_prep.label_faults import FAULTS, MAX_Z, Fault, find_faults
 from data_prep.pictures import correlation_figure, sheet_figure, shown_size, spread_cases, variables_figure
+from data_prep.rows import read_table
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.datalist_format import SPLITS, Variable
 from segcft_ext.figures import to_png
@@ -45,7 +45,8 @@ def write_inspection(path: Path, output: Path) -> list[Fault]:
         What is unusual about the cases.
 
     Raises:
-        DatalistError: when the datalist contradicts its format.
+        DatalistError: when the datalist contradicts its format, or an image or label map is not as it says.
+        ValueError: when a table that lies beside the datalist cannot be read.
     """
     datalist = read_datalist(path)
     faults = find_faults(datalist)
@@ -120,10 +121,10 @@ def _left_out(folder: Path, accepted: int) -> list[str]:
     """What data_prep has filtered and rejected, where its tables lie beside the datalist."""
     parts = []
     if (folder / "filters.csv").is_file():
-        filters = [(row["what"], row["count"]) for row in _read_csv(folder / "filters.csv")]
+        filters = [(row["what"], row["count"]) for row in _rows(folder / "filters.csv", "what", "count")]
         parts += ["<h3>Rows of the source's table</h3>", table(["", "count"], filters)]
     if (folder / "rejected.csv").is_file():
-        counts = Counter((row["reason"], row["source"]) for row in _read_csv(folder / "rejected.csv"))
+        counts = Counter((row["reason"], row["source"]) for row in _rows(folder / "rejected.csv", "reason", "source"))
         sources = sorted({source for _, source in counts})
         rows: list[Sequence[Any]] = [
             (reason, *(counts[reason, source] for source in sources), REASONS.get(reason, ""))
@@ -215,6 +216,8 @@ def _figure(drawn: Figure, caption: str) -> str:
     return figure(to_png(drawn), caption)
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _rows(path: Path, *columns: str) -> list[dict[Any, str]]:
+    frame = read_table(path)
+    if not set(columns) <= set(frame):
+        raise ValueError(f"{path}: found the columns {list(frame)}, expected {list(columns)}, as data_prep writes it")
+    return frame.to_dict("records")

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from monai.data import ImageReader
 from scipy import ndimage
 from tqdm import tqdm
 
 from data_prep.cases import Rejected
 from data_prep.displacement import LUNGS, Displacement, find_displacement
-from data_prep.storage import read_array
 from data_prep.structures import check_label_map
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS
@@ -88,17 +88,21 @@ def find_faults(datalist: Datalist) -> list[Fault]:
     """Everything unusual in a datalist, the worst of each kind first.
 
     Every label map is read once, and so is every radiograph; shapes of volumes are compared in the middle slice.
+
+    Raises:
+        DatalistError: when one of them cannot be read or is not as the datalist says.
     """
     of_source: dict[str, _Shapes] = {}
+    reader = datalist.reader()
     cases = [(split, entry) for split in SPLITS for entry in datalist.entries[split]]
     for split, entry in tqdm(cases, desc="label maps", unit="case"):
-        label = read_array(datalist.path.parent / entry["label"])
+        label, _ = reader.get_data(datalist.path.parent / entry["label"])
         shapes = of_source.setdefault(entry["source"], _Shapes())
         shapes.cases.append((split, entry))
         shapes.loose.append([_loose_share(label == datalist.labels[name]) for name in datalist.structures])
         shapes.small.append(_small(label))
         shapes.swapped.append(_swapped_sides(label, datalist))
-        shapes.shifted.append(_shifted(label, datalist, entry))
+        shapes.shifted.append(_shifted(label, datalist, entry, reader))
     faults = []
     for shapes in of_source.values():
         faults += [Fault("swapped_sides", *case, 0, text) for case, text in zip(shapes.cases, shapes.swapped) if text]
@@ -197,7 +201,10 @@ def _swapped_sides(label: np.ndarray, datalist: Datalist) -> str:
     return ""
 
 
-def _shifted(label: np.ndarray, datalist: Datalist, entry: Mapping[str, Any]) -> Displacement | None:
+def _shifted(
+    label: np.ndarray, datalist: Datalist, entry: Mapping[str, Any], reader: ImageReader
+) -> Displacement | None:
     if label.ndim != 2 or not set(LUNGS) <= set(datalist.labels):
         return None
-    return find_displacement(read_array(datalist.path.parent / entry["image"]), label, datalist.labels)
+    image, _ = reader.get_data(datalist.path.parent / entry["image"])
+    return find_displacement(image, label, datalist.labels)

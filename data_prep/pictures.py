@@ -13,7 +13,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from skimage.measure import find_contours
 
-from data_prep.storage import read_array
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import SPLITS, Variable
 from segcft_ext.figures import picture
@@ -56,6 +55,7 @@ def sheet_figure(
     datalist: Datalist, entries: Sequence[Mapping[str, Any]], titles: Sequence[str], columns: int = COLUMNS
 ) -> Figure:
     """Cases side by side, each with one contour for each structure and a line of text above."""
+    reader = datalist.reader()
     height, width = shown_size(datalist)
     lying = lies_down((height, width))
     if lying:
@@ -71,7 +71,7 @@ def sheet_figure(
     lines: dict[str, list[np.ndarray]] = {name: [] for name in datalist.structures}
     for i, (entry, text) in enumerate(zip(entries, titles)):
         x, y = (i % columns) * width, (i // columns) * (height + title) + title
-        image, label = (picture(read_array(datalist.path.parent / entry[key])) for key in ("image", "label"))
+        image, label = (picture(reader.get_data(datalist.path.parent / entry[key])[0]) for key in ("image", "label"))
         if lying:
             image, label = image.T, label.T
         low, high = datalist.intensity_range

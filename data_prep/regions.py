@@ -15,7 +15,6 @@ from typing import Any
 from monai.utils.module import optional_import
 from tqdm import tqdm
 
-from data_prep.storage import read_array
 from data_prep.structures import measured_values, regional_variables
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
 from segcft_ext.datalist_format import SPLITS, validate_regions
@@ -70,7 +69,7 @@ def derive_regions(
     Raises:
         ValueError: when ``out`` is no JSON file or lies beside the datalist, a structure is unknown or has no area, or
             a structure that is not divided anew has other regions.
-        DatalistError: when the datalist cannot be read or the regions contradict its format.
+        DatalistError: when the datalist or a label map cannot be read, or the regions contradict its format.
     """
     source, target = read_datalist(datalist), Path(out).absolute()
     if target.suffix != ".json" or target.is_dir():
@@ -93,9 +92,9 @@ def derive_regions(
             measurements |= {part["name"]: instantiate_measurement(part["measurement"]) for part in parts}
     target.parent.mkdir(parents=True, exist_ok=True)
     content |= {"regions": dict(regions), "variables": variables, "truth": _truth(source, regions)}
-    entries = [entry for split in SPLITS for entry in content[split]]
+    entries, reader = [entry for split in SPLITS for entry in content[split]], source.reader()
     for entry in tqdm(entries, desc="measuring", unit="case"):
-        label = read_array(source.path.parent / entry["label"])
+        label, _ = reader.get_data(source.path.parent / entry["label"])
         values = measured_values(measurements, label, source.num_classes, entry.get("spacing"))
         kept = {name: value for name, value in entry["variables"].items() if name not in divided}
         ordered = {v["name"]: ({**kept, **values}).get(v["name"]) for v in variables}

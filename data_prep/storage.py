@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-__all__ = ["SUFFIXES", "read_array", "write_array"]
+__all__ = ["SUFFIXES", "write_array"]
 
 SUFFIXES = {2: ".png", 3: ".nii.gz"}
 
@@ -44,11 +44,3 @@ def write_array(path: Path, array: np.ndarray, spacing: Sequence[float] | None =
         scratch.unlink(missing_ok=True)  # a full disk needs the room
         raise
     return size
-
-
-def read_array(path: Path) -> np.ndarray:
-    """An array as :func:`write_array` has stored it."""
-    if path.name.endswith(SUFFIXES[3]):
-        return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
-    with Image.open(path) as picture:
-        return np.asarray(picture)

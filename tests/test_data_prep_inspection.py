@@ -13,7 +13,7 @@ from data_prep.__main__ import main
 from data_prep.inspection import write_inspection
 from data_prep.label_faults import _Shapes, _unusual_structures, find_faults, robust_z
 from data_prep.pictures import variables_figure
-from data_prep.storage import read_array, write_array
+from data_prep.storage import write_array
 from segcft_ext.datalist import write_datalist
 
 
@@ -29,7 +29,7 @@ def changed(chests, tmp_path, changes):
     content = json.loads(chests.path.read_text())
     for split in ("training", "validation", "test"):
         for entry in content[split]:
-            label = read_array(chests.path.parent / entry["label"])
+            label, _ = chests.reader().get_data(chests.path.parent / entry["label"])
             write_png(tmp_path / entry["label"], changes.get(entry["id"], lambda same: same)(label.copy()))
             entry["image"] = os.path.relpath(chests.path.parent / entry["image"], tmp_path)
     return write_datalist(tmp_path / "datalist.json", content)
@@ -150,6 +150,23 @@ def test_volumes_of_any_structures_are_shown_by_their_middle(tmp_path):
     assert "middle slice" in page and "on their side" in page and "24 × 8 × 8" in page and "0.4 to 0.5 mm" in page
     assert "<td>mm³</td>" in page
     assert {axis.get_xlabel() for axis in variables_figure(datalist).axes} == {"plaque_volume [mm³]"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels/case07.png", b"", "cannot be read: UnidentifiedImageError"),
+        ("labels/case07.png", np.zeros((9, 32), np.uint8), r"found pixels of shape \(9, 32\), expected \(32, 32\)"),
+        ("images/case07.png", b"", "cannot be read: UnidentifiedImageError"),
+        ("rejected.csv", b"id;source;reason;text\n", r"found the columns \['id;source;reason;text'\], expected"),
+        ("filters.csv", b"what,count\nr\xf6w,1\n", "the table cannot be read: 'utf-8' codec"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_named(tmp_path, name, content, message):
+    path = small_chests(tmp_path).path.parent / name
+    path.write_bytes(content) if isinstance(content, bytes) else write_png(path, content)
+    with pytest.raises(SystemExit, match=f"{path}: {message}"):
+        main(["inspect", str(tmp_path / "datalist.json")])
 
 
 def test_a_missing_datalist_ends_with_one_line(tmp_path):

@@ -92,6 +92,15 @@ def test_the_command_writes_a_datalist_and_the_distributions(tmp_path, capsys):
     assert "4 regional variables: left_area_top" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("shape", "value"), [((SIZE, 9), 1), ((SIZE, SIZE), 7)])
+def test_a_label_map_that_is_not_as_the_datalist_says_is_named(tmp_path, shape, value):
+    whole = disc_datalist(tmp_path / "discs")
+    path = whole.path.parent / whole.entries["test"][0]["label"]
+    Image.fromarray(np.full(shape, value, np.uint8)).save(path)
+    with pytest.raises(SystemExit, match=f"{path}: found (pixels of shape|the labels)"):
+        main(["regions", str(whole.path), "--out", str(tmp_path / "zones" / "datalist.json")])
+
+
 def test_mistakes_are_named(tmp_path, monkeypatch):
     whole = disc_datalist(tmp_path / "discs")
     out = tmp_path / "zones" / "datalist.json"

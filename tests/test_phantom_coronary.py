@@ -15,7 +15,6 @@ from data_prep.__main__ import main
 from data_prep.coronary_vessel import LABELS
 from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.regions import region_definition
-from data_prep.storage import read_array
 from data_prep.structures import measured_variables
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
@@ -212,7 +211,7 @@ def test_coronary_phantoms_from_the_command_line(tmp_path: Path, options: list[s
     assert datalist.size == size and len(datalist.variables) == 9 and f"lumen_{quantity}_mid" in datalist.variable_names
     assert datalist.window == (-150, 750) and datalist.intensity_unit == "HU"
     entry = datalist.entries["test"][0]
-    image, label = (read_array(out / entry[key]) for key in ("image", "label"))
+    image, label = (datalist.reader().get_data(out / entry[key])[0] for key in ("image", "label"))
     assert image.shape == label.shape == size and image.dtype == np.uint16 and label.dtype == np.uint8
     assert entry["arc_length"][1] == pytest.approx(entry["spacing"][0] * size[0])
     do = f"lumen_{quantity}_mid"
