@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class CctaSource(Source):
         _check_structures(structures)
         for option, found, good, expected in (
             ("size", size, len(size) in (2, 3) and min(size) >= 8, "two or three whole numbers from 8 on"),
-            ("spacing", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
+            ("across", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
             ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
             ("window", window, window[0] < window[1], "the lower before the higher"),
             ("order", order, order in (1, 3), "1 or 3"),
@@ -240,9 +241,10 @@ def _check_structures(structures: Mapping[str, Sequence[int]]) -> None:
     unknown = [name for name in structures if name not in LABELS]
     if unknown or "lumen" not in structures:
         raise ValueError(f"labels: found {list(structures)}, expected lumen and perhaps others of {list(LABELS)}")
-    values = [value for listed in structures.values() for value in listed]
-    if len(set(values)) != len(values) or not all(0 < value < 65536 for value in values):
-        raise ValueError(f"labels: found the values {values}, expected whole numbers above 0, each once")
+    counts = Counter(value for listed in structures.values() for value in listed)
+    wrong = [value for value, count in counts.items() if count > 1 or not 0 < value < 65536]
+    if wrong:
+        raise ValueError(f"labels: found the values {wrong[:5]}, expected whole numbers from 1 to 65535, each once")
 
 
 def _widens(axis: Axis, vessel: Vessel) -> bool:

@@ -6,6 +6,7 @@ Values come as text. What cannot be read raises a ValueError that names the opti
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,8 @@ def read_numbers(option: str, given: Any, count: int | None = None) -> tuple[flo
         found = tuple(float(part) for part in (read_list(given) if isinstance(given, (str, list, tuple)) else [given]))
     except ValueError:
         found = ()
-    if not found or count not in (None, len(found)):
-        raise ValueError(f"{option}: found {given!r}, expected {count or 'one or several'} number(s)")
+    if not found or count not in (None, len(found)) or not all(map(math.isfinite, found)):
+        raise ValueError(f"{option}: found {given!r}, expected {count or 'one or several'} finite number(s)")
     return found
 
 
@@ -144,17 +145,14 @@ def read_label_values(given: Any) -> dict[str, list[int]]:
     found = read_json("labels", given)
     if isinstance(found, dict):
         listed = {name: values if isinstance(values, list) else [values] for name, values in found.items()}
-        if all(
-            isinstance(value, int) and not isinstance(value, bool) for values in listed.values() for value in values
-        ):
+        if all(listed.values()) and all(type(value) is int for values in listed.values() for value in values):
             return listed
     values: dict[str, list[int]] = {}
     for part in found.split(",") if isinstance(found, str) else [given]:
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(part), re.ASCII)
-        if match is None:
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,5})(?:\s*-\s*(\d{1,5}))?\s*", str(part), re.ASCII)
+        if match is None or int(match[2]) > int(match[3] or match[2]):
             raise ValueError(f"labels: found {part!r}, expected structures and their values, as lumen=1 or lumen=1-14")
-        structure, first, last = match.groups()
-        values.setdefault(structure, []).extend(range(int(first), int(last or first) + 1))
+        values.setdefault(match[1], []).extend(range(int(match[2]), int(match[3] or match[2]) + 1))
     return values
 
 

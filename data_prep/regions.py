@@ -39,7 +39,7 @@ def region_definition(
         ValueError: when there is not one more boundary than there are names, these are not all different, the
             boundaries do not rise from 0 to 1, ``of`` is neither "image" nor "structure", or ``axis`` is no axis.
     """
-    count = len(names) if names else len(boundaries) - 1 if boundaries else 3
+    count = len(names) if names else max(1, len(boundaries) - 1) if boundaries else 3
     names = list(names or NAMES.get((of, count), [f"region{i + 1}" for i in range(count)]))
     # six decimals are a ten-thousandth of a pixel
     boundaries = list(boundaries or [round(i / count, 6) for i in range(count + 1)])

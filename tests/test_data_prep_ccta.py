@@ -493,7 +493,7 @@ def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_i
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"size": (96,)}, "size"), ({"size": (96, 4)}, "size"), ({"spacing": 0}, "spacing"), ({"angles": ()}, "angles"),
+        ({"size": (96,)}, "size"), ({"size": (96, 4)}, "size"), ({"spacing": 0}, "across"), ({"angles": ()}, "angles"),
         ({"angles": (0, 0)}, "angles"), ({"window": (750, -150)}, "window"), ({"order": 2}, "order"),
         ({"convention": "XYZ"}, "coordinates"), ({"shortest": 0}, "shortest"), ({"sigma": -1}, "smoothing"),
     ],
@@ -516,10 +516,17 @@ def test_wrong_labels_are_named(scan, structures):
     [
         (["--labels", "[1,2]"], r"labels: found '\[1,2\]', expected structures and their values, as lumen=1"),
         (["--labels", "lumen:1"], "labels: found 'lumen:1', expected structures and their values, as lumen=1"),
+        (["--labels", "lumen=14-1"], "labels: found 'lumen=14-1', expected structures and their values"),
+        (["--labels", "lumen=1-999999"], "labels: found 'lumen=1-999999', expected structures and their values"),
+        (["--labels", '{"lumen": []}'], "labels: found '{\"lumen\": \\[\\]}', expected structures"),
+        (["--labels", "lumen=1-70000"], r"labels: found the values \[65536, .*, expected whole numbers"),
         (["--labels", '{"lumen": null}'], "labels: found '{\"lumen\": null}', expected structures"),
         (["--fractions", "0.5"], "fractions: found '0.5', expected JSON"),
         (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected \d numbers that rise from 0 to 1"),
+        (["--boundaries", "0"], r"boundaries: found \[0.0\], expected 2 numbers that rise from 0 to 1"),
         (["--size", "96x"], "size: found '96x'"),
+        (["--angles", "0,nan"], "angles: found '0,nan', expected one or several finite"),
+        (["--window", "-150,inf"], "window: found .* expected 2 finite"),
     ],
 )
 def test_command_line_mistakes_end_with_one_line(scan, tmp_path, options, message):
