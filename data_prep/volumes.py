@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_description
 
 from data_prep.cases import Rejected
 from data_prep.dicom import decode_pixels
-from data_prep.nifti import corners_apart
+from data_prep.nifti import corners_apart, is_nifti
 from data_prep.readers import FAULTS, quiet
 from segcft_ext.presentation import MILLIMETRES, is_dicom
 
@@ -151,6 +151,11 @@ def _read(reader: Callable[[Path], Volume], kind: str, path: Path) -> Volume:
 
 
 def _read_nifti(path: Path) -> Volume:
+    with path.open("rb") as file:
+        head = file.read(348)
+    packed = head.startswith(b"\x1f\x8b")
+    if is_nifti(head) and packed != path.name.lower().endswith("gz"):  # nibabel goes by the name
+        raise Rejected("unreadable", f"the NIfTI file is {'' if packed else 'not '}compressed, contrary to its name")
     image: Any = nibabel.load(path)
     stored = image.dataobj
     # As stored where no scaling is needed, else 32-bit floats: nibabel's own scaling would give 64-bit floats.

@@ -402,6 +402,18 @@ def test_a_bad_centreline_costs_its_own_case_only(tmp_path, text):
     assert rejection(source, bad[1]).reason == "centreline_unreadable"
 
 
+def test_a_file_whose_name_contradicts_its_compression_is_told_from_a_damaged_one(tmp_path):
+    packed = write_nifti(tmp_path / "a.nii.gz", np.zeros((8, 8, 8), np.uint8), np.eye(4))
+    plain = write_nifti(tmp_path / "b.nii", np.zeros((8, 8, 8), np.uint8), np.eye(4))
+    for path, text in (
+        (packed.rename(tmp_path / "c.nii"), "is compressed, contrary"),
+        (plain.rename(tmp_path / "d.nii.gz"), "not compressed, contrary"),
+    ):
+        for read in (read_ct, lambda path: read_labels(path, {1: (1,)})):
+            with pytest.raises(Rejected, match=text):
+                read(path)
+
+
 def test_a_mirrored_centreline_is_told_from_one_that_is_elsewhere(tmp_path):
     source = source_of(write_scan(tmp_path, lps=False))
     assert "read as RAS it would lie inside" in rejection(source).text
