@@ -33,6 +33,7 @@ __all__ = ["MaskRow", "crop_borders", "index_masks", "read_masks"]
 ID, RCA, HEIGHT, WIDTH = "ImageID", "Dice RCA (Mean)", "Height", "Width"
 STRUCTURES = {"left_lung": "Left Lung", "right_lung": "Right Lung", "heart": "Heart"}
 PREPROCESSED = (1024, 1024)
+PACKED = (b"\x1f\x8b", b"PK\3\4", b"BZh", b"\xfd7zX")  # gzip, zip, bzip2, xz
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def index_masks(path: Path, names: Container[str]) -> tuple[dict[str, list[MaskR
         ValueError: when the file is compressed, lacks a column or is not CSV.
         OSError: when it cannot be read.
     """
-    if path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz"):
-        raise ValueError(f"{path}: unpack CheXmask's table first; its rows are read by their position")
     found: dict[str, list[MaskRow]] = {}
-    others = 0
+    others = start = 0
     size = path.stat().st_size
     with path.open("rb") as file, tqdm(total=size, desc="CheXmask's table", unit="B", unit_scale=True) as bar:
+        if file.read(4).startswith(PACKED):
+            raise ValueError(f"{path}: unpack CheXmask's table first; its rows are read by their position")
+        file.seek(0)
         lines = _Lines(file)
         reader = _reader(lines)
         try:

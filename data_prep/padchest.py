@@ -145,8 +145,12 @@ def write_filters(counts: Mapping[str, int], path: Path) -> None:
 
 def _read_table(path: Path) -> pd.DataFrame:
     """The columns that are needed, as text; no other column is kept."""
-    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
+        with path.open("rb") as packed:
+            head = packed.read(4)
+        if head == b"PK\3\4":
+            raise ValueError("found a zip archive, expected CSV or .csv.gz")
+        opened: Any = gzip.open if head.startswith(b"\x1f\x8b") else open
         with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file)
             header = next(reader, [])

@@ -321,6 +321,11 @@ def test_masks_stay_in_their_file(tmp_path):
         (lambda root: (root / "padchest.csv").write_text(""), "padchest.csv: PadChest's table cannot be read"),
         (lambda root: (root / "chexmask.csv").write_text("ImageID,Heart\na,b\n"), "no column 'Dice RCA"),
         (lambda root: (root / "chexmask.csv").write_text(""), "no column 'ImageID'"),
+        (lambda root: (root / "chexmask.csv").write_bytes(b"ImageID,\rHeart"), "chexmask.csv: no CSV from byte 0 on"),
+        (
+            lambda root: (root / "padchest.csv").write_bytes(b"PK\3\4..."),
+            "found a zip archive, expected CSV or .csv.gz",
+        ),
         (lambda root: (root / "chexmask.csv").unlink(), "No such file"),
         (lambda root: shutil.rmtree(root / "images" / "0"), "no row passes the filters"),
         (lambda root: shutil.rmtree(root / "images"), "no such folder or zip archive"),
@@ -334,9 +339,10 @@ def test_mistakes_end_with_one_line(tmp_path, change, message):
 
 
 def test_a_packed_table_of_masks_is_to_be_unpacked(tmp_path):
-    (tmp_path / "chexmask.csv.gz").touch()
-    with pytest.raises(ValueError, match="unpack CheXmask's table first"):
-        index_masks(tmp_path / "chexmask.csv.gz", set())
+    for name in ("chexmask.csv.gz", "chexmask.csv"):  # whatever it is called
+        (tmp_path / name).write_bytes(gzip.compress(b"ImageID,Dice RCA (Mean)"))
+        with pytest.raises(ValueError, match=f"{name}: unpack CheXmask's table first"):
+            index_masks(tmp_path / name, set())
     with pytest.raises(SystemExit, match="no folder of images given"):
         main(["padchest", "--table", "a", "--chexmask", "b", "--out", str(tmp_path / "out")])
 
