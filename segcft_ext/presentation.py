@@ -97,7 +97,13 @@ def raster_pixels(image: Image.Image) -> np.ndarray:
     """Pixels (H, W) or (H, W, C) of a PNG, JPEG or TIFF, which is turned in place as its EXIF orientation says.
 
     Palettes and colours of print (CMYK) or video (YCbCr) become RGB, a TIFF with white as zero is inverted.
+
+    Raises:
+        ValueError: when the file holds several pictures, such as the pages of a TIFF.
     """
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format != "MPO":  # a camera's JPEG, to which smaller copies are added
+        raise ValueError(f"found {count} pictures, expected one")
     ImageOps.exif_transpose(image, in_place=True)  # Pillow itself does so for TIFF
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0 and image.mode not in ("1", "L")
     pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr") else image)

@@ -15,9 +15,9 @@ from monai.transforms import (
     Pad,
     Padd,
     ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
     Transform,
 )
+from monai.transforms.utils_pytorch_numpy_unification import percentile
 from monai.utils import convert_to_tensor
 
 from segcft_ext.command_line import check_booleans
@@ -62,21 +62,25 @@ class RadiographIntensityd(MapTransform):
             of 8 or 16 bits stands for [-1, 1].
 
     Raises:
-        ValueError: when ``prepared`` is neither True nor False; when an image holds NaN or infinity, or is constant.
+        ValueError: when ``prepared`` is neither True nor False; when an image holds NaN or infinity, or is constant up
+            to one percent of its pixels at either end.
     """
 
     def __init__(self, keys: KeysCollection, prepared: bool = False) -> None:
         super().__init__(keys)
         check_booleans(prepared=prepared)
         self.prepared = prepared
-        self.stretch = ScaleIntensityRangePercentiles(1, 99, -1.0, 1.0, clip=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             _check_intensities(key, d[key])
-            full = ScaleIntensityRange(0, _full_range(d[key]), -1.0, 1.0, clip=True)
-            d[key] = full(d[key]) if self.prepared else self.stretch(d[key])
+            plain = convert_to_tensor(d[key], track_meta=False)
+            limits: Any = (0, _full_range(plain)) if self.prepared else [percentile(plain, share) for share in (1, 99)]
+            low, high = limits
+            if not low < high:
+                raise ValueError(f"{key}: found {low:g} as 1st and as 99th percentile of the intensities, expected two")
+            d[key] = ScaleIntensityRange(low, high, -1.0, 1.0, clip=True)(d[key])
         return d
 
 

@@ -21,9 +21,16 @@ from data_prep.intensity import to_unit_range
 from data_prep.readers import read_picture
 from segcft_ext.radiographs import PIXEL_SPACING, RadiographReader
 from segcft_ext.transforms import ResizedSpacingd
+from segcft_ext.vessels import VesselReader
 
 BUNDLES = Path(__file__).parent.parent / "bundles"
 READING = ("seg_cft_finetuning", "dscm_pretraining", "lung_heart_segmentor", "segmentor_evaluation")
+OF_VESSELS = (
+    "seg_cft_finetuning/configs/coronary_inference.json",
+    "dscm_pretraining/configs/coronary_inference.json",
+    "segmentor_evaluation/configs/coronary_inference.json",
+    "plaque_lumen_segmentor/configs/inference.json",
+)
 GREY = draw(3, (60, 80))[0]
 
 
@@ -116,6 +123,36 @@ def test_the_spacing_of_a_padded_file_is_that_of_data_prep(tmp_path: Path) -> No
     item = preprocessing("seg_cft_finetuning")({"image": str(file)})
     wanted = fit_spacing(read_picture(file).spacing, (40, 80), (60, 80))
     torch.testing.assert_close(item["spacing"], torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("reader", [RadiographReader(), VesselReader()])
+def test_a_file_of_several_pictures_is_refused_but_the_previews_of_a_camera_are_not(
+    reader: Any, tmp_path: Path
+) -> None:
+    pages = [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]
+    for name in ("pages.tif", "frames.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match=f"{name}: cannot be read, expected a picture .*: found 2 pictures"):
+            LoadImage(reader=reader)(tmp_path / name)
+    pages[0].save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=pages[1:], quality=95)
+    np.testing.assert_allclose(LoadImage(reader=reader)(tmp_path / "camera.jpg").T, GREY, atol=12)
+
+
+@pytest.mark.parametrize("config", OF_VESSELS)
+def test_a_vessel_is_read_with_the_same_numbers_from_every_format(config: str, tmp_path: Path) -> None:
+    content = ConfigParser.load_config_file(str(BUNDLES / config))
+    load = ConfigParser(content["preprocessing"]).get_parsed_content("transforms#0")
+    wide = GREY.astype(np.uint16) * 250
+    write_png(tmp_path / "wide.png", wide)
+    tifffile.imwrite(tmp_path / "wide.tif", wide)
+    write_dicom(tmp_path / "wide.dcm", wide // 16, RescaleSlope="16", RescaleIntercept="-100")
+    nibabel.save(nibabel.Nifti1Image(wide.T, np.eye(4)), tmp_path / "wide.nii.gz")
+    Image.fromarray(GREY).convert("P").save(tmp_path / "palette.png")
+    found = {path.name: load({"image": str(path)})["image"].numpy() for path in tmp_path.iterdir()}
+    for name in ("wide.png", "wide.tif", "wide.nii.gz"):
+        np.testing.assert_array_equal(found[name], wide.T[None], err_msg=name)
+    np.testing.assert_array_equal(found["wide.dcm"][0], wide.T // 16 * 16.0 - 100)  # in HU, not windowed
+    np.testing.assert_array_equal(found["palette.png"][0], GREY.T)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.nii.gz", "volume.nii", "frames.dcm"])

@@ -57,6 +57,13 @@ def test_an_image_without_intensities_is_refused(transform: MapTransform, value:
         transform({"image": image})
 
 
+def test_a_radiograph_of_a_few_bright_pixels_is_refused_as_in_data_prep() -> None:
+    image = torch.zeros(1, 20, 20)
+    image[0, 3, 4] = 255
+    with pytest.raises(ValueError, match="image: found 0 as 1st and as 99th percentile of the intensities"):
+        RadiographIntensityd("image")({"image": image})
+
+
 @pytest.mark.parametrize("shape", [(60, 80), (81, 50), (96, 64), (7, 7), (301, 200)])
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 96)])
 def test_padding_is_that_of_data_prep_and_is_undone(shape: tuple[int, int], size: tuple[int, int]) -> None:
