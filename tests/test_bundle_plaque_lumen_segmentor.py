@@ -100,6 +100,7 @@ def test_evaluation_reports_structures_lesions_and_areas(ran: tuple[Path, Datali
     with (folder / "eval" / "segmentation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["calcified_plaque_area"]) for row in rows] == pytest.approx(true, rel=1e-5)
+    assert [row["dice_calcified_plaque"] == "" for row in rows] == [area == 0 for area in true]
 
 
 def test_every_stage_is_a_finished_run(ran: tuple[Path, Datalist, Datalist]) -> None:

@@ -30,6 +30,8 @@ __all__ = ["SegmentationReport"]
 class SegmentationReport:
     """Writes ``segmentation.json`` (means over the cases) and ``segmentation.csv`` (a row for each case).
 
+    In the table, a figure that is not defined for a case is an empty cell.
+
     Attach it to an evaluator whose decollated output has, for each case, ``probabilities`` and the one-hot ``pred`` and
     ``label``, all of shape (C, \\*spatial), and whose per-structure metrics keep their details. The variables are
     measured on the probabilities, as a guide does it (``soft``), and on the most probable labels, as a judge does it
@@ -83,7 +85,8 @@ class SegmentationReport:
     def write(self, engine: Workflow) -> None:
         for metric in self.metrics:
             for row, values in zip(self._cases, engine.state.metric_details[metric].tolist()):
-                row |= {f"{metric}_{name}": value for name, value in zip(self.structures, values)}
+                known = [value if math.isfinite(value) else None for value in values]
+                row |= {f"{metric}_{name}": value for name, value in zip(self.structures, known)}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
         rows = [row.values() for row in self._cases]
