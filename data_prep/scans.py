@@ -87,8 +87,8 @@ def list_scans(table: Path) -> list[Scan]:
     Without a ``patient`` each volume is a patient.
 
     Raises:
-        ValueError: when the file cannot be read, lacks a column, names a file that does not exist, or the rows of a
-            volume contradict each other.
+        ValueError: when the file cannot be read, lacks a column or a cell, names a file that does not exist, or the
+            rows of a volume contradict each other.
     """
     if not table.exists():
         raise ValueError(f"{table}: no such folder or list")
@@ -97,14 +97,20 @@ def list_scans(table: Path) -> list[Scan]:
             reader = csv.DictReader(file)
             rows, lines = [], []
             for row in reader:
-                rows.append({key: (value or "").strip() for key, value in row.items() if key})
+                if None in row or None in row.values():
+                    raise csv.Error(f"line {reader.line_num}: found more or fewer cells than the header has")
+                rows.append({key: value.strip() for key, value in row.items() if key})
                 lines.append(reader.line_num)
             columns = [name for name in reader.fieldnames or [] if name]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{table}: cannot be read as CSV: {error}") from error
     known = {"volume", "label", "centreline", "vessel", "patient"}
-    if not {"volume", "label"} <= set(columns) <= known or not rows:
-        raise ValueError(f"{table}: found the columns {columns} and {len(rows)} rows, expected some of {sorted(known)}")
+    if not {"volume", "label"} <= set(columns) <= known or len(set(columns)) < len(columns) or not rows:
+        expected = f"some of {sorted(known)}, each once"
+        raise ValueError(f"{table}: found the columns {columns} and {len(rows)} rows, expected {expected}")
+    for line, row in zip(lines, rows):
+        if not row["volume"]:
+            raise ValueError(f"{table}: line {line}: volume: found nothing, expected a file")
     missing = [
         f"line {line}: {column}: {table.parent / row[column]}"
         for line, row in zip(lines, rows)
@@ -135,7 +141,7 @@ def _scan(table: Path, volume: str, rows: list[dict[str, str]]) -> Scan:
         source=table.stem,
         name=volume,
         patient=patient or volume,
-        volumes=(table.parent / volume,) if volume else (),
+        volumes=(table.parent / volume,),
         labels=(table.parent / label,) if label else (),
         centrelines=tuple(lines),
     )
