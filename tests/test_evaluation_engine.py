@@ -17,6 +17,7 @@ import pytest
 import torch
 from discs import NAMES, SIZE, DiscJudge, Follower, Oracle, disc_datalist, render
 from ignite.engine import Events
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, LoadImaged, ScaleIntensityRanged
@@ -291,7 +292,7 @@ def test_any_other_name_of_a_method_can_be_recorded(judged: tuple[JudgeEvaluator
     evaluation = judged[0].evaluation
     named = {**evaluation, "methods": dict.fromkeys(["a//b", "../x", "a|b"], evaluation["methods"]["oracle"])}
     metrics = flat_metrics(named)
-    assert {"a__b/mape/left_area", ".._x/mape/left_area", "a_b/mape/left_area"} <= set(metrics)
+    assert {"a__b/mape/left_area", ".._x/mape/left_area", "a|b/mape/left_area"} <= set(metrics)
     assert all(key == posixpath.normpath(key) for key in metrics)  # as MLflow demands
     write_evaluation(named, tmp_path)
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
@@ -470,6 +471,18 @@ def test_a_damaged_list_of_figures_is_written_anew(
     EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
     shown = [entry["file"] for entry in json.loads((figures / "figures.json").read_text())]
     assert shown and sorted(path.name for path in figures.glob("*.png")) == sorted(shown)
+
+
+def test_figures_of_a_variable_with_a_slash_in_its_name_lie_beside_the_others(
+    judged: tuple[JudgeEvaluator, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(writer: EvaluationWriter, engine: JudgeEvaluator) -> None:
+        writer._save(Figure(figsize=(1, 1)), "sweep-left/right_area-1", "sweep", "")
+
+    monkeypatch.setattr(EvaluationWriter, "_aggregates", draw)
+    EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
+    (entry,) = json.loads((tmp_path / "figures" / "figures.json").read_text())
+    assert (tmp_path / "figures" / entry["file"]).is_file()
 
 
 def test_targets_come_from_the_training_marginal_and_are_seeded(datalist: Datalist) -> None:

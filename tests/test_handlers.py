@@ -429,6 +429,14 @@ def test_a_step_that_is_not_finite_does_not_take_the_epochs_mean_with_it(store):
     assert logged == {"loss": [(1, 2.0)], "gradient_norm": [(1, 5.0), (2, 5.0)]}
 
 
+def test_a_variable_of_any_name_can_be_recorded(store):
+    trainer = Trainer(torch.device("cpu"), 1, range(1), iteration_update=lambda engine, batch: [{"heart (H), %": 0.5}])
+    MLflowRun(store, "tests", "names").attach(trainer)
+    trainer.run()
+    _, (found, *_) = runs(store)
+    assert found.data.metrics["train_heart _H__ _"] == 0.5
+
+
 def test_runs_never_share_a_name_and_never_adopt_one(store, tmp_path):
     for _ in range(2):
         training = Training(tmp_path, epochs=1)

@@ -37,7 +37,6 @@ The figures are defined in :mod:`~segcft_ext.evaluation.effectiveness`, :mod:`~s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -154,8 +153,7 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
             found |= {f"{name}/{key}/{do}": truth[key] for key in ("psnr", "ssim")}
     for structure, scores in evaluation["judge"].items():
         found |= {f"judge/{key}/{structure}": value for key, value in scores.items()}
-    # a tracker does not take every character that a method's name may have
-    return {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in found.items() if np.isfinite(value)}
+    return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
 def _realism(judged: tuple[Sequence[str], Tensor], real: tuple[Sequence[str], Tensor], seed: int) -> dict[str, Any]:

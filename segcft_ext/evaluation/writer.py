@@ -78,7 +78,7 @@ class EvaluationWriter:
             (index.parent / name).unlink(missing_ok=True)
 
     def _save(self, figure: Figure, name: str, kind: str, caption: str) -> None:
-        path = save_figure(figure, self.output_dir / "figures" / f"{name}.png")
+        path = save_figure(figure, self.output_dir / "figures" / f"{name.replace('/', '_')}.png")
         caption += self._sliced if kind in PICTURES else ""
         self._shown.append({"file": path.name, "kind": kind, "caption": caption})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -150,13 +151,17 @@ class MLflowRun:
         self.upload_folders()
 
     def log_metrics(self, engine: Workflow, metrics: Mapping[str, float] | None = None) -> None:
-        """Log an engine's scalar metrics, and further ones, at its epoch; values that are not finite are left out."""
+        """Log an engine's scalar metrics, and further ones, at its epoch; values that are not finite are left out.
+
+        MLflow does not take every character that the name of a variable or method may have; others become "_".
+        """
         if self.handler is None or self.handler.cur_run is None:
             return  # the validator also runs on its own
         now = int(1000 * time.time())
+        found = {**(metrics or {}), **_scalars(engine.state.metrics)}
         entities = [
             Metric(key, value, now, engine.state.epoch)
-            for key, value in {**(metrics or {}), **_scalars(engine.state.metrics)}.items()
+            for key, value in ((re.sub(r"[^\w\-./ ]", "_", name), value) for name, value in found.items())
             if math.isfinite(value) and (key, engine.state.epoch) not in self._logged
         ]
         self.handler.client.log_batch(self.run_id, metrics=entities)
