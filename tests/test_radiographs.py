@@ -125,7 +125,7 @@ def test_the_spacing_of_a_padded_file_is_that_of_data_prep(tmp_path: Path) -> No
     torch.testing.assert_close(item["spacing"], torch.tensor(wanted))
 
 
-@pytest.mark.parametrize("reader", [RadiographReader(), VesselReader()])
+@pytest.mark.parametrize("reader", [RadiographReader(), VesselReader(2)])
 def test_a_file_of_several_pictures_is_refused_but_the_previews_of_a_camera_are_not(
     reader: Any, tmp_path: Path
 ) -> None:
@@ -141,18 +141,28 @@ def test_a_file_of_several_pictures_is_refused_but_the_previews_of_a_camera_are_
 @pytest.mark.parametrize("config", OF_VESSELS)
 def test_a_vessel_is_read_with_the_same_numbers_from_every_format(config: str, tmp_path: Path) -> None:
     content = ConfigParser.load_config_file(str(BUNDLES / config))
-    load = ConfigParser(content["preprocessing"]).get_parsed_content("transforms#0")
+    parser = ConfigParser({"image_size": [80, 60], **content["preprocessing"]})
+    load = parser.get_parsed_content("transforms#0")
     wide = GREY.astype(np.uint16) * 250
     write_png(tmp_path / "wide.png", wide)
     tifffile.imwrite(tmp_path / "wide.tif", wide)
     write_dicom(tmp_path / "wide.dcm", wide // 16, RescaleSlope="16", RescaleIntercept="-100")
     nibabel.save(nibabel.Nifti1Image(wide.T, np.eye(4)), tmp_path / "wide.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(wide.T[..., None, None], np.eye(4)), tmp_path / "slice.nii.gz")
     Image.fromarray(GREY).convert("P").save(tmp_path / "palette.png")
     found = {path.name: load({"image": str(path)})["image"].numpy() for path in tmp_path.iterdir()}
-    for name in ("wide.png", "wide.tif", "wide.nii.gz"):
+    for name in ("wide.png", "wide.tif", "wide.nii.gz", "slice.nii.gz"):
         np.testing.assert_array_equal(found[name], wide.T[None], err_msg=name)
     np.testing.assert_array_equal(found["wide.dcm"][0], wide.T // 16 * 16.0 - 100)  # in HU, not windowed
     np.testing.assert_array_equal(found["palette.png"][0], GREY.T)
+
+
+def test_a_vessel_of_other_dimensions_than_the_models_is_refused(tmp_path: Path) -> None:
+    write_png(tmp_path / "colour.png", np.stack([GREY] * 3, axis=-1))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((9, 5, 5), np.float32), np.eye(4)), tmp_path / "volume.nii")
+    for name, dims in (("colour.png", 3), ("volume.nii", 2)):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read, .*: found an array .*, expected {dims} dimens"):
+            LoadImage(reader=VesselReader(dims))(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.dcm", "a.nii.gz", "volume.nii", "frames.dcm"])
