@@ -70,6 +70,8 @@ def parse_polydata(data: bytes) -> Polylines:
     count = len(found.points)
     if any(line.size and not (line.min() >= 0 and line.max() < count) for line in found.lines):
         raise Rejected("centreline_unreadable", f"a line refers to a point beyond the {count} that the file holds")
+    if any(len(values) != count or values.size < count for values in found.arrays.values()):
+        raise Rejected("centreline_unreadable", f"a point array has not one value for each of the {count} points")
     if not any(line.size > 1 for line in found.lines):
         raise Rejected("centreline_unreadable", "the VTK polydata holds no line")
     return found

@@ -78,6 +78,11 @@ def test_colours_in_binary_files_are_bytes():
         (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET UNSTRUCTURED_GRID\n", "no polydata"),
         (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\n", "no line"),
         (b"# vtk DataFile Version 3.0\n\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n0 0 0\nLINES 1 3\n2 0 7\n", "beyond"),
+        (
+            b"# vtk DataFile Version 3.0\n\nASCII\nDATASET POLYDATA\nPOINTS 2 float\n0 0 0 1 1 1\nLINES 1 3\n2 0 1\n"
+            b"POINT_DATA 1\nSCALARS start_points int 1\nLOOKUP_TABLE default\n1\n",
+            "not one value for each of the 2 points",
+        ),
         (b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><VTKFile type="PolyData"/>', "no VTK polydata"),
     ],
 )
