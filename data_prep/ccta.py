@@ -107,6 +107,7 @@ class CctaSource(Source):
             ("size", size, len(size) in (2, 3) and min(size) >= 8, "two or three whole numbers from 8 on"),
             ("across", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
             ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
+            ("angles", angles, len(size) == 2 or tuple(angles) == (0,), "0 alone, since a volume is not cut"),
             ("window", window, window[0] < window[1], "the lower before the higher"),
             ("order", order, order in (1, 3), "1 or 3"),
             ("smoothing", sigma, 0 <= sigma <= 5, "0 to 5 mm"),

@@ -119,12 +119,16 @@ def read_vessel_size(given: Any, dims: int) -> tuple[int, ...]:
         numbers.append(numbers[1])
     if len(numbers) != dims:
         raise ValueError(f"size: found {given!r}, expected samples along and across, such as 256x64")
+    if numbers[0] <= max(numbers[1:]):  # inference tells the axes apart by their lengths
+        raise ValueError(f"size: found {given!r}, expected more samples along the vessel than across, such as 256x64")
     return tuple(numbers)
 
 
 def read_vessel_regions(names: Any, boundaries: Any) -> dict[str, Any] | None:
     """The regions of vessels, thirds by default; None for "none"."""
     if names is not None and str(names).strip().lower() == "none":
+        if boundaries is not None:
+            raise ValueError(f"boundaries: found {boundaries!r}, expected none for whole vessels (--regions none)")
         return None
     return region_definition(read_list(names or []), read_boundaries(boundaries))
 

@@ -506,7 +506,8 @@ def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_i
     ("options", "text"),
     [
         ({"size": (96,)}, "size"), ({"size": (96, 4)}, "size"), ({"spacing": 0}, "across"), ({"angles": ()}, "angles"),
-        ({"angles": (0, 0)}, "angles"), ({"window": (750, -150)}, "window"), ({"order": 2}, "order"),
+        ({"angles": (0, 0)}, "angles"), ({"size": (96, 32, 32), "angles": (0, 90)}, "a volume is not cut"),
+        ({"window": (750, -150)}, "window"), ({"order": 2}, "order"),
         ({"convention": "XYZ"}, "coordinates"), ({"shortest": 0}, "shortest"), ({"sigma": -1}, "smoothing"),
     ],
 )  # fmt: skip
@@ -537,6 +538,8 @@ def test_wrong_labels_are_named(scan, structures):
         (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected \d numbers that rise from 0 to 1"),
         (["--boundaries", "0"], r"boundaries: found \[0.0\], expected 2 numbers that rise from 0 to 1"),
         (["--size", "96x"], "size: found '96x'"),
+        (["--size", "32x64"], "size: found '32x64', expected more samples along the vessel than across"),
+        (["--regions", "none", "--boundaries", "0,0.5,1"], "boundaries: found '0,0.5,1', expected none for whole"),
         (["--angles", "0,nan"], "angles: found '0,nan', expected one or several finite"),
         (["--window", "-150,inf"], "window: found .* expected 2 finite"),
     ],
