@@ -36,6 +36,9 @@ __all__ = [
     "VesselIntensityd",
 ]
 
+MOST_PADDING = 16
+"""How many times as many pixels a padded image may have as the image itself."""
+
 
 class RadiographToGreyd(MapTransform):
     """Convert images (C, *spatial) to one grey channel: colours are averaged, transparency is dropped."""
@@ -90,6 +93,9 @@ class PadToAspect(Pad):
     Args:
         size: a size with the wanted aspect ratio, one number for each axis.
         value: intensity of the padding.
+
+    Raises:
+        ValueError: when an image is so long and thin that hardly anything would be left of it in that size.
     """
 
     def __init__(self, size: Sequence[int], value: float = 0.0) -> None:
@@ -97,7 +103,12 @@ class PadToAspect(Pad):
         self.size = tuple(size)
 
     def compute_pad_width(self, spatial_shape: Sequence[int]) -> Any:
-        extra = [target - n for target, n in zip(padded_shape(spatial_shape, self.size), spatial_shape)]
+        padded = padded_shape(spatial_shape, self.size)
+        if math.prod(padded) > MOST_PADDING * math.prod(spatial_shape):
+            raise ValueError(
+                f"found an image of shape {tuple(spatial_shape)}, expected one of about the proportions of {self.size}"
+            )
+        extra = [target - n for target, n in zip(padded, spatial_shape)]
         return ((0, 0), *((e // 2, e - e // 2) for e in extra))
 
 

@@ -74,6 +74,15 @@ def test_padding_is_that_of_data_prep_and_is_undone(shape: tuple[int, int], size
     torch.testing.assert_close(chain.inverse(padded)["image"].as_tensor(), image.as_tensor())
 
 
+def test_a_strip_is_not_padded_to_a_huge_image() -> None:
+    pad = PadToAspectd("image", (64, 64))
+    assert pad({"image": torch.zeros(1, 10, 160)})["image"].shape == (1, 160, 160)
+    with pytest.raises(
+        ValueError, match=r"found an image of shape \(2, 12800\), expected .* proportions of \(64, 64\)"
+    ):
+        pad({"image": torch.zeros(1, 2, 12800)})
+
+
 def test_spacing_grows_as_the_image_is_made_smaller() -> None:
     found = ResizedSpacingd("image", (64, 32), [0.1, 0.2])({"image": torch.zeros(1, 640, 64)})
     torch.testing.assert_close(found["spacing"], torch.tensor([1.0, 0.4]))
