@@ -78,7 +78,7 @@ def test_a_strip_is_not_padded_to_a_huge_image() -> None:
     pad = PadToAspectd("image", (64, 64))
     assert pad({"image": torch.zeros(1, 10, 160)})["image"].shape == (1, 160, 160)
     with pytest.raises(
-        ValueError, match=r"found an image of shape \(2, 12800\), expected .* proportions of \(64, 64\)"
+        ValueError, match=r"found an image of shape \(2, 12800\), expected .* of \(64, 64\)"
     ):
         pad({"image": torch.zeros(1, 2, 12800)})
 
