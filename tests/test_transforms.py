@@ -77,9 +77,7 @@ def test_padding_is_that_of_data_prep_and_is_undone(shape: tuple[int, int], size
 def test_a_strip_is_not_padded_to_a_huge_image() -> None:
     pad = PadToAspectd("image", (64, 64))
     assert pad({"image": torch.zeros(1, 10, 160)})["image"].shape == (1, 160, 160)
-    with pytest.raises(
-        ValueError, match=r"found an image of shape \(2, 12800\), expected .* of \(64, 64\)"
-    ):
+    with pytest.raises(ValueError, match=r"found an image of shape \(2, 12800\), expected .* of \(64, 64\)"):
         pad({"image": torch.zeros(1, 2, 12800)})
 
 
