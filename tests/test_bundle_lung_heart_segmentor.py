@@ -105,7 +105,7 @@ def test_every_stage_is_a_finished_run(ran):
     runs = client.search_runs([client.get_experiment_by_name("segcft").experiment_id])
     # the resumed training went on with its run
     assert len(runs) == 3 == len({run.info.run_name for run in runs})
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.info.status for run in runs} == {"FINISHED"} and all(run.inputs.dataset_inputs for run in runs)
     evaluation = next(run for run in runs if "evaluate" in run.info.run_name)
     assert {"dice_heart", "mape_soft_heart_area"} <= set(evaluation.data.metrics)
 

@@ -108,6 +108,7 @@ def test_every_stage_is_a_finished_run(ran: tuple[Path, Datalist, Datalist]) -> 
     runs = client.search_runs([client.get_experiment_by_name("segcft").experiment_id])
     # the resumed training went on with its run
     assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
+    assert all(run.inputs.dataset_inputs for run in runs)
     evaluation = next(run for run in runs if "evaluate" in run.info.run_name)
     assert {"dice_lumen", "false_positives_per_image_calcified_plaque"} <= set(evaluation.data.metrics)
 

@@ -94,6 +94,7 @@ def test_evaluation_is_recorded(ran: tuple[Path, Datalist]) -> None:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]  # the judge's training and the evaluation
+    assert all(run.inputs.dataset_inputs for run in runs)
     (run,) = [run for run in runs if "methods" in run.data.params]
     assert "No-CFT/leakage/heart_area" in run.data.metrics
     assert {"evaluation.json", "figures"} <= {a.path for a in client.list_artifacts(run.info.run_id)}

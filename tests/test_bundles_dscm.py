@@ -130,6 +130,7 @@ def test_every_stage_is_a_finished_run_with_its_figures(pretraining: Path, fine_
         found = runs(folder)
         assert len(found) == count == len({run.info.run_name for run in found})
         assert {run.info.status for run in found} == {"FINISHED"}
+        assert all(run.inputs.dataset_inputs for run in found)
         assert list(folder.glob("mlruns/*/artifacts/figures/counterfactuals_0001_1.png"))
     (hvae,) = (r for r in runs(fine_tuning) if r.data.params.get("deformation") == "False" and "guide" in r.data.params)
     assert "'minimality': 8.0" in hvae.data.params["objective"] and hvae.data.params["deformation_head"] == "None"

@@ -17,6 +17,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Trainer
 from monai.handlers import LrScheduleHandler, MeanDice, from_engine
 from monai.transforms import Activationsd, AsDiscreted, Compose
+from small_chests import small_chests
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segcft_ext.batches import PrepareSegmentation
@@ -409,6 +410,30 @@ def test_run_has_parameters_metrics_and_artifacts_and_is_finished(store, tmp_pat
     assert [metric.step for metric in client.get_metric_history(found.info.run_id, "val_dice")] == [1, 2]
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"model.pt", "figures"}
     assert found.info.artifact_uri.startswith(artifact_location(store))
+
+
+def test_a_run_names_its_data_by_the_digest_of_the_datalist(store, tmp_path):
+    datalists = [small_chests(tmp_path / name, training=4, test=count) for name, count in (("a", 1), ("b", 2))]
+    workflows = [
+        (Trainer(torch.device("cpu"), 1, range(1), iteration_update=lambda engine, batch: [{}]), datalists[0]),
+        (Engine(lambda engine, batch: None), datalists[0]),
+        (Engine(lambda engine, batch: None), datalists[1]),
+    ]
+    found = []
+    for engine, datalist in workflows:
+        MLflowRun(store, "tests", "data", datalist=datalist).attach(engine)
+        engine.run([0]) if type(engine) is Engine else engine.run()
+        client, (run, *_) = runs(store)
+        found += client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert [(used.dataset.name, used.tags[0].value) for used in found] == [
+        (datalists[0].name, "training"),
+        (datalists[0].name, "evaluation"),
+        (datalists[1].name, "evaluation"),
+    ]
+    first, same, other = (used.dataset.digest for used in found)
+    assert first == same != other
+    assert json.loads(found[2].dataset.source) == {"uri": str(datalists[1].path)}
+    assert json.loads(found[2].dataset.profile) == {"training": 4, "validation": 3, "test": 2}
 
 
 def test_a_step_that_is_not_finite_does_not_take_the_epochs_mean_with_it(store):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -17,11 +19,13 @@ import monai
 import torch
 from ignite.engine import Events
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Run, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Run, RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
 
+from segcft_ext.datalist import Datalist
 from segcft_ext.folders import write_text_atomically
 from segcft_ext.tracking import default_tracking_uri, opening, unique_run_name
 
@@ -31,7 +35,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class MLflowRun:
-    """Records a stage as one MLflow run: parameters, versions, metrics, artifacts, and how it ended.
+    """Records a stage as one MLflow run: data, parameters, versions, metrics, artifacts, and how it ended.
 
     MONAI's ``MLFlowHandler`` opens and closes experiment and run. This handler differs from it as follows:
 
@@ -59,6 +63,8 @@ class MLflowRun:
         artifacts: files, uploaded at the end, and folders, whose new files are uploaded after every epoch; those that
             do not exist are left out. The parent folder of the first is recorded as ``output_dir``.
         validator: an engine whose metrics also belong to this run.
+        datalist: the data, recorded as the run's dataset with the digest of the datalist's file, so that runs on the
+            same data can be told from others; None records none.
         id_file: file for the run's id; a file that is there at the start names the run that is continued. It is up to
             others to remove it when the stage ends or starts anew.
     """
@@ -71,6 +77,7 @@ class MLflowRun:
         parameters: Mapping[str, Any] | None = None,
         artifacts: Sequence[str | os.PathLike[str]] = (),
         validator: Workflow | None = None,
+        datalist: Datalist | None = None,
         id_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.tracking_uri = tracking_uri or default_tracking_uri()
@@ -81,6 +88,7 @@ class MLflowRun:
         if self.artifacts:
             self.parameters["output_dir"] = str(self.artifacts[0].absolute().parent)
         self.validator = validator
+        self.datalist = datalist
         self.id_file = Path(id_file) if id_file else None
         self.handler: MLFlowHandler | None = None
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
@@ -126,6 +134,9 @@ class MLflowRun:
         self._logged = {(point.key, point.step) for history in known for point in history}
         self.handler.start(engine)
         engine.state.run_id = self.run_id
+        if self.datalist is not None and not resumed:
+            use = "training" if isinstance(engine, Trainer) else "evaluation"
+            client.log_inputs(self.run_id, [_dataset(self.datalist, use)])
         if self.id_file:
             write_text_atomically(self.id_file, self.run_id)
 
@@ -203,6 +214,14 @@ def _existing(client: MlflowClient, run_id: str | None) -> Run | None:
     except MlflowException:
         return None
     return run if run and run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def _dataset(datalist: Datalist, use: str) -> DatasetInput:
+    digest = hashlib.sha256(datalist.path.read_bytes()).hexdigest()[:8]
+    source = json.dumps({"uri": str(datalist.path.absolute())})
+    cases = json.dumps({split: len(entries) for split, entries in datalist.entries.items()})
+    dataset = Dataset(datalist.name, digest, "local", source, profile=cases)
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, use)])
 
 
 def _versions() -> dict[str, str]:
