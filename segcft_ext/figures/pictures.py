@@ -31,15 +31,18 @@ def picture(image: Tensor | np.ndarray) -> np.ndarray:
     return array.take(array.shape[axis] // 2, axis)
 
 
-def to_png(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as a PNG without matplotlib's version or a date in it, so that equal pictures give equal files."""
+def to_png(figure: Figure, dpi: int | None = None) -> bytes:
+    """The figure as a PNG without matplotlib's version or a date in it, so that equal pictures give equal files.
+
+    It has ``dpi`` dots per inch, by default :data:`DPI`.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, dpi=dpi or DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> Path:
-    """Write a figure as a PNG file, atomically."""
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int | None = None) -> Path:
+    """Write a figure as a PNG file, atomically; ``dpi`` as in :func:`to_png`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     png = to_png(figure, dpi)
