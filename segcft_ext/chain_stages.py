@@ -84,6 +84,7 @@ class Chain:
             inputs={"judge": _model(judge), "methods": compared},
             products=("evaluation.json", "evaluation.md", "evaluation.csv", "pairs.csv", "figures/figures.json"),
             progress="judged",
+            environment={"OMP_NUM_THREADS": "2"},  # nothing runs beside it
         )
         # What takes longest comes first.
         stages = [segmentor, dscm, *tuned["Seg-CFT"]]
@@ -105,6 +106,7 @@ class Chain:
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
         progress: str = "training.pt",
+        environment: Mapping[str, str] | None = None,
     ) -> Stage:
         """One command of a bundle.
 
@@ -143,6 +145,7 @@ class Chain:
             version=segcft_ext.__version__,
             code=project_code(),
             progress=progress,
+            environment=environment or {},
         )
 
     def _strides(self) -> dict[str, Any]:
