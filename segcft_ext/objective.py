@@ -20,6 +20,7 @@ __all__ = ["Asked", "CFTObjective", "CFTTerms", "Lagrangian", "draw_intervention
 
 WARM_UP_FROM = 0.05
 SMALLEST_SIZE = 0.1
+NEARBY = 16.0  # pixels at an image of 256
 SEEN = DiceCELoss(softmax=True, include_background=False, batch=True)
 
 
@@ -85,6 +86,7 @@ class CFTTerms:
             change, on average in the batch.
         paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
+        overshoot: mean squared intensity beyond the range of the factual image nearby.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
             head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
@@ -104,6 +106,7 @@ class CFTTerms:
     growth: Tensor
     paint: Tensor
     minimality: Tensor
+    overshoot: Tensor
     smoothness: Tensor
     folding: Tensor
     anatomy: Tensor
@@ -155,7 +158,7 @@ class Asked:
 class CFTObjective:
     """L_cf (docs/method.md) over all variables of the guide, so that an edit that moves another variable is punished.
 
-    Four parts go beyond the paper:
+    The main parts that go beyond the paper:
 
     * ``anchored``: the guide errs on real images too, and an edit should not correct that error. The target of each
       variable is shifted by the guide's error on the factual image, so that no action asks for no change.
@@ -182,14 +185,16 @@ class CFTObjective:
             appear or vanish, not for a haze over a whole vessel.
         minimality: weight of the squared change. A fine-tuned HVAE paints what a segmentor takes for an edge, and
             without this term more than an edge needs. A movement, however, changes every pixel that it passes.
+        overshoot: weight of intensities that no neighbour has. A guide that is sure of an edge does not mind if it is
+            painted brighter than any bone or darker than any lung beside it; a radiologist does.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         anatomy: weight of the deformation head's prediction of the label map.
         folding_margin: Jacobian determinant at which the barrier begins.
         dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
-        warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``
-            and ``minimality`` rise from a twentieth. An edit is found before it is confined: a network that does not
-            know yet where a variable lives moves everything at once, and would learn to move nothing.
+        warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``,
+            ``minimality`` and ``overshoot`` rise from a twentieth. An edit is found before it is confined: a network
+            that does not know yet where a variable lives moves everything at once, and would learn to move nothing.
     """
 
     huber: float = 0.01
@@ -201,6 +206,7 @@ class CFTObjective:
     growth: float = 2.0
     paint: float = 8.0
     minimality: float = 0.0
+    overshoot: float = 0.0
     smoothness: float = 0.00023
     folding: float = 300.0
     anatomy: float = 1.0
@@ -240,6 +246,7 @@ class CFTObjective:
             growth=_misplaced(asked, before, after),
             paint=zero if counterfactual.paint is None else counterfactual.paint.abs().mean(),
             minimality=(counterfactual.image - image).square().mean(),
+            overshoot=_beyond(image, counterfactual.image),
             smoothness=zero if moved is None else bending_energy(moved) * min(moved.shape[2:]) ** 2,
             folding=zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean(),
             anatomy=zero if anatomy is None else _unseen(anatomy, reference),
@@ -281,6 +288,7 @@ class CFTObjective:
             + self.preservation * terms.preservation
             + self.paint * terms.paint
             + self.minimality * terms.minimality
+            + self.overshoot * terms.overshoot
         )
         return (
             terms.effectiveness
@@ -296,6 +304,13 @@ class CFTObjective:
 def _unseen(anatomy: Tensor, reference: Tensor) -> Tensor:
     """Loss of the label map that the deformation head predicts (logits, shape (B, C, *finest))."""
     return SEEN(anatomy, F.interpolate(reference, size=anatomy.shape[2:], mode="area"))
+
+
+def _beyond(image: Tensor, counterfactual: Tensor) -> Tensor:
+    """Mean squared amount by which a counterfactual is brighter or darker than all of the image nearby."""
+    radius = max(1, round(NEARBY * max(image.shape[2:]) / 256))
+    above, below = counterfactual - max_near(image, radius), -max_near(-image, radius) - counterfactual
+    return (F.relu(above).square() + F.relu(below).square()).mean()
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ def test_every_stage_is_a_finished_run_with_its_figures(pretraining: Path, fine_
         assert all(run.inputs.dataset_inputs for run in found)
         assert list(folder.glob("mlruns/*/artifacts/figures/counterfactuals_0001_1.png"))
     (hvae,) = (r for r in runs(fine_tuning) if r.data.params.get("deformation") == "False" and "guide" in r.data.params)
-    assert "'minimality': 8.0" in hvae.data.params["objective"] and hvae.data.params["deformation_head"] == "None"
+    assert "'minimality': 8.0, 'overshoot': 800.0" in hvae.data.params["objective"]
+    assert hvae.data.params["deformation_head"] == "None"
     lagrangian = {"slack": "0.1", "lambda_initial": "1.0", "lambda_learning_rate": "0.1", "damping": "0.0"}
     assert lagrangian.items() <= hvae.data.params.items()
     logged = {f"train_{name}" for name in ("loss", "effectiveness", "locality", "negative_elbo", "bound", "lambda")}

@@ -273,6 +273,19 @@ def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
     assert CFTObjective(minimality=2).total(found) - CFTObjective().total(found) == pytest.approx(2 * found.minimality)
 
 
+def test_intensities_that_no_neighbour_has_cost_their_excess() -> None:
+    image, values, asked, factual = scene()
+    image[..., :32], image[..., 32:] = -0.5, 0.5  # within 4 pixels of the middle both are at hand
+    changed = image.clone()
+    changed[..., 30:34] = image[..., 30:34].flip(-1)  # a border that moves
+    changed[..., 0], changed[..., -2:] = -0.9, 0.8  # darker and brighter than all nearby
+    changed[..., 8] = 0.5  # bright, but not near the bright half
+    made = Counterfactual(changed, asked.values)
+    found = CFTObjective()(image, REFERENCE, made, action(values, made), factual, factual)
+    assert found.overshoot == pytest.approx((0.4**2 + 2 * 0.3**2 + 1.0**2) / 64)
+    assert CFTObjective(overshoot=3).total(found) - CFTObjective().total(found) == pytest.approx(3 * found.overshoot)
+
+
 def test_what_a_movement_costs_does_not_depend_on_the_resolution() -> None:
     image, _, asked, _ = scene()
 
