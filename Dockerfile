@@ -7,7 +7,7 @@
 #             --datalist /data/prepared/datalist.json --output_dir /data/segmentor
 # With CUDA, add --gpus all. The default image runs on the CPU; to spare it the CUDA libraries that pip brings along with
 # torch on Linux, give the index of PyTorch's CPU wheels (its installation page names it) as --build-arg TORCH_INDEX=….
-# Compressed DICOM, Excel and Parquet need --build-arg EXTRAS=[formats], a Dask cluster EXTRAS=[formats,dask].
+# Lossless JPEG and JPEG-LS in DICOM, and Excel, need --build-arg EXTRAS=[formats], a Dask cluster EXTRAS=[formats,dask].
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 

@@ -1,27 +1,24 @@
 #!/usr/bin/env bash
 # Reproduces the figures of docs/results.md on straightened coronary phantoms, from drawing them to the judge's tables.
 #
-#   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS]
+#   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS] [JUDGE_SEED]
 #
-# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs, or `demo`, the epochs
-# of the demo and its judge's seed. The project's environment must be active. One segmentor and one judge are trained;
-# then, for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT and Seg-CFT, and an evaluation
-# is run:
+# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs, or `demo`, those of the
+# demo. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active. One segmentor and one
+# judge are trained; then, for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT and Seg-CFT,
+# and an evaluation is run:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
 #   graph    thirds, and a graph proximal -> mid -> distal, plaque -> lumen
 #   halves, fifths, shifted    other regions
 #
-# Every stage resumes where it was interrupted.
+# Everything resumes where it was interrupted.
 set -euo pipefail
-out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full}
+out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full} judge_seed=${5:-1000}
 case $epochs in
-full) segmentor=() judge=() regressor=() dscm=(--max_epochs 30) cft=() ;;
-demo)
-    segmentor=(--max_epochs 80) judge=(--max_epochs 80 --seed 1000)
-    regressor=(--max_epochs 80) dscm=(--max_epochs 20) cft=(--max_epochs 45)
-    ;;
+full) longest=140 dscm=(--max_epochs 30) cft=(--max_epochs 90) ;;
+demo) longest=80 dscm=(--max_epochs 20) cft=(--max_epochs 45) ;;
 *) echo "EPOCHS is full or demo, not $epochs" >&2 && exit 2 ;;
 esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -54,7 +51,7 @@ data() {
 compare() {
     local name=$1 data=$2
     shift 2
-    stage seg_cft_finetuning train_regressor "$data" "$data/regressor" "${regressor[@]}"
+    stage seg_cft_finetuning train_regressor "$data" "$data/regressor" --max_epochs $longest
     stage dscm_pretraining train "$data" "$name/dscm" "${dscm[@]}" "$@"
     for guide in segmentor "$data/regressor"; do
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
@@ -62,7 +59,7 @@ compare() {
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
-        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --interventions_per_case 1 --methods "{
+        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --interventions_per_case 1 --resume True --methods "{
             \"No-CFT\": \"$out/$name/dscm/model.pt\",
             \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
             \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
@@ -76,8 +73,8 @@ data halves --regions proximal,distal
 data fifths --regions first,second,third,fourth,fifth
 data shifted --boundaries 0,0.2,0.55,1
 
-stage plaque_lumen_segmentor train thirds segmentor "${segmentor[@]}"
-stage segmentor_evaluation train thirds judge "${judge[@]}"
+stage plaque_lumen_segmentor train thirds segmentor --max_epochs $longest
+stage segmentor_evaluation train thirds judge --max_epochs $longest --seed "$judge_seed"
 
 compare thirds thirds
 compare whole whole

@@ -1,6 +1,6 @@
 """Reading one picture from a DICOM file as a viewer shows it.
 
-Compressed files need the decoders of the extra ``formats``. Native decoders trust the header of a code stream, so the
+Some compressions need the decoders of the extra ``formats``. Native decoders trust the header of a code stream, so the
 size that it declares is compared with that of the data set before anything is decoded.
 """
 

@@ -1,8 +1,8 @@
 """The tables of an evaluation, made from the content of ``evaluation.json``.
 
-Every table has the identity (doing nothing: the zero) as its first row and the judge on real images (the floor: errors
-near it are indistinguishable) as its last; the best method of each column is marked. A matrix shows one method; the
-zero has its own matrix of errors, and a row below each matrix of drift.
+Every table of methods has the identity (doing nothing: the zero) as its first row and the judge on real images (the
+floor: errors near it are indistinguishable) as its last; the best method of each column is marked. A matrix shows one
+method; the zero has its own matrix of errors, and a row below each matrix of drift.
 """
 
 from __future__ import annotations

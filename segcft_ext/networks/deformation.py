@@ -105,7 +105,7 @@ class DeformationHead(nn.Module):
 
     * What is moved: in evaluation mode the head moves its own label map by exp(v). Where the area of a structure has
       not become what was asked for, it scales the field of that variable by the ratio of the wanted to the achieved
-      change, by a quarter at most. Scaled in training as well, the fields would have no amplitude of their own to
+      change, within 0.8 to 1.25. Scaled in training as well, the fields would have no amplitude of their own to
       learn.
     * What is painted: a structure grows around itself and shrinks from its rim. s_k is the change of its mask
       (:func:`~segcft_ext.networks.growing.growth`) from one area to the other. What it gains takes on the mean
