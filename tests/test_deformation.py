@@ -520,6 +520,10 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
     encoding = positional_encoding(image, 3)
     assert encoding.shape == (1, 12, 60, 4) and positional_encoding(image, 0).shape == (1, 0, 60, 4)
     assert error(encoding) < 0.12 < 0.2 < error(coordinates(image))
+    for wave, periods in ((0, 0.5), (4, 1), (8, 2)):  # a sine and a cosine for each of two axes
+        angles = torch.linspace(-1, 1, 60) * periods * torch.pi
+        torch.testing.assert_close(encoding[0, wave, :, 0], angles.sin())
+        torch.testing.assert_close(encoding[0, wave + 2, :, 0], angles.cos())
 
 
 @pytest.mark.parametrize(("painted", "classes"), [([], 0), ([1], 0), ([], 3), ([1], 3)])

@@ -265,6 +265,15 @@ def test_a_fixed_hvae_keeps_its_weights_and_has_no_place_in_the_optimizer(tmp_pa
     assert "negative_elbo" not in training.outputs[0]
 
 
+def test_head_and_hvae_have_learning_rates_of_their_own_and_the_mechanisms_none() -> None:
+    dscm = untrained(deformation=True).select_trained(hvae=True)
+    assert dscm.deformation is not None
+    rates = {p: group["lr"] for group in dscm.parameter_groups(head=1e-2, hvae=5e-3) for p in group["params"]}
+    assert {rates[p] for p in dscm.deformation.parameters()} == {1e-2}
+    assert {rates[p] for p in dscm.hvae.parameters()} == {5e-3}
+    assert not any(p.requires_grad or p in rates for p in dscm.scm.parameters())
+
+
 def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
     def bound(seed: int) -> float:
         training = Training(tmp_path, untrained(), guide(), epochs=1)
