@@ -116,7 +116,8 @@ def test_a_checkpoint_rebuilds_the_model(deformation: bool, tmp_path: Path) -> N
 
 def test_an_image_alone_is_reconstructed() -> None:
     image, _ = batch()
-    made = [model(True)(image) for _ in range(2)]
+    dscm = model(True)
+    made = [dscm(image) for _ in range(2)]
     assert torch.equal(*made) and made[0].shape == image.shape and made[0].abs().max() <= 1
 
 
