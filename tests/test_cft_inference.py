@@ -169,6 +169,7 @@ def test_a_segmentor_measures_what_is_not_given(made: Path, tmp_path: Path) -> N
     assert wanted[:2] == [pytest.approx(0.8 * left), pytest.approx(left + 1.5)]
     assert all(step["variables"]["heart_area"] == 6.5 and step["variables"]["sex"] == "F" for step in steps)
     assert all(step["measured"].keys() == set(AREAS) for step in steps)
+    assert all(step["measured"] != found["measured"] for step in steps)
     assert len({step["files"]["counterfactual"] for step in steps}) == 3
 
 
@@ -278,11 +279,12 @@ def test_the_original_becomes_what_the_small_image_becomes(made: Path, tmp_path:
     shrunk = torch.nn.functional.interpolate(large, size=(32, 24), mode="area")
     assert small.abs().mean() > 0.01
     assert (shrunk - small[..., 4:28]).abs().mean() < 0.3 * small.abs().mean()
-    made, factual, change = (
-        nibabel.load(tmp_path / "smooth" / f"{name}_original.nii.gz").get_fdata()
-        for name in ("counterfactual_01", "factual", "difference_01")
-    )
-    np.testing.assert_allclose(made - factual, change, atol=1e-5)
+    for suffix in ("", "_original"):
+        made, factual, change = (
+            nibabel.load(tmp_path / "smooth" / f"{name}{suffix}.nii.gz").get_fdata()
+            for name in ("counterfactual_01", "factual", "difference_01")
+        )
+        np.testing.assert_allclose(made - factual, change, atol=1e-5)
 
 
 def test_a_displacement_at_the_models_size_is_scaled_to_the_originals() -> None:

@@ -11,6 +11,7 @@ import torch
 from segcft_ext.networks.coordinates import coordinates, positional_encoding
 from segcft_ext.networks.deformation import DeformationHead, Sizes
 from segcft_ext.networks.folding import jacobian_determinant, unfolded
+from segcft_ext.networks.pooling import max_near, mean_near
 
 
 def moving_head(spatial_dims: int = 2, **arguments: Any) -> DeformationHead:
@@ -123,6 +124,8 @@ def test_displacements_are_in_pixels_of_the_image_and_say_where_a_pixel_comes_fr
     image[(0, 0, *[8] * len(size))] = 1
     shift = torch.tensor([2.0, -3.0, 1.0])[: len(size)].view(-1, *[1] * len(size)).expand(1, len(size), *size)
     assert (head.warp(image, shift)[0, 0] == 1).nonzero().tolist() == [[6, 11, 7][: len(size)]]
+    shift = shift * torch.eye(len(size))[0].view(-1, *[1] * len(size))  # along one axis only
+    assert (head.warp(image, shift)[0, 0] == 1).nonzero().tolist() == [[6, 8, 8][: len(size)]]
 
 
 def test_the_velocity_is_whole_where_the_margin_ends() -> None:
@@ -181,6 +184,16 @@ def test_what_folds_is_smoothed_and_nothing_else_is_touched(size: tuple[int, ...
     assert (jacobian_determinant(smooth) > 0).all()
     assert torch.equal(same, gentle)
     assert torch.equal(smooth[:, :, : size[0] // 4], rough[:, :, : size[0] // 4])
+
+
+def test_what_folds_at_the_border_is_smoothed_among_its_neighbours() -> None:
+    torch.manual_seed(0)
+    folded = 5 + torch.rand(1, 2, 16, 16)
+    folded[..., 0] += 3 * torch.rand(1, 2, 16)
+    assert (jacobian_determinant(folded) <= 0).any()
+    smooth = unfolded(folded)
+    assert (jacobian_determinant(smooth) > 0).all()
+    assert smooth.min() >= 5 - 1e-5 and smooth.max() <= folded.max() + 1e-5
 
 
 def test_a_head_does_not_fold_however_rough_its_velocity() -> None:
@@ -267,8 +280,11 @@ def from_centre(size: Sequence[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 16, 16)])
 @pytest.mark.parametrize("wanted", [0.95, 1.05])
-def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(size: tuple[int, ...], wanted: float) -> None:
-    head = moving_head(len(size), classes=2, areas={0: 1}).eval()
+@pytest.mark.parametrize("bands", [{}, {0: (0, 0.0, 0.4)}])
+def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(
+    size: tuple[int, ...], wanted: float, bands: dict[int, tuple[int, float, float]]
+) -> None:
+    head = moving_head(len(size), classes=2, areas={0: 1}, bands=bands).eval()
     # A ball in the middle, and a field that widens it.
     inside = 8 * (0.5 - from_centre(size).norm(dim=0))
     anatomy = torch.stack([-inside, inside])[None]
@@ -278,18 +294,18 @@ def test_a_movement_is_rescaled_to_the_area_that_the_head_sees(size: tuple[int, 
     features = replace(head.features(torch.rand(1, 1, *(2 * length for length in size))), anatomy=anatomy)
     parents, target = torch.zeros(1, 2), torch.tensor([[0.6, 0.0]])
 
-    mask = anatomy.softmax(1)[:, 1:]
+    mask, band = anatomy.softmax(1)[:, 1:], head._bands(size, anatomy)[0]
 
     def change(sizes: Sizes | None) -> torch.Tensor:
         displacement = head.displacement(head(features, parents, target, sizes).velocity, size)
-        return (head.resample_linear(mask, displacement).mean() - mask.mean()) * 100
+        return ((head.resample_linear(mask, displacement) - mask) * band).mean() * 100
 
     plain = change(None)
-    area = mask.mean() * 100
+    area = (mask * band).mean() * 100
     factual = torch.tensor([[area.item() + 0.5, torch.nan]])  # measured elsewhere: the change counts
     asked = wanted * plain
     in_percent = Sizes(factual, factual + asked, torch.tensor([[100.0, 100.0]]))
-    assert plain > 0.5
+    assert plain > 0.2
     torch.testing.assert_close(change(in_percent), asked, rtol=0.01, atol=0)
     # Of another unit the head knows only that the factual value is the area it sees.
     other = Sizes(7 * area.expand(1, 2), 7 * (area + asked).expand(1, 2), torch.full((1, 2), torch.nan))
@@ -336,6 +352,64 @@ def test_what_is_painted_and_measured_is_painted_where_it_grows(size: tuple[int,
     assert torch.equal(painted(0.4, 2 * plaque.item()), painted(0.4, 9 * plaque.item()))
 
 
+def flat_painter(**arguments: Any) -> DeformationHead:
+    """A head that adds 2 to what appears and 3 to what vanishes, by the share that is painted."""
+    head = moving_head(painted=[0], classes=2, areas={0: 1}, **arguments).eval()
+    torch.nn.init.constant_(head.appear_head.bias, 2)
+    torch.nn.init.constant_(head.vanish_head.bias, 3)
+    return head
+
+
+def test_what_appears_has_a_soft_border_and_what_vanishes_is_painted_over_with_its_own() -> None:
+    head = flat_painter()
+    inside = 3 * (4 - (from_centre((32, 32)) * 15.5).norm(dim=0))
+    features = replace(head.features(torch.rand(1, 1, 32, 32)), anatomy=torch.stack([-inside, inside])[None])
+    area = torch.tensor([[float((inside > 0).sum()), 0.0]])
+
+    def edit(factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = Sizes(area, factor * area, torch.full((1, 2), torch.nan))
+        found = head(features, torch.zeros(1, 2), torch.tensor([[factor - 1, 0.0]]), sizes)
+        assert found.paint is not None and found.gained is not None and found.gained[0, 0].any()
+        return found.paint, found.gained[:, :1]
+
+    paint, gained = edit(2)
+    torch.testing.assert_close(paint, 2 * mean_near(gained))
+    paint, gained = edit(0)
+    torch.testing.assert_close(paint, -3 * max_near(-gained))
+
+
+def test_the_soft_border_of_what_appears_ends_with_its_region() -> None:
+    head = flat_painter(bands={0: (0, 0.0, 0.5)})
+    inside = 3 * (3 - (from_centre((32, 32)) * 15.5 + torch.tensor([3.0, 0.0]).view(2, 1, 1)).norm(dim=0))
+    features = replace(head.features(torch.rand(1, 1, 32, 32)), anatomy=torch.stack([-inside, inside])[None])
+    area = torch.tensor([[float((inside > 0).sum()), 0.0]])
+    sizes = Sizes(area, 3 * area, torch.full((1, 2), torch.nan))
+    residual = head(features, torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), sizes).residual
+    assert residual is not None and residual[..., 15, :].abs().max() > 0.5 and not residual[..., 16:, :].any()
+
+
+def test_the_size_of_a_pixel_is_told_by_what_is_known() -> None:
+    head = moving_head(classes=3, areas={0: 1, 1: 2}, bands={1: (0, 0.0, 0.5)})
+    masks = torch.zeros(3, 3, 8, 8)
+    masks[:, 1, :, :3], masks[:, 2, :, 3:] = 1, 1  # 24 pixels, and 20 in the region of the second
+    nan = torch.nan
+    factual = torch.tensor([[12.0, 10.0], [12.0, nan], [nan, 10.0]])
+    for whole, expected in ((nan, 0.5), (100.0, 100 / 64)):
+        sizes = Sizes(factual, factual, torch.full((3, 2), whole))
+        pixel = head._pixel(masks, head._bands((8, 8), masks)[:, 0], sizes)
+        torch.testing.assert_close(pixel, torch.full((3,), expected))
+
+
+def test_a_structure_of_unknown_area_is_not_measured() -> None:
+    head = flat_painter()
+    features = replace(head.features(torch.rand(1, 1, 16, 16)), anatomy=torch.zeros(1, 2, 16, 16))
+    sizes = Sizes(torch.tensor([[torch.nan, 0.0]]), torch.tensor([[20.0, 0.0]]), torch.full((1, 2), 100.0))
+    edit = head(features, torch.zeros(1, 2), torch.tensor([[0.4, 0.0]]), sizes)
+    assert edit.gained is not None and not edit.gained.any()
+    assert edit.paint is not None
+    torch.testing.assert_close(edit.paint, torch.full_like(edit.paint, 2 * 0.4 / 0.5))
+
+
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_plaque_that_grows_leaves_another_one_where_it_is(spatial_dims: int) -> None:
     size = [24] * spatial_dims
@@ -356,6 +430,20 @@ def test_a_plaque_that_grows_leaves_another_one_where_it_is(spatial_dims: int) -
     more = gained(2.0)
     assert not more[second].any() and more.sum().item() == pytest.approx(areas[0, 0].item(), rel=0.1)
     assert gained(0.0)[first].mean() < -0.9
+
+
+def test_a_plaque_appears_beside_the_lumen_and_not_beside_another_plaque() -> None:
+    head = DeformationHead(3, channels=(8, 8), painted=[1, 2], classes=4, areas={0: 1, 1: 2, 2: 3}).eval()
+    row, column = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    lumen, other = column < 6, (row - 16).abs().maximum((column - 24).abs()) < 3
+    likely = -6 - 0.2 * (column - 20).abs()  # most likely beside the other plaque
+    logits = torch.stack([torch.zeros(32, 32), 30.0 * lumen - 15, 30.0 * other - 15, likely])[None]
+    features = replace(head.features(torch.rand(1, 1, 32, 32)), anatomy=logits)
+    factual = torch.tensor([[float(lumen.sum()), float(other.sum()), 0.0]])
+    sizes = Sizes(factual, factual + torch.tensor([0, 0, 9]), torch.full((1, 3), torch.nan))
+    gained = head(features, torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 0.2]]), sizes).gained
+    assert gained is not None and gained.sum().item() == pytest.approx(9, rel=0.15)
+    assert gained[0, 2, :, 6:12].sum() > 0.8 * gained.sum()
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -385,6 +473,15 @@ def test_a_fresh_head_paints_tissue_as_bright_as_it_has_seen_it_and_over_nothing
     torch.testing.assert_close(grown[plaque], image[0, 0][plaque])
     assert grown.max() <= 0.75 + 1e-4 and (grown[~plaque & ~lumen] > 0).sum() > 0.8 * plaque.sum()
     assert torch.equal(gone, image[0, 0])  # to paint over what vanishes has to be learned
+
+
+def test_what_is_known_of_tissue_is_the_mean_over_many_batches() -> None:
+    head = moving_head(painted=[1], classes=2)
+    anatomy = torch.tensor([0.0, 9.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    for brightness in (0.2, 0.8, 0.8, 0.2):
+        head._learn_tissues(torch.full((1, 1, 8, 8), brightness), anatomy)
+    assert head.pixels[1] > 0 and head.pixels[0] == 0
+    assert float(head.intensities[1] / head.pixels[1]) == pytest.approx(0.5, abs=0.02)
 
 
 def test_tissue_is_learned_in_full_precision() -> None:
@@ -423,6 +520,10 @@ def test_the_encoding_explains_half_of_the_middle_third_and_coordinates_nothing(
     encoding = positional_encoding(image, 3)
     assert encoding.shape == (1, 12, 60, 4) and positional_encoding(image, 0).shape == (1, 0, 60, 4)
     assert error(encoding) < 0.12 < 0.2 < error(coordinates(image))
+    for wave, periods in ((0, 0.5), (4, 1), (8, 2)):  # a sine and a cosine for each of two axes
+        angles = torch.linspace(-1, 1, 60) * periods * torch.pi
+        torch.testing.assert_close(encoding[0, wave, :, 0], angles.sin())
+        torch.testing.assert_close(encoding[0, wave + 2, :, 0], angles.cos())
 
 
 @pytest.mark.parametrize(("painted", "classes"), [([], 0), ([1], 0), ([], 3), ([1], 3)])

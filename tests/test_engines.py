@@ -36,7 +36,7 @@ from segcft_ext.measurements import Area
 from segcft_ext.networks.deformation import DeformationHead
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import CFTObjective, Lagrangian
+from segcft_ext.objective import CFTObjective, CFTTerms, Lagrangian
 
 NAMES = ["left", "right"]
 VARIABLES = [{"name": name, "kind": "continuous"} for name in NAMES]
@@ -265,6 +265,15 @@ def test_a_fixed_hvae_keeps_its_weights_and_has_no_place_in_the_optimizer(tmp_pa
     assert "negative_elbo" not in training.outputs[0]
 
 
+def test_head_and_hvae_have_learning_rates_of_their_own_and_the_mechanisms_none() -> None:
+    dscm = untrained(deformation=True).select_trained(hvae=True)
+    assert dscm.deformation is not None
+    rates = {p: group["lr"] for group in dscm.parameter_groups(head=1e-2, hvae=5e-3) for p in group["params"]}
+    assert {rates[p] for p in dscm.deformation.parameters()} == {1e-2}
+    assert {rates[p] for p in dscm.hvae.parameters()} == {5e-3}
+    assert not any(p.requires_grad or p in rates for p in dscm.scm.parameters())
+
+
 def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
     def bound(seed: int) -> float:
         training = Training(tmp_path, untrained(), guide(), epochs=1)
@@ -278,10 +287,64 @@ def test_the_negative_elbo_is_that_of_sampled_latents(tmp_path: Path) -> None:
         guide(), device="cpu", val_data_loader=DataLoader(cases(4)), network=dscm, prepare_batch=prepare
     )
     evaluator.run()
+    found = dict(evaluator.state.metrics)
+    torch.manual_seed(9)  # all epochs are compared on the same draws
+    evaluator.run()
+    assert evaluator.state.metrics == found
     image, values = (torch.stack([case[key] for case in cases(4)]) for key in ("image", "variables"))
     with torch.no_grad():
         at_mean = dscm.hvae.negative_elbo(image, dscm.hvae.posterior(image, dscm.variables.encode(values), 0)).mean()
     assert abs(evaluator.state.metrics["negative_elbo"] - at_mean) > 0.1
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_counterfactuals_have_sampled_latents_only_where_the_hvae_is_trained(tmp_path: Path, trained: bool) -> None:
+    dscm = untrained(deformation=True).select_trained(hvae=trained)
+    training, abduct, seen = Training(tmp_path, dscm, guide(), epochs=1), dscm.abduct, []
+
+    def noted(image: Tensor, values: Tensor, temperature: float = 0.0) -> Abduction:
+        seen.append(temperature)
+        return abduct(image, values, temperature)
+
+    dscm.abduct = noted  # type: ignore[method-assign]
+    training.run()
+    assert seen == [float(trained)] * len(training.outputs)
+
+
+def test_the_objective_is_told_how_far_the_training_is_and_where_structures_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    total = CFTObjective.total
+
+    def noted(self: CFTObjective, terms: CFTTerms, progress: float = 1.0) -> Tensor:
+        told.append(progress)
+        return total(self, terms, progress)
+
+    monkeypatch.setattr(CFTObjective, "total", noted)
+    dscm, growth = untrained(deformation=True).select_trained(hvae=False), torch.rand(2, 16, 16)
+    training = Training(tmp_path, dscm, guide(), epochs=1, growth=growth).run()
+    assert told == [0, 0.5] and training.outputs[0]["growth"] > 0
+    assert Training(tmp_path, dscm, guide(), epochs=1).run().outputs[0]["growth"] == 0
+
+
+def test_a_step_is_made_in_train_mode_and_is_no_longer_than_allowed() -> None:
+    dscm = untrained().eval()
+    at_the_posterior_mean(dscm)
+    before = [p.detach().clone() for p in dscm.parameters()]
+    trainer = DSCMTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=DataLoader(cases(), batch_size=8),
+        network=dscm,
+        optimizer=torch.optim.SGD(dscm.parameters(), lr=0.1),
+        prepare_batch=prepare,
+        clip_gradient_norm=0.5,
+    )
+    trainer.run()
+    moved = torch.stack([(p - old).norm() for p, old in zip(dscm.parameters(), before)]).norm()
+    assert dscm.training and trainer.state.output[0]["gradient_norm"] > 0.5
+    assert moved.item() == pytest.approx(0.1 * 0.5, rel=1e-3)
 
 
 def test_the_bound_is_the_mean_over_cases_however_they_are_batched(tmp_path: Path) -> None:
@@ -510,15 +573,32 @@ def test_validation_of_a_fresh_head_is_that_of_doing_nothing() -> None:
     assert evaluator.state.best_metric == metrics["effectiveness"]
 
 
-class Reader(Guide):
-    """Reads two variables from the first two pixels, in tens."""
+@torch.no_grad()
+def test_validation_of_the_pretraining_is_in_nats_by_dimension_and_by_case(tmp_path: Path) -> None:
+    dscm = untrained()
+    for parameter in dscm.hvae.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    at_the_posterior_mean(dscm)
+    data = {"device": "cpu", "val_data_loader": DataLoader(cases(4)), "prepare_batch": prepare}
+    image, values = (torch.stack([case[key] for case in cases(4)]) for key in ("image", "variables"))
+    found = DSCMEvaluator(network=dscm, **data).figures(image, values, None, None)
+    kl = dscm.hvae.posterior(image, dscm.variables.encode(values)).kl
+    assert (kl > 0.1).all()
+    torch.testing.assert_close(found["kl"], kl / 16**2)
+    torch.testing.assert_close(found["mechanisms"], -dscm.scm.log_prob(values).sum(1))
+    training = Training(tmp_path, dscm, fine_tuning=False, train_data_loader=DataLoader(cases(4), batch_size=4))
+    assert float(training.trainer._terms(image, values, values)["kl"]) == pytest.approx(float(kl.mean()) / 16**2)
 
-    def __init__(self) -> None:
+
+class Reader(Guide):
+    """Reads variables from the first pixels, in tens."""
+
+    def __init__(self, names: Sequence[str] = ("left", "plaque")) -> None:
         super().__init__()
-        self.names = ["left", "plaque"]
+        self.names = list(names)
 
     def forward(self, image: Tensor, spacing: Tensor | None = None, reference: Tensor | None = None) -> GuidePrediction:
-        return GuidePrediction(10 * image[:, 0, 0, :2], image)
+        return GuidePrediction(10 * image[:, 0, 0, : len(self.names)], image)
 
 
 def test_validation_is_in_percent_of_the_target_or_of_the_mean_of_what_may_be_zero() -> None:
@@ -555,6 +635,33 @@ def test_validation_is_in_percent_of_the_target_or_of_the_mean_of_what_may_be_ze
     torch.testing.assert_close(
         found["effectiveness"], (found["effectiveness_left"] + found["effectiveness_plaque"]) / 2
     )
+
+
+def test_drift_is_the_mean_over_the_other_variables_and_folding_a_percentage() -> None:
+    names = ["a", "b", "c"]
+    dscm = DSCM([{"name": name, "kind": "continuous"} for name in names], hvae=HVAE)
+    dscm.variables.fit(torch.tensor([[10.0] * 3, [20.0] * 3]), ["mm2"] * 3)
+    values, image, displacement = (
+        torch.tensor([[10.0, 10.0, 20.0]]),
+        torch.zeros(1, 1, 16, 16),
+        torch.zeros(1, 2, 16, 16),
+    )
+    image[:, 0, 0, :3] = values / 10
+    displacement[:, 1, :, 8:] = -2 * torch.arange(8.0)  # mirrored in 7 of 15 cells
+
+    def predict(abduction: Abduction, wanted: Tensor) -> Counterfactual:
+        """What is to stay as it is drifts by 1, 2 or 4."""
+        made = image.clone()
+        made[:, 0, 0, :3] = (wanted + torch.tensor([1.0, 2.0, 4.0]) * (wanted == values)) / 10
+        return Counterfactual(made, wanted, displacement)
+
+    dscm.predict = predict  # type: ignore[method-assign]
+    evaluator = CFTEvaluator(
+        Reader(names), device="cpu", val_data_loader=DataLoader([{}]), network=dscm, prepare_batch=prepare
+    )
+    found = {name: float(value.detach()) for name, value in evaluator.figures(image, values, None, None).items()}
+    assert [found[f"drift_{name}"] for name in names] == pytest.approx([20, 15, 15], rel=1e-4)
+    assert found["effectiveness"] == pytest.approx(0, abs=1e-3) and found["folding"] == pytest.approx(100 * 7 / 15)
 
 
 def test_guided_variables_must_be_the_models(tmp_path: Path) -> None:

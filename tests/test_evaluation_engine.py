@@ -30,7 +30,7 @@ from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, reference_cases
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
-from segcft_ext.evaluation.judge import check_independent
+from segcft_ext.evaluation.judge import Judge, check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import FLOOR, ZERO, load_methods
 from segcft_ext.evaluation.summary import flat_metrics
@@ -229,7 +229,25 @@ def test_the_cases_of_two_batches_do_not_share_their_noise_and_all_methods_do(
     assert methods[0].drawn == methods[1].drawn
     first, again, other = np.array(methods[0].drawn).reshape(3, 6 // batch_size, -1)
     assert (first == again).all() and not (first == other).any()
-    assert len(np.unique(first[:, 0])) == len(first)
+    assert all(len(np.unique(column)) == len(first) for column in first.T)
+
+
+def test_the_judge_measures_in_the_regions_of_the_factual_label_maps(
+    datalist: Datalist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references: list[torch.Tensor | None] = []
+    measure = Judge.measure
+
+    def noted(self: Judge, label: Any, image: Any, spacing: Any = None, reference: Any = None) -> torch.Tensor:
+        references.append(reference)
+        return measure(self, label, image, spacing, reference)
+
+    monkeypatch.setattr(Judge, "measure", noted)
+    JudgeEvaluator("cpu", loader(datalist, batch_size=6), DiscJudge(), datalist, {"oracle": Oracle()}, None, 2).run()
+    (factual,) = (batch["label"].as_tensor() for batch in loader(datalist, batch_size=6))
+    assert len(references) == 1 + 2 * 2
+    for reference in references:
+        assert reference is not None and torch.equal(reference, factual.repeat_interleave(len(reference) // 6, 0))
 
 
 def test_change_maps_count_every_case_alike(judged: tuple[JudgeEvaluator, Path], datalist: Datalist) -> None:

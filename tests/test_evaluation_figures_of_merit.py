@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from segcft_ext.dscm import Counterfactual
-from segcft_ext.evaluation.axioms import composition, reversibility
+from segcft_ext.evaluation.axioms import composition, l1, reversibility
 from segcft_ext.evaluation.bootstrap import mean_interval, ratio_interval
 from segcft_ext.evaluation.effectiveness import drift, error, slope
 from segcft_ext.evaluation.judge import floor, structure_scores
@@ -50,6 +50,15 @@ def test_drift_compares_the_judge_with_itself() -> None:
     assert drift(np.array([1.0]), np.array([3.0]), np.array([10.0]), ["a"])["drift"] == pytest.approx(20)
     gone = drift(np.array([1.0, 2.0]), none, np.array([0.0, 4.0]), ["a", "b"])
     assert gone["drift_mae"] == pytest.approx(1.5) and gone["drift"] == pytest.approx(50)
+
+
+def test_what_is_missing_has_no_part_in_errors_and_slopes() -> None:
+    nan = np.nan
+    found = error(np.array([11.0, nan, 18.0]), np.array([10.0, 10.0, 20.0]), list("abc"))
+    assert (found["n"], found["mae"], found["mape"]) == (2, pytest.approx(1.5), pytest.approx(10))
+    achieved, wanted = np.array([0.5, 1.0, nan, 1.5, 7.0]), np.array([1.0, 2.0, 9.0, 3.0, nan])
+    line = slope(achieved, wanted, list("abcde"))
+    assert (line["n"], line["slope"], line["intercept"]) == (3, pytest.approx(0.5), pytest.approx(0, abs=1e-9))
 
 
 def test_percentages_are_of_the_magnitude_and_their_intervals_are_theirs() -> None:
@@ -105,6 +114,12 @@ def test_bootstrap_covers_the_mean_and_resamples_cases_not_rows() -> None:
     assert high - low == pytest.approx(2 * 1.96 / math.sqrt(30), rel=0.4)
     assert mean_interval(values, CASES, seed=3) == mean_interval(values, CASES, seed=3)
     assert all(map(math.isnan, mean_interval(np.ones(4), ["a"] * 4)))
+
+
+def test_a_case_counts_with_all_of_its_rows() -> None:
+    values = np.tile([0.0, 1.0, 2.0, 3.0], 30)  # every case has the same mean
+    assert mean_interval(values, CASES) == pytest.approx([1.5, 1.5])
+    assert ratio_interval(values, values + 1, CASES) == pytest.approx([0.6, 0.6])
 
 
 def test_ninety_five_percent_are_those_of_a_gaussian_for_many_cases() -> None:
@@ -194,6 +209,13 @@ def test_a_cell_without_area_folds() -> None:
     assert share.tolist() == [0.5, 0] and minimum.tolist() == pytest.approx([-0.1, 0.2])
 
 
+def test_a_distance_between_images_is_the_mean_over_their_pixels() -> None:
+    image = torch.zeros(2, 1, 4, 4)
+    other = image.clone()
+    other[0, 0, 0], other[1, 0, :, 0] = 1.2, -0.4
+    assert l1(image, other).tolist() == pytest.approx([0.3, 0.1])
+
+
 class Fading(Identity):
     """Each pass darkens the image by 0.01, and by noise at a temperature above zero."""
 
@@ -262,14 +284,16 @@ def test_image_quality_by_hand() -> None:
     assert float(image_quality(truth + 0.2 * ~near, truth, near)["psnr_near"]) == math.inf
     assert float(found["ssim"]) > 0.99
     noisy = (truth + 0.2 * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
-    expected = structural_similarity(
-        *((i[0, 0].numpy() + 1).astype(float) for i in (truth, noisy)),
-        data_range=2,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-    )
-    assert float(image_quality(noisy, truth, near)["ssim"]) == pytest.approx(expected, abs=0.02)  # borders differ
+    for contrast in (1, 0.05):
+        expected = structural_similarity(
+            *((contrast * i[0, 0].numpy() + 1).astype(float) for i in (truth, noisy)),
+            data_range=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        found = image_quality(contrast * noisy, contrast * truth, near)
+        assert float(found["ssim"]) == pytest.approx(expected, abs=0.02)  # borders differ
     same = image_quality(truth, truth, near)
     assert float(same["psnr"]) == math.inf
     assert float(same["ssim"]) == pytest.approx(1)
@@ -321,6 +345,26 @@ def test_realism_is_the_distance_of_gaussians_and_of_kernels_in_standardised_fea
     units = torch.tensor([20.0, 0.5])  # of the features, which do not matter
     again = realism(units * moved - 7, cases, units * real - 7, cases)
     assert (again["fid"], again["kid"]) == pytest.approx((found["fid"], found["kid"]), rel=1e-3)
+
+
+def test_a_feature_that_is_silent_on_real_images_does_not_drown_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, other = (torch.randn(60, 3, generator=generator) for _ in range(2))
+    cases = [str(number) for number in range(60)]
+    loud = realism(other, cases, real, cases)["fid"]
+    silent = torch.tensor([1.0, 1.0, 1e-7])
+    found = realism(silent * other + torch.tensor([0, 0, 1e-3]), cases, silent * real, cases)["fid"]
+    assert found < 1.1 * loud
+    assert math.isfinite(realism(other, cases, torch.ones_like(real), cases)["fid"])
+
+
+def test_every_image_of_a_case_takes_part_in_the_realism() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, other = (torch.randn(60, 3, generator=generator) for _ in range(2))
+    cases = [str(number) for number in range(60)]
+    far = realism(other + 4, cases, real, cases)["fid"]
+    for images in (torch.cat([other, other + 4]), torch.cat([other + 4, other])):
+        assert 0.2 * far < realism(images, cases * 2, real, cases)["fid"] < 0.8 * far
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from torch import Tensor
 from data_prep.regions import derive_regions, region_definition
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.dscm import Counterfactual
+from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.methods import FLOOR, ZERO
-from segcft_ext.evaluation.summary import _positional
+from segcft_ext.evaluation.summary import _folding, _positional, _truth
 from segcft_ext.evaluation.tables import evaluation_tables
+from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.report import report
@@ -191,6 +193,46 @@ def test_what_the_model_predicts_of_another_region_does_not_leak() -> None:
     )
     found = _positional(rows, do, [other], seed=0)
     assert (found["own"], found["others"], found["leakage"]) == (4, 1, 0.25)
+
+
+def test_against_the_truth_it_counts_what_is_true_and_not_what_is_asked() -> None:
+    do, other = HALVES
+    rows = pd.DataFrame(
+        {
+            "id": ["a", "b", "c"],
+            "do": do,
+            "truth.changed": [1.0, 1.0, 0.0],
+            **{f"truth.{figure}": [1.0, 3.0, 9.0] for figure in ("psnr", "psnr_near", "ssim", "mae", "dice")},
+            **{f"measured.{name}": [5.0, 6.0, 9.0] for name in HALVES},
+            **{f"true.{name}": [4.0, 3.0, 0.0] for name in HALVES},
+            **{f"asked.{name}": [8.0, 8.0, 8.0] for name in HALVES},
+        }
+    )
+    found = _truth(rows, HALVES, [], seed=0)
+    assert (found["n"], found["psnr"], found["variables"][other]["mae"]) == (2, 2, 2)
+
+
+def test_the_smallest_determinant_is_that_of_the_worst_case() -> None:
+    rows = pd.DataFrame({"folded": [0.0, 0.1], "jacobian_minimum": [0.4, -0.2]})
+    assert _folding(rows) == {"share": 0.05, "minimum": -0.2}
+
+
+def test_draws_of_a_seed_are_not_those_of_another_seed_for_the_next_row() -> None:
+    drawn = []
+    for seed, row in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 1)):
+        with same_draws(seed, row):
+            drawn.append(float(torch.rand(1)))
+    assert len(set(drawn[:4])) == 4 and drawn[4] == drawn[1]
+
+
+def test_what_truly_grows_is_added_up_over_batches() -> None:
+    parts, whole = [Tally(), Tally()], Tally()
+    for part, wanted in zip(parts, (1.0, 2.0)):
+        part.true_gains["a"].add(torch.full((1, 2, 2), 3.0 * wanted), torch.tensor([wanted]))
+        part.changes["method"]["a"] = torch.full((2, 2), wanted)
+        whole.add(part)
+    assert float(whole.true_gains["a"].squares) == 5 and (whole.true_gains["a"].result() == 3).all()
+    assert (whole.changes["method"]["a"] == 3).all()
 
 
 def test_taking_nothing_back_does_not_count_as_reversible(judged: tuple[JudgeEvaluator, Path]) -> None:

@@ -109,6 +109,31 @@ def test_what_appears_lies_on_the_wall_of_the_lumen_and_not_where_it_is_brightes
     assert (growth(log_odds, everywhere(size), nowhere(size), area(0), area(20))[0] * rows).sum() / change.sum() < 6
 
 
+def test_what_appears_does_not_begin_inside_the_lumen_however_likely_that_looks() -> None:
+    size, lumen = (64, 32), nowhere((64, 32))
+    lumen[:, :, 14:19] = True
+    change = growth(-2 - 0.3 * from_pixel(size, (32, 16)), everywhere(size), lumen, area(0), area(9))
+    assert change.sum().item() == pytest.approx(9, rel=0.1) and change[lumen].max() < 0.05
+
+
+def test_what_appears_begins_beside_the_lumen_even_where_its_room_ends() -> None:
+    size, room, lumen = (64, 32), nowhere((64, 32)), nowhere((64, 32))
+    room[:, :2], room[:, 30:60], lumen[:, 0, 16] = True, True, True
+    change = growth(-2 - 0.1 * from_pixel(size, (45, 16)), room, lumen, area(0), area(4))
+    assert change[:, :2].sum() > 3 > 1 > change[:, 30:].sum()
+
+
+def test_it_grows_to_both_sides_alike_where_the_structure_is_out_of_the_question() -> None:
+    size = (33, 33)
+    distance = from_pixel(size, (16, 16))
+    log_odds = torch.where(distance < 4, 6.0, -20.0)
+    log_odds[..., :16] -= 40  # even more so, on one side
+    log_odds[distance < 4] = 6
+    change = growth(log_odds, everywhere(size), nowhere(size), area((distance < 4).sum()), area(120))
+    assert change.sum() > 50
+    torch.testing.assert_close(change, change.flip(2), atol=1e-3, rtol=0)
+
+
 def test_no_room_is_no_change() -> None:
     change = growth(torch.zeros(1, 32, 24), nowhere((32, 24)), nowhere((32, 24)), area(0), area(9))
     assert not change.any()

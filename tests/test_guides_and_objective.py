@@ -115,6 +115,7 @@ def test_what_is_to_be_relabelled_is_what_is_nearest_to_the_other_side_and_has_a
         return [(r, c, gradient[r, c].sign().item()) for r, c in gradient.nonzero().tolist()]
 
     assert relabelled(2, 0) == [(2, 2, -1), (2, 3, -1)]  # two brightest of the left half become brighter
+    assert relabelled(1.4, 0) == [(2, 2, -1)] and relabelled(1.6, 0) == relabelled(2, 0)  # whole pixels
     assert relabelled(0, -1) == [(5, 6, 1)]
     assert relabelled(-3, 0) == []  # nothing is there to be taken away
     assert len(relabelled(99, 0)) == 32 and relabelling(99, 0).isfinite()  # there is no more room
@@ -142,6 +143,21 @@ def test_what_has_changed_sides_already_is_not_asked_for_again() -> None:
     assert gradient.nonzero().tolist() == [[2, 3]]
 
 
+def test_a_guide_of_some_variables_counts_in_their_units_and_is_told_what_is_painted_of_them() -> None:
+    variables = Variables([{"name": name, "kind": "continuous"} for name in "abc"])
+    variables.fit(torch.tensor([[0.0, 0.0, 0.0], [1.0, 20.0, 40.0]]), ["percent"] * 3)
+    values, wanted = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 200 / 64]])
+    asked = Asked.of(values, wanted, variables, [2, 1])
+    assert asked.changed.tolist() == [[True, False]] and asked.kept.tolist() == [[False, True]]
+    torch.testing.assert_close(asked.scale, torch.tensor([2 / 40, 2 / 20]))
+    guide, image, gained = sure_guide(), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8)
+    gained[0, 0, 0, :4], gained[0, 2, 6, :2] = 1, 1
+    made = Counterfactual(image, wanted, gained=gained)
+    found = CFTObjective()(image, one_hot(image, num_classes=2), made, asked, guide(image), guide(image))
+    # Two pixels with log-odds of -40 each.
+    assert found.relabelling.item() == pytest.approx(2 * 40 * 100 / 64 * 2 / 40, rel=1e-4)
+
+
 def test_a_regressor_counts_no_pixels() -> None:
     assert regressor_guide()(torch.rand(2, 1, 32, 32)).log_odds is None
     assert terms(CFTObjective(), [11.0, 10.0]).relabelling == 0
@@ -152,12 +168,15 @@ def test_the_head_is_taught_to_see_the_label_map() -> None:
     reference = torch.zeros(1, 2, 64, 64)
     reference[:, 0, 32:], reference[:, 1, :32] = 1, 1
 
-    def loss(anatomy: torch.Tensor) -> torch.Tensor:
+    def loss(anatomy: torch.Tensor, reference: torch.Tensor = reference) -> torch.Tensor:
         seeing = replace(asked, anatomy=anatomy)
         return CFTObjective()(image, reference, seeing, action(values, seeing), factual, factual).anatomy
 
     right = 40 * (reference[..., ::2, ::2] - 0.5)
     assert loss(right) < 1e-3 and loss(-right) > 1
+    stripes = one_hot((torch.arange(64.0) % 2).view(1, 1, 64, 1).expand(1, 1, 64, 64), num_classes=2)
+    doubtful, sure = torch.zeros_like(right), torch.tensor([20.0, -20.0]).view(1, 2, 1, 1).expand_as(right)
+    assert loss(doubtful, stripes) < min(loss(sure, stripes), loss(-sure, stripes))  # half of each pixel is of either
     assert terms(CFTObjective(), [13.0, 10.0]).anatomy == 0
 
 
@@ -165,7 +184,7 @@ def test_interventions_come_from_the_training_marginal_one_for_each_case() -> No
     torch.manual_seed(0)
     values = torch.rand(600, 3)
     values[5, 2] = torch.nan
-    many_zeros = torch.linspace(-1, 1, 101).clamp(min=0)
+    many_zeros = (torch.arange(101) - 50).clamp(min=0) / 50
     quantiles = torch.stack([torch.linspace(5, 6, 101), torch.full((101,), torch.nan), many_zeros])
     targets, mask = draw_interventions(values, [0, 2], quantiles)
     assert (mask.sum(1) == 1).all() and not mask[:, 1].any() and mask[:, 0].any() and mask[:, 2].any()
@@ -248,6 +267,45 @@ def test_a_missing_value_asks_for_nothing() -> None:
     assert total.isfinite() and torch.autograd.grad(total, prediction.values)[0].isfinite().all()
 
 
+def test_where_a_missing_value_grows_has_no_gradient() -> None:
+    image, values, asked, factual = scene()
+    values[0, 1] = asked.values[0, 1] = torch.nan
+    growing = Asked.of(values, asked.values, fitted(), [0, 1], torch.ones(2, 64, 64))
+    before = replace(factual, pixel=torch.full((1, 2), 0.1))
+    after = replace(before, support=factual.support.clone().requires_grad_())
+    found = CFTObjective()(image, REFERENCE, asked, growing, before, after)
+    (gradient,) = torch.autograd.grad(found.growth, after.support)
+    assert gradient.isfinite().all() and gradient[:, 0].all() and not gradient[:, 1].any()
+
+
+def test_what_is_absent_and_stays_absent_may_look_as_it_did() -> None:
+    image, _, _, factual = scene()
+    values, made = torch.tensor([[8.0, 0.0]]), Counterfactual(image, torch.tensor([[12.0, 0.0]]))
+    before, after = (replace(factual, values=torch.tensor([[a, 1.5]])) for a in (9.0, 13.0))
+    found = CFTObjective()(image, REFERENCE, made, action(values, made), before, after)
+    assert found.effectiveness == 0 and found.others == 0
+
+
+def test_a_batch_costs_the_mean_of_its_cases_however_many_variables_each_changes() -> None:
+    image, _, _, factual = scene()
+    values = torch.tensor([[8.0, 10.0], [8.0, 10.0], [8.0, 10.0]])
+    wanted = torch.tensor([[12.0, 10.0], [12.0, 14.0], [8.0, 10.0]])
+    seen = torch.tensor([[13.0, 11.0], [14.0, 10.0], [9.0, 16.0]])
+
+    def cost(rows: list[int]) -> torch.Tensor:
+        before, after = (
+            GuidePrediction(v, factual.support.expand(len(rows), -1, -1, -1)) for v in (factual.values, seen[rows])
+        )
+        images = image.expand(len(rows), -1, -1, -1)
+        made = Counterfactual(images, wanted[rows])
+        found = CFTObjective()(images, REFERENCE, made, action(values[rows], made), before, after)
+        return torch.stack([found.effectiveness, found.others])
+
+    alone = torch.stack([cost([row]) for row in range(3)])
+    assert (alone.std(0) > 0).all()
+    torch.testing.assert_close(cost([0, 1, 2]), alone.mean(0))
+
+
 def test_the_total_weighs_each_term_by_its_own_weight() -> None:
     names = [field.name for field in fields(CFTTerms)]
     weights = {name: 2.0**position for position, name in enumerate(names) if name != "effectiveness"}
@@ -326,11 +384,31 @@ def test_change_is_free_inside_the_changed_structure_and_costs_outside() -> None
     assert cost == pytest.approx(0.5 * (24 / 64) / (24 / 64))  # over the size of a
 
 
-@pytest.mark.parametrize(("size", "radius"), [(64, 1), (128, 2), (256, 5)])
-def test_the_structure_is_wider_by_five_pixels_at_256_before_and_after(size: int, radius: int) -> None:
+def test_change_elsewhere_is_divided_by_the_mean_size_in_the_batch() -> None:
+    image, support = torch.zeros(2, 1, 64, 64), torch.zeros(2, 2, 64, 64)
+    support[0, 0, :, :24], support[1, 0, :, :8] = 1, 1
+    changed = image.clone()
+    changed[0, ..., 40:] = 0.5
+    made = Counterfactual(changed, torch.tensor([[12.0, 10.0]] * 2))
+    seen = GuidePrediction(torch.tensor([[9.0, 10.0]] * 2), support)
+    found = CFTObjective()(image, REFERENCE, made, action(torch.tensor([[8.0, 10.0]] * 2), made), seen, seen)
+    assert found.locality == pytest.approx(0.5 * (24 / 64) / (16 / 64) / 2)
+
+
+def test_no_structure_grows_to_make_a_change_local() -> None:
+    image, values, asked, factual = scene()
+    after = replace(factual, support=factual.support.clone().requires_grad_())
+    changed = replace(asked, image=(image + 0.1).requires_grad_())
+    found = CFTObjective()(image, REFERENCE, changed, action(values, changed), factual, after).locality
+    gradients = torch.autograd.grad(found, [changed.image, after.support], allow_unused=True)
+    assert gradients[0].any() and gradients[1] is None
+
+
+@pytest.mark.parametrize(("rows", "size", "radius"), [(64, 64, 1), (128, 128, 2), (256, 256, 5), (32, 256, 5)])
+def test_the_structure_is_wider_by_five_pixels_at_256_before_and_after(rows: int, size: int, radius: int) -> None:
     """What may change: the columns of a before or after and a few pixels more, relative to how much of a there is."""
-    image, values = torch.zeros(1, 1, size, size), torch.tensor([[8.0, 10.0]])
-    before, after = torch.zeros(2, 1, 2, size, size)
+    image, values = torch.zeros(1, 1, rows, size), torch.tensor([[8.0, 10.0]])
+    before, after = torch.zeros(2, 1, 2, rows, size)
     before[:, 0, :, : size // 4], before[:, 1, :, size // 2 :] = 1, 1
     after[:, 0, :, size // 16 : size * 5 // 16] = 1
     predictions = [GuidePrediction(torch.tensor([[9.0, 10.0]]), mask) for mask in (before, after)]

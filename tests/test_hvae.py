@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from segcft_ext.networks.hvae import HVAE, StochasticBlock, discretised_gaussian_log_likelihood
+from segcft_ext.networks.hvae import HVAE, ResidualBlock, StochasticBlock, discretised_gaussian_log_likelihood
 
 
 def small(parent_channels: int = 2, **arguments: object) -> HVAE:
@@ -156,6 +156,22 @@ def test_samples_have_the_priors_latents() -> None:
     assert torch.cat(drawn).std().item() == pytest.approx(2, rel=0.03)
 
 
+def test_samples_are_intensities() -> None:
+    network = small()
+    torch.nn.init.constant_(network.likelihood.conv.bias, 3)
+    assert torch.equal(network.sample(torch.zeros(2, 2), (16, 16)), torch.ones(2, 1, 16, 16))
+
+
+def test_parents_of_no_weight_change_nothing() -> None:
+    block, x = ResidualBlock(2, 4, parent_channels=2), torch.randn(3, 4, 8, 8)
+    assert block.film is not None
+    for parameter in block.film.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(block(x, torch.randn(3, 2)), block(x))
+    torch.nn.init.ones_(block.film.bias)
+    assert not torch.allclose(block(x, torch.randn(3, 2)), block(x))
+
+
 def test_the_kl_vanishes_where_posterior_and_prior_agree() -> None:
     network = small()  # both heads start at zero
     posterior = network.posterior(torch.rand(2, 1, 16, 16), torch.zeros(2, 2))
@@ -185,6 +201,7 @@ def test_one_set_of_weights_serves_every_image_size_and_gradients_reach_all_of_t
         assert posterior.mean.shape == image.shape
         network.negative_elbo(image, posterior).mean().backward()
         assert network.sample(torch.zeros(2, 2), size).shape == image.shape
+        assert network.decode(posterior.latents, torch.zeros(2, 2), size)[0].shape == image.shape
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
@@ -217,6 +234,16 @@ def test_an_image_smaller_than_the_last_window_is_reduced_to_one_pixel(dims: int
 def test_settings_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="2 channels, 3 blocks and 1 strides"):
         HVAE(1, channels=(8, 8), strides=(2,), blocks=(1, 1, 1))
+
+
+def test_the_scale_of_the_likelihood_starts_at_exp_minus_two_and_has_a_floor() -> None:
+    network, image = small(), torch.rand(2, 1, 16, 16)
+    convolution = network.likelihood.conv
+    torch.nn.init.zeros_(convolution.weight)
+    for bias, log_scale in ((0.0, -2.0), (-4.0, -6.0), (-50.0, -7.0)):
+        torch.nn.init.constant_(convolution.bias, bias)
+        found = network.posterior(image, torch.zeros(2, 2)).log_scale
+        torch.testing.assert_close(found, torch.full_like(image, log_scale))
 
 
 def test_the_likelihood_is_not_rounded_to_half_precision() -> None:

@@ -204,3 +204,5 @@ def test_targets_outside_of_the_training_range_are_told(variables):
     assert beyond_training(inside, variables) == {}
     told = beyond_training({**inside, "age": torch.tensor([30.0, 201.0])}, variables)
     assert told == {"age": "target 201, but it is 0 … 200 years in the training data"}
+    told = beyond_training({"area": torch.tensor([30.0, -1.0])}, variables, "value")
+    assert told == {"area": "value -1, but it is 0 … 100 percent in the training data"}

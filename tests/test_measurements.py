@@ -155,6 +155,17 @@ def test_a_stray_pixel_moves_no_zone_and_an_absent_structure_has_those_of_the_im
     torch.testing.assert_close(values, measure_label_map(thirds(1, "image"), present, 2))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_structure_of_a_volume_has_its_zones_along_any_axis(axis):
+    label = torch.zeros(1, 1, 12, 5, 7, dtype=torch.long)
+    label[..., 2:11, 1:3, 2:4] = 1
+    label[..., 2, 1:4, 2:7] = 1
+    expected = measure_label_map(thirds(1, "structure"), label, 2)
+    found = measure_label_map(thirds(1, "structure", axis), label.movedim(2, 2 + axis), 2)
+    torch.testing.assert_close(found, expected)
+    assert len(expected.unique()) > 1
+
+
 def test_no_gradient_leaves_the_region():
     probabilities = torch.full((1, 2, 9, 5), 0.5, requires_grad=True)
     RegionArea(1, 0, 1 / 3, 2 / 3)(probabilities).sum().backward()

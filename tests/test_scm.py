@@ -342,3 +342,8 @@ def test_a_model_made_by_hand_has_the_distributions_and_counterfactuals_of_theor
             change_of_heart = 0.4 * change_of_sex - 0.5 * change_of_age
             torch.testing.assert_close(found[:, 0], change_of_heart, atol=1e-5, rtol=0)
             torch.testing.assert_close(found[:, 1], change_of_age, atol=1e-5, rtol=0)
+
+        # Of an age that is not known, whatever is drawn for it, the change is known.
+        unknown = torch.where(torch.tensor([False, True, False]), torch.nan, some)
+        found = variables.scale(scm.counterfactual(unknown, {"sex": 1 - some[:, 2]})) - variables.scale(some)
+        torch.testing.assert_close(found[:, 0], whole * other, atol=1e-5, rtol=0)

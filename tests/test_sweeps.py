@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import Dataset, MetaTensor
 from small_vessels import small_vessels
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Abduction, Counterfactual
@@ -17,6 +17,7 @@ from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.sweeps import sweep
 from segcft_ext.handlers import DSCMFigures
+from segcft_ext.measurements import RegionArea
 from segcft_ext.mechanisms import Conditioner, ZeroInflatedMechanism
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.scm import SCM
@@ -81,6 +82,46 @@ def test_inference(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> N
     engine = CounterfactualEvaluator("cpu", [{"image": image}], dscm, {PARENT: wanted}, given)
     engine.run()
     check(predicted, wanted)
+
+
+class Bright(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.cat([-image, image], dim=1)
+
+
+def test_after_an_action_the_regions_are_those_of_the_image_before(dscm: DSCM, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, grown = torch.full((2, 1, 1, 32, 8), -1.0)
+    image[..., 8:24, :], grown[..., 4:24, :] = 1, 1
+    monkeypatch.setattr(DSCM, "predict", lambda self, abduction, wanted: Counterfactual(grown, wanted))
+    low = float(dscm.variables.low[0])
+    engine = CounterfactualEvaluator("cpu", [], dscm, {PARENT: low}, {PARENT: low, CHILD: 0})
+    engine.ruler = Judge(Bright(), {PARENT: RegionArea(1, 0, 0.0, 0.5, of="structure")}, num_classes=2)
+    measured = engine._counterfactuals(image, None)["measured"]
+    torch.testing.assert_close(measured, torch.tensor([[[100 * 8 / 32], [100 * 12 / 32]]]))
+
+
+def test_uncertainty_is_the_standard_deviation_over_sampled_latents(
+    dscm: DSCM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Tensor] = []
+
+    def abduct(self: DSCM, image: Tensor, values: Tensor, temperature: float = 0.0) -> Tensor:
+        drawn.append(temperature * torch.randn(()))
+        return drawn[-1]
+
+    def predict(self: DSCM, noise: Tensor, values: Tensor) -> Counterfactual:
+        return Counterfactual((noise * values[:, 0]).view(1, 1, 1, 1).expand(1, 1, 4, 4), values)
+
+    monkeypatch.setattr(DSCM, "abduct", abduct)
+    monkeypatch.setattr(DSCM, "predict", predict)
+    engine = CounterfactualEvaluator("cpu", [], dscm, {PARENT: [1, 2]}, particles=5)
+    image, targets = torch.zeros(1, 1, 4, 4), torch.tensor([[[1.0, 0.0], [2.0, 0.0]]])
+    found = engine._uncertainty(image, targets[:, 0], targets, seed=3)
+    spread = torch.stack(drawn).std()
+    assert len(drawn) == 5 and spread > 0.1
+    torch.testing.assert_close(found, (spread * torch.tensor([1.0, 2.0])).view(1, 2, 1, 1).expand(1, 2, 4, 4))
+    torch.manual_seed(0)
+    assert torch.equal(engine._uncertainty(image, targets[:, 0], targets, seed=3), found)
 
 
 @pytest.mark.parametrize(("child", "told"), [(-1.5, True), (1e3, True), (0.0, False)])
