@@ -73,7 +73,7 @@ def run(
             the second the HVAE alone, with this project's objective.
         seed: random seed of all stages; that of the judge is derived from it.
         device: "cpu", "cuda" or "cuda:1"; by default a GPU if there is one.
-        jobs: number of stages that run at a time, each in one thread; the evaluation, which runs alone, has two.
+        jobs: number of stages that run at a time, each in one thread.
         set: settings that override those of a stage's bundle, as STAGE.KEY=VALUE, several separated by commas. A value
             may be JSON. STAGE is the name shown while the stage runs; reg_cft and seg_cft stand for those of all
             mechanisms. KEY begins with a top-level key of the stage's configs.
@@ -126,7 +126,7 @@ def demo(
         mechanisms: see the command run.
         seed: random seed of the phantoms and of all stages after them.
         device: see the command run.
-        jobs: number of stages that run at a time, each in one thread; the evaluation, which runs alone, has two.
+        jobs: number of stages that run at a time, each in one thread.
         set: further settings of stages, see the command run.
         bundles: see the command run.
     """

@@ -84,7 +84,6 @@ class Chain:
             inputs={"judge": _model(judge), "methods": compared},
             products=("evaluation.json", "evaluation.md", "evaluation.csv", "pairs.csv", "figures/figures.json"),
             progress="judged",
-            environment={"OMP_NUM_THREADS": "2"},  # nothing runs beside it
         )
         # What takes longest comes first.
         stages = [segmentor, dscm, *tuned["Seg-CFT"]]
@@ -106,7 +105,6 @@ class Chain:
         own: Mapping[str, Any] | None = None,
         products: tuple[str, ...] = ("model.pt",),
         progress: str = "training.pt",
-        environment: Mapping[str, str] | None = None,
     ) -> Stage:
         """One command of a bundle.
 
@@ -145,7 +143,6 @@ class Chain:
             version=segcft_ext.__version__,
             code=project_code(),
             progress=progress,
-            environment=environment or {},
         )
 
     def _strides(self) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class _Launcher:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**self.environment, **stage.environment},
+                env=self.environment,
                 pass_fds=[self.lock],
                 preexec_fn=_end_with_parent,
             )

@@ -55,7 +55,6 @@ class Stage:
         code: :func:`code_digest` of the software; another one does not, see :meth:`by_other_code`.
         progress: the file or folder in ``folder`` that an interrupted run leaves, from which the option ``resume``
             continues; "" if the stage cannot be resumed.
-        environment: environment variables of this stage alone.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Stage:
     version: str = ""
     code: str = ""
     progress: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def arguments(self, resume: bool = False) -> list[str]:
         """The command after the interpreter."""
@@ -85,8 +83,7 @@ class Stage:
 
     def command(self, resume: bool = False) -> str:
         """The command as it would be typed."""
-        variables = "".join(f"{key}={shlex.quote(value)} " for key, value in self.environment.items())
-        return variables + shlex.join(["python", *self.arguments(resume)])
+        return shlex.join(["python", *self.arguments(resume)])
 
     def files(self) -> list[Path]:
         """Every input file."""

@@ -22,9 +22,8 @@ from segcft_ext.stages import Digests, Stage, code_digest
 
 # A stage for tests: appends its options to calls.txt, then writes the text of its inputs and its setting as model.pt.
 STUB = """
-import json, os, pathlib, sys, time
+import json, pathlib, sys, time
 options = dict(zip((a[2:] for a in sys.argv[1::2]), sys.argv[2::2]))
-options["threads"] = os.environ.get("OMP_NUM_THREADS")
 out = pathlib.Path(options["output_dir"])
 with open(out / "calls.txt", "a") as calls:
     calls.write(json.dumps(options) + "\\n")
@@ -302,18 +301,6 @@ def test_the_script_says_what_was_run(make, run, tmp_path):
     stage, script = make("it's a stage"), tmp_path / "commands.sh"
     run(stage, environment={"NAME": "a b"}, script=script)
     assert script.read_text().splitlines()[-2:] == ["export NAME='a b'", stage.command()]
-
-
-def test_a_stage_may_have_variables_of_its_own(make, run, tmp_path):
-    one, two = make("one"), replace(make("two"), environment={"OMP_NUM_THREADS": "2"})
-    run(one, two, environment={"OMP_NUM_THREADS": "1"}, script=tmp_path / "commands.sh")
-    assert [calls(stage)[0]["threads"] for stage in (one, two)] == ["1", "2"]
-    assert two.command().startswith("OMP_NUM_THREADS=2 python ")
-    for stage in (one, two):
-        (stage.folder / "calls.txt").unlink()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["bash", tmp_path / "commands.sh"], check=True, env={**os.environ, "PATH": path})
-    assert [calls(stage)[0]["threads"] for stage in (one, two)] == ["1", "2"]
 
 
 def test_jobs(make, run):
