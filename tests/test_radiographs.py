@@ -138,6 +138,7 @@ def test_a_file_of_several_pictures_is_refused_but_the_previews_of_a_camera_are_
     np.testing.assert_allclose(LoadImage(reader=reader)(tmp_path / "camera.jpg").T, GREY, atol=12)
 
 
+@pytest.mark.filterwarnings("ignore:PydicomReader. ImageOrientationPatient:UserWarning")  # a cut has none
 @pytest.mark.parametrize("config", OF_VESSELS)
 def test_a_vessel_is_read_with_the_same_numbers_from_every_format(config: str, tmp_path: Path) -> None:
     content = ConfigParser.load_config_file(str(BUNDLES / config))

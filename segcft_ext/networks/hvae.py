@@ -233,7 +233,9 @@ class HVAE(nn.Module):
         self.last = ResidualBlock(spatial_dims, channels[0], parent_channels)
         self.likelihood = Convolution(spatial_dims, channels[0], 2, kernel_size=3, conv_only=True)
         if spatial_dims == 2:  # on a CPU, pooling and upsampling are then several times as fast
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features at each resolution, the image's own first."""
