@@ -3,10 +3,10 @@
 #
 #   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS] [JUDGE_SEED]
 #
-# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs, or `demo`, those of the
-# demo. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active. One segmentor and one
-# judge are trained; then, for each way of dividing the vessel into variables, a regressor, a DSCM, Reg-CFT and Seg-CFT,
-# and an evaluation is run:
+# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs (DSCM: 30), or `demo`,
+# those of the demo. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active. One
+# segmentor and one judge are trained; then, for each way of dividing the vessel into variables, a regressor, a DSCM,
+# Reg-CFT and Seg-CFT, and an evaluation is run:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
@@ -17,8 +17,8 @@
 set -euo pipefail
 out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full} judge_seed=${5:-1000}
 case $epochs in
-full) longest=140 dscm=(--max_epochs 30) cft=(--max_epochs 90) ;;
-demo) longest=80 dscm=(--max_epochs 20) cft=(--max_epochs 45) ;;
+full) guides="" dscm="--max_epochs 30" cft="" ;;
+demo) guides="--max_epochs 80" dscm="--max_epochs 20" cft="--max_epochs 45" ;;
 *) echo "EPOCHS is full or demo, not $epochs" >&2 && exit 2 ;;
 esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -51,15 +51,16 @@ data() {
 compare() {
     local name=$1 data=$2
     shift 2
-    stage seg_cft_finetuning train_regressor "$data" "$data/regressor" --max_epochs $longest
-    stage dscm_pretraining train "$data" "$name/dscm" "${dscm[@]}" "$@"
+    stage seg_cft_finetuning train_regressor "$data" "$data/regressor" $guides
+    stage dscm_pretraining train "$data" "$name/dscm" $dscm "$@"
     for guide in segmentor "$data/regressor"; do
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
-            --guide "$out/$guide/model.pt" --deformation True "${cft[@]}"
+            --guide "$out/$guide/model.pt" --deformation True $cft
     done
     python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
         --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
-        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --interventions_per_case 1 --resume True --methods "{
+        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --resume True \
+        --interventions_per_case 1 --methods "{
             \"No-CFT\": \"$out/$name/dscm/model.pt\",
             \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
             \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
@@ -73,8 +74,8 @@ data halves --regions proximal,distal
 data fifths --regions first,second,third,fourth,fifth
 data shifted --boundaries 0,0.2,0.55,1
 
-stage plaque_lumen_segmentor train thirds segmentor --max_epochs $longest
-stage segmentor_evaluation train thirds judge --max_epochs $longest --seed "$judge_seed"
+stage plaque_lumen_segmentor train thirds segmentor $guides
+stage segmentor_evaluation train thirds judge $guides --seed "$judge_seed"
 
 compare thirds thirds
 compare whole whole

@@ -151,6 +151,10 @@ class Datalist:
             "categories": [variable.categories for variable in variables],
         }
 
+    def digest(self) -> str:
+        """SHA-256 of the datalist's file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
     def fingerprints(self, split: str, use: str | None = None) -> dict[str, str]:
         """The id of each case by its fingerprint, the first 12 hexadecimal digits of a SHA-256.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction
-from segcft_ext.networks.pooling import max_near
+from segcft_ext.networks.pooling import max_near, scaled_radius
 from segcft_ext.population import blurred
 from segcft_ext.variables import Variables
 
@@ -269,8 +269,7 @@ class CFTObjective:
         """
         where = asked.changed.view(*asked.changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(before.support, after.support.detach()), 0)
-        radius = max(1, round(self.dilation * max(image.shape[2:]) / 256))
-        outside = 1 - max_near(inside.amax(1, keepdim=True), radius)
+        outside = 1 - max_near(inside.amax(1, keepdim=True), scaled_radius(self.dilation, image))
         sizes = (asked.changed * before.support.flatten(2).mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
         found = (outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes
         return torch.where(asked.changed.any(1), found, 0).mean()
@@ -308,7 +307,7 @@ def _unseen(anatomy: Tensor, reference: Tensor) -> Tensor:
 
 def _beyond(image: Tensor, counterfactual: Tensor) -> Tensor:
     """Mean squared amount by which a counterfactual is brighter or darker than all of the image nearby."""
-    radius = max(1, round(NEARBY * max(image.shape[2:]) / 256))
+    radius = scaled_radius(NEARBY, image)
     above, below = counterfactual - max_near(image, radius), -max_near(-image, radius) - counterfactual
     return (F.relu(above).square() + F.relu(below).square()).mean()
 

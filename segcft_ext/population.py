@@ -16,11 +16,11 @@ from monai.networks.utils import one_hot
 from torch import Tensor
 
 from segcft_ext.measurements import Measurement
-from segcft_ext.networks.pooling import mean_near
+from segcft_ext.networks.pooling import mean_near, scaled_radius
 
 __all__ = ["blurred", "growth_maps"]
 
-BLUR = 16 / 256
+BLUR = 16.0  # pixels at an image of 256
 RIDGE = 1e-6
 LOGGER = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def blurred(masks: Tensor) -> Tensor:
 
     No two cases have their borders at the same place: only after a blur can a change be compared with the population's.
     """
-    radius = max(1, round(BLUR * max(masks.shape[2:])))
+    radius = scaled_radius(BLUR, masks)
     for _ in range(2):
         masks = mean_near(masks, radius)
     return masks

@@ -8,11 +8,9 @@ It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``sp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,7 +157,7 @@ class JudgeEvaluator(Evaluator):
         """All that the figures depend on."""
         models = {"judge": self.judge.segmentor, **{f"method {name}": model for name, model in self.methods.items()}}
         return {
-            "datalist": hashlib.sha256(Path(self.datalist.path).read_bytes()).hexdigest(),
+            "datalist": self.datalist.digest(),
             "batch_size": self.loader.batch_size,
             "interventions": self.interventions,
             "interventions_per_case": self.draws,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -217,10 +216,9 @@ def _existing(client: MlflowClient, run_id: str | None) -> Run | None:
 
 
 def _dataset(datalist: Datalist, use: str) -> DatasetInput:
-    digest = hashlib.sha256(datalist.path.read_bytes()).hexdigest()[:8]
     source = json.dumps({"uri": str(datalist.path.absolute())})
     cases = json.dumps({split: len(entries) for split, entries in datalist.entries.items()})
-    dataset = Dataset(datalist.name, digest, "local", source, profile=cases)
+    dataset = Dataset(datalist.name, datalist.digest()[:8], "local", source, profile=cases)
     return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, use)])
 
 

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["max_near", "mean_near"]
+__all__ = ["max_near", "mean_near", "scaled_radius"]
+
+
+def scaled_radius(pixels: float, maps: Tensor) -> int:
+    """A radius given in pixels of an image of 256, in those of maps (B, C, \\*spatial): at least one."""
+    return max(1, round(pixels * max(maps.shape[2:]) / 256))
 
 
 def max_near(maps: Tensor, radius: int = 1) -> Tensor:
