@@ -31,18 +31,18 @@ __all__ = ["DSCM", "Abduction", "Counterfactual", "pretrained", "unwrap"]
 class Abduction:
     """The exogenous noise of a batch of images, with the evidence it was abducted from.
 
+    Image and posterior also hold u_x = (x - mu) / sigma.
+
     Attributes:
         image: the factual image, shape (B, 1, *spatial).
         values: its factual variables in physical units, shape (B, K).
         posterior: the HVAE's latents and its likelihood under the factual parents.
-        residual: u_x = (x - mu) / sigma, shape of the image.
         features: the deformation head's features e, or None without a head.
     """
 
     image: Tensor
     values: Tensor
     posterior: Posterior
-    residual: Tensor
     features: Features | None
 
 
@@ -165,9 +165,8 @@ class DSCM(SelfDescribing):
                 computed.
         """
         posterior = self.hvae.posterior(image, self.variables.encode(values), temperature, with_kl=temperature > 0)
-        residual = (image - posterior.mean) * torch.exp(-posterior.log_scale)
         features = None if self.deformation is None else self.deformation.features(image)
-        return Abduction(image, values, posterior, residual, features)
+        return Abduction(image, values, posterior, features)
 
     def predict(self, abduction: Abduction, values: Tensor) -> Counterfactual:
         """The image under other values of its variables.
@@ -182,8 +181,12 @@ class DSCM(SelfDescribing):
         """
         parents = self.variables.encode(values)
         size = abduction.image.shape[2:]
-        mean, log_scale = self.hvae.decode(abduction.posterior.latents, parents, size)
-        image = (mean + log_scale.exp() * abduction.residual).clamp(-1, 1)
+        posterior = abduction.posterior
+        mean, log_scale = self.hvae.decode(posterior.latents, parents, size)
+        # mu~ + sigma~ u_x, written as a change of x, so that rounding changes nothing where no action does.
+        wider = torch.expm1(log_scale - posterior.log_scale)
+        change = mean - posterior.mean + wider * (abduction.image - posterior.mean)
+        image = (abduction.image + change).clamp(-1, 1)
         if self.deformation is None or abduction.features is None:
             return Counterfactual(image, values)
         factual = self.variables.encode(abduction.values)

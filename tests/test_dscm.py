@@ -38,11 +38,12 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("deformation", [False, True])
 @pytest.mark.parametrize("conditional_prior", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_composition(deformation: bool, conditional_prior: bool, temperature: float) -> None:
+def test_composition_is_exact(deformation: bool, conditional_prior: bool, temperature: float) -> None:
     dscm, (image, values) = model(deformation, conditional_prior), batch()
     for do in ({}, {"left": values[:, 0]}):
         counterfactual = dscm.counterfactual(image, values, do, temperature)
-        torch.testing.assert_close(counterfactual.image, image, atol=1e-5, rtol=0)
+        # To the last bit, unless the latents are rounded on their way through a conditional prior.
+        torch.testing.assert_close(counterfactual.image, image, atol=1e-5 if conditional_prior else 0, rtol=0)
         assert torch.equal(counterfactual.values, values)
 
 

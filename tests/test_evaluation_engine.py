@@ -646,7 +646,7 @@ def test_checkpoints_are_judged_and_wrong_ones_refused(datalist: Datalist, tmp_p
     figures = engine.evaluation["methods"]["No-CFT"]
     # the deformation head starts at zero: nothing folds, nothing moves
     assert figures["folding"]["left_area"] == pytest.approx({"share": 0, "minimum": 1}, abs=1e-3)
-    assert figures["composition"]["1"] < 1e-4
+    assert figures["composition"] == figures["composition_sampled"] == {"1": 0, "10": 0}
     assert engine.evaluation["data"]["methods"]["No-CFT"]["fingerprint"] == fingerprint(methods["No-CFT"])
     with pytest.raises(CheckpointError, match="left_area"):
         load_methods({"half": str(tmp_path / "half.pt")}, datalist, AREAS)

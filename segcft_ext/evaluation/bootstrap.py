@@ -7,6 +7,7 @@ was measured on it (a cluster bootstrap; Davison & Hinkley 1997, section 3.8).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,10 +38,16 @@ def interval(
         return [float("nan"), float("nan")]
     sums = np.zeros((len(names), summands.shape[1]))
     np.add.at(sums, index, summands)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    values = statistic(drawn @ sums)
+    values = statistic(_drawn(len(names), seed) @ sums)
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
     return [float(low), float(high)]
+
+
+@lru_cache(maxsize=8)
+def _drawn(count: int, seed: int) -> np.ndarray:
+    """How often each of the cases is drawn in each resample, shape (R, count)."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return drawn.astype(float)
 
 
 def mean_interval(values: np.ndarray, cases: Sequence, seed: int = 0) -> list[float]:
