@@ -68,7 +68,7 @@ def ran(tmp_path_factory, images):
         commands = run_documented_commands(
             folder, {"DATALIST": str(datalist.path), "IMAGES": str(images), "OMP_NUM_THREADS": "1"}, small, patch
         )
-    assert len(commands) == 5
+    assert len(commands) == 6
     return folder, datalist
 
 

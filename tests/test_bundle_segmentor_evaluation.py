@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 from small_chests import small_chests
 
-from segcft_ext.checkpoints import CheckpointError, load_model, save_model
+from segcft_ext.checkpoints import CheckpointError, load_model, read_description, save_model
 from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.networks.segmentor import Segmentor
@@ -67,7 +67,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Datalist]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         commands = run_documented_commands(folder, variables, SMALL, patch)
         blocks = run_documented_python(folder, variables, patch)
-    assert len(commands) == 4 and blocks == 1
+    assert len(commands) == 5 and blocks == 1
     return folder, datalist
 
 
@@ -101,6 +101,11 @@ def test_evaluation_is_recorded(ran: tuple[Path, Datalist]) -> None:
     assert {"evaluation.json", "figures"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
 
 
+def test_several_devices_write_the_same_kind_of_model(ran: tuple[Path, Datalist]) -> None:
+    models = ran[0] / "models"
+    assert read_description(models / "model.pt") == read_description(models / "two_devices" / "model.pt")
+
+
 def test_inference_writes_a_label_map(ran: tuple[Path, Datalist]) -> None:
     (written,) = (ran[0] / "eval").glob("chest*.png")
     with Image.open(written) as label:
@@ -124,12 +129,22 @@ def test_properties_of_inference(ran: tuple[Path, Datalist]) -> None:
     assert open_workflow("inference.json", folder, dataset_dir=images).check_properties() == []
 
 
-def open_workflow(config: str, folder: Path, **settings: object) -> ConfigWorkflow:
+@pytest.mark.parametrize("config", ["train.json", ["train.json", "coronary.json"]])
+def test_properties_of_train(ran: tuple[Path, Datalist], config: str | list[str]) -> None:
+    folder, datalist = ran
+    workflow = open_workflow(config, folder, workflow_type="train", datalist=str(datalist.path))
+    assert workflow.check_properties() == []
+
+
+def open_workflow(
+    config: str | list[str], folder: Path, workflow_type: str = "infer", **settings: object
+) -> ConfigWorkflow:
+    files = [str(folder / "configs" / name) for name in ([config] if isinstance(config, str) else config)]
     with kept_logging():
         workflow = ConfigWorkflow(
-            config_file=str(folder / "configs" / config),
+            config_file=files,
             meta_file=str(folder / "configs" / "metadata.json"),
-            workflow_type="infer",
+            workflow_type=workflow_type,
             bundle_root=str(folder),
             **settings,
         )

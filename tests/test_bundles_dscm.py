@@ -176,6 +176,11 @@ def test_properties(bundle: str, name: str, upstream: dict[str, str], request: p
     assert workflow(folder, name, **source).check_properties() == []
 
 
+def test_properties_of_the_regressor(fine_tuning: Path, upstream: dict[str, str]) -> None:
+    made = workflow(fine_tuning, "train_regressor.json", datalist=upstream["DATALIST"])
+    assert made.check_properties() == []
+
+
 def test_fine_tuning_without_a_pretrained_model_says_so(fine_tuning: Path, upstream: dict[str, str]) -> None:
     made = workflow(fine_tuning, "train.json", datalist=upstream["DATALIST"])
     with pytest.raises(RuntimeError) as caught:

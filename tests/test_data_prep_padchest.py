@@ -1,17 +1,16 @@
 import csv
 import gzip
 import json
-import os
 import pickle
 import shutil
 import tracemalloc
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from drawn_chest import STRUCTURES, draw, write_png
 from padchest_data import original_row, padchest_row, preprocessed_row, write_padchest, write_tables
+from real_data import CHEXMASK
 
 from data_prep.__main__ import main
 from data_prep.archives import find_files, open_place
@@ -24,10 +23,6 @@ from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-CHEXMASK = Path(
-    os.environ.get("SEGCFT_CHEXMASK") or Path(__file__).parents[2] / "shared" / "data" / "chexmask" / "Padchest.csv"
-)
 
 
 def source(folder, size=(24, 24), images=("images",), table="padchest.csv"):
@@ -349,7 +344,6 @@ def test_a_packed_table_of_masks_is_to_be_unpacked(tmp_path):
 
 @pytest.mark.skipif(not CHEXMASK.is_file(), reason="no rows of CheXmask: set SEGCFT_CHEXMASK to the table")
 def test_real_rows_of_chexmask():
-
     with CHEXMASK.open(encoding="utf-8") as file:
         names = [row["ImageID"] for row in csv.DictReader(file)]
     rows, others = index_masks(CHEXMASK, set(names))

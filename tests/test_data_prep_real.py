@@ -1,10 +1,8 @@
-"""Real radiographs where they are at hand: in the folder that SEGCFT_CXR names."""
-
-import os
-from pathlib import Path
+"""Real radiographs where they are at hand."""
 
 import numpy as np
 import pytest
+from real_data import CXR, needs_radiographs
 
 from data_prep.cases import Rejected
 from data_prep.chest_checks import check_chest
@@ -13,11 +11,7 @@ from data_prep.masks import MaskFolders
 from data_prep.structures import CHEST, check_label_map
 from data_prep.table import Table
 
-CXR = Path(os.environ.get("SEGCFT_CXR", "no folder"))
-
-pytestmark = pytest.mark.skipif(
-    not (CXR / "cases.csv").is_file(), reason="no real radiographs: set SEGCFT_CXR to their folder"
-)
+pytestmark = needs_radiographs
 
 
 def test_real_radiographs_are_found_and_measured_as_published():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from bundle_docs import documented_commands, run_in_process
 from drawn_chest import write_png
+from real_data import CXR, needs_radiographs
 
 from data_prep.phantom_chest import ChestPhantom
 from segcft_ext.checkpoints import load_model
@@ -20,7 +20,6 @@ from segcft_ext.networks.segmentor import Segmentor
 
 ROOT = Path(__file__).parent.parent
 AREAS = ["left_lung_area", "right_lung_area", "heart_area"]
-CXR = Path(os.environ.get("SEGCFT_CXR", "no folder"))
 
 
 def try_the_readme(image: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
@@ -60,7 +59,7 @@ def test_the_command_of_the_readme_on_a_rendered_chest(tmp_path: Path, monkeypat
     check_changes(try_the_readme(tmp_path / "chest.png", tmp_path / "made", monkeypatch), reached=0.1, kept=0.1)
 
 
-@pytest.mark.skipif(not (CXR / "cases.csv").is_file(), reason="no real radiographs: set SEGCFT_CXR to their folder")
+@needs_radiographs
 def test_the_command_of_the_readme_on_radiographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for image in sorted((CXR / "wingspan" / "png").iterdir())[::60]:
         check_changes(try_the_readme(image, tmp_path, monkeypatch), reached=0.05, kept=0.08)
