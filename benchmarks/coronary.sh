@@ -13,6 +13,8 @@
 #   graph    thirds, and a graph proximal -> mid -> distal, plaque -> lumen
 #   halves, fifths, shifted    other regions
 #
+# The models of thirds and graph are also judged where lumens follow plaques (graph/evaluation_descendants).
+#
 # Everything resumes where it was interrupted.
 set -euo pipefail
 out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full} judge_seed=${5:-1000}
@@ -47,6 +49,13 @@ data() {
         --name "coronary phantoms" --out "$target" "$@"
 }
 
+# evaluate DATA OUTPUT METHODS: judge any number of models
+evaluate() {
+    python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
+        --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$1/datalist.json" \
+        --judge "$out/judge/model.pt" --output_dir "$out/$2" --resume True --interventions_per_case 1 --methods "$3"
+}
+
 # compare NAME DATA [ARGUMENTS of the DSCM]: train and evaluate the three methods on one choice of variables
 compare() {
     local name=$1 data=$2
@@ -57,18 +66,16 @@ compare() {
         stage seg_cft_finetuning train "$data" "$name/cft_$(basename "$guide")" --dscm "$out/$name/dscm/model.pt" \
             --guide "$out/$guide/model.pt" --deformation True $cft
     done
-    python -m monai.bundle run --config_file "$root/bundles/segmentor_evaluation/configs/evaluate.json" \
-        --bundle_root "$root/bundles/segmentor_evaluation" --datalist "$out/data/$data/datalist.json" \
-        --judge "$out/judge/model.pt" --output_dir "$out/$name/evaluation" --resume True \
-        --interventions_per_case 1 --methods "{
-            \"No-CFT\": \"$out/$name/dscm/model.pt\",
-            \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
-            \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
+    evaluate "$data" "$name/evaluation" "{
+        \"No-CFT\": \"$out/$name/dscm/model.pt\",
+        \"Reg-CFT\": \"$out/$name/cft_regressor/model.pt\",
+        \"Seg-CFT\": \"$out/$name/cft_segmentor/model.pt\"}"
     python -m segcft_ext.report --evaluation_dir "$out/$name/evaluation" --output "$out/$name/report.html" \
         --data_dir "$out/data/$data"
 }
 
 data thirds
+data descendants --descendants
 data whole --regions none
 data halves --regions proximal,distal
 data fifths --regions first,second,third,fourth,fifth
@@ -87,6 +94,11 @@ compare graph thirds --parents '{
     "lumen_area_proximal": ["calcified_plaque_area_proximal", "noncalcified_plaque_area_proximal"],
     "lumen_area_mid": ["lumen_area_proximal", "calcified_plaque_area_mid", "noncalcified_plaque_area_mid"],
     "lumen_area_distal": ["lumen_area_mid", "calcified_plaque_area_distal", "noncalcified_plaque_area_distal"]}'
+evaluate descendants graph/evaluation_descendants "{
+    \"Reg-CFT, independent\": \"$out/thirds/cft_regressor/model.pt\",
+    \"Seg-CFT, independent\": \"$out/thirds/cft_segmentor/model.pt\",
+    \"Reg-CFT, graph\": \"$out/graph/cft_regressor/model.pt\",
+    \"Seg-CFT, graph\": \"$out/graph/cft_segmentor/model.pt\"}"
 for regions in halves fifths shifted; do
     compare $regions $regions
 done

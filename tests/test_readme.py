@@ -3,9 +3,11 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,25 +51,57 @@ def test_ci_runs_the_line_of_the_readme(tmp_path):
     assert 'bash -c "$line"' in script
 
 
-@pytest.mark.parametrize(("folder", "command"), [(f, c) for f, c in COMMANDS if "-m monai.bundle run" in c])
-def test_bundles_know_the_options_of_the_docs(folder, command):
-    words = shlex.split(command, comments=True)[4:]
+def check_bundle_command(folder, words):
+    """``words`` follow ``python -m monai.bundle run`` and are typed in ``folder``, that of the bundles or the root."""
     options = dict(zip((word.removeprefix("--").partition("#")[0] for word in words[::2]), words[1::2]))
     given = options.pop("config_file")
     files = ast.literal_eval(given) if given.startswith("[") else [given]
-    # Commands are typed in the bundle's folder, in the folder of the bundles or in the repository.
     start = next(place for place in (folder, ROOT / "bundles", ROOT) if (place / files[0]).is_file())
     assert (start / options["bundle_root"]).is_dir()
     keys = [key for file in files for key in json.loads((start / file).read_text(encoding="utf-8"))]
     assert set(options) <= {key.partition("#")[0] for key in keys}
 
 
+def check_program_command(program, words):
+    """``words`` follow ``python -m program``."""
+    command, *options = ["", *words] if program == "segcft_ext.report" else words
+    check_options(program, PROGRAMS[program][command], options)
+
+
+@pytest.mark.parametrize(("folder", "command"), [(f, c) for f, c in COMMANDS if "-m monai.bundle run" in c])
+def test_bundles_know_the_options_of_the_docs(folder, command):
+    check_bundle_command(folder, shlex.split(command, comments=True)[4:])
+
+
 @pytest.mark.parametrize("command", [c for _, c in COMMANDS if c.split()[2] in PROGRAMS])
 def test_programs_know_the_options_of_the_docs(command):
     _, _, program, *words = shlex.split(command, comments=True)
-    if program == "segcft_ext.report":
-        words = ["", *words]
-    check_options(program, PROGRAMS[program][words[0]], words[1:])
+    check_program_command(program, words)
+
+
+@pytest.mark.parametrize(("script", "stages"), [("radiographs.sh", 13), ("coronary.sh", 44)])
+def test_benchmarks_run_to_the_end_with_options_that_are_known(script, stages, tmp_path):
+    """Each ``python`` of the script is replaced by a program that notes its arguments and makes the output folder."""
+    stub, log = tmp_path / "bin" / "python", tmp_path / "log"
+    stub.parent.mkdir()
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"print(json.dumps(sys.argv[1:]), file=open({str(log)!r}, 'a'))\n"
+        "for option, value in zip(sys.argv, sys.argv[1:]):\n"
+        "    if option in ('--output_dir', '--out'):\n        os.makedirs(value, exist_ok=True)\n"
+    )
+    stub.chmod(0o755)
+    arguments = [str(tmp_path / "cxr")] if script == "radiographs.sh" else []
+    environment = {**os.environ, "PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "benchmarks" / script), *arguments, str(tmp_path / "out")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    commands = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(commands) == stages
+    for _, program, *words in commands:
+        if program == "monai.bundle":
+            check_bundle_command(ROOT, words[1:])
+        else:
+            check_program_command(program, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
