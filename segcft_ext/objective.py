@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction
-from segcft_ext.networks.pooling import max_near, scaled_radius
+from segcft_ext.networks.pooling import max_near, mean_near, scaled_radius
 from segcft_ext.population import blurred
 from segcft_ext.variables import Variables
 
@@ -20,7 +20,8 @@ __all__ = ["Asked", "CFTObjective", "CFTTerms", "Lagrangian", "draw_intervention
 
 WARM_UP_FROM = 0.05
 SMALLEST_SIZE = 0.1
-NEARBY = 16.0  # pixels at an image of 256
+NEARBY, FINE = 16.0, 4.0  # pixels at an image of 256
+CONTRAST = 10.0
 SEEN = DiceCELoss(softmax=True, include_background=False, batch=True)
 
 
@@ -86,7 +87,8 @@ class CFTTerms:
             change, on average in the batch.
         paint: mean absolute intensity that the head paints beyond the means of tissues; zero where nothing is painted.
         minimality: mean squared change of the image.
-        overshoot: mean squared intensity beyond the range of the factual image nearby.
+        overshoot: mean squared intensity beyond the range of the factual image nearby, and ten times that of the local
+            contrast.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
             head.
         folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
@@ -185,8 +187,9 @@ class CFTObjective:
             appear or vanish, not for a haze over a whole vessel.
         minimality: weight of the squared change. A fine-tuned HVAE paints what a segmentor takes for an edge, and
             without this term more than an edge needs. A movement, however, changes every pixel that it passes.
-        overshoot: weight of intensities that no neighbour has. A guide that is sure of an edge does not mind if it is
-            painted brighter than any bone or darker than any lung beside it; a radiologist does.
+        overshoot: weight of intensities and local contrasts that no neighbour has. A guide that is sure of an edge does
+            not mind if it is painted brighter than any bone, darker than any lung beside it, or as a row of dots; a
+            radiologist does.
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         anatomy: weight of the deformation head's prediction of the label map.
@@ -246,7 +249,7 @@ class CFTObjective:
             growth=_misplaced(asked, before, after),
             paint=zero if counterfactual.paint is None else counterfactual.paint.abs().mean(),
             minimality=(counterfactual.image - image).square().mean(),
-            overshoot=_beyond(image, counterfactual.image),
+            overshoot=_overshoot(image, counterfactual.image),
             smoothness=zero if moved is None else bending_energy(moved) * min(moved.shape[2:]) ** 2,
             folding=zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean(),
             anatomy=zero if anatomy is None else _unseen(anatomy, reference),
@@ -305,10 +308,17 @@ def _unseen(anatomy: Tensor, reference: Tensor) -> Tensor:
     return SEEN(anatomy, F.interpolate(reference, size=anatomy.shape[2:], mode="area"))
 
 
-def _beyond(image: Tensor, counterfactual: Tensor) -> Tensor:
-    """Mean squared amount by which a counterfactual is brighter or darker than all of the image nearby."""
-    radius = scaled_radius(NEARBY, image)
-    above, below = counterfactual - max_near(image, radius), -max_near(-image, radius) - counterfactual
+def _overshoot(image: Tensor, counterfactual: Tensor) -> Tensor:
+    """Excess of a counterfactual's intensity and of its local contrast, which is the difference to the mean around."""
+    radius = scaled_radius(FINE, image)
+    contrast, made = (maps - mean_near(maps, radius, beyond=False) for maps in (image, counterfactual))
+    return _beyond(image, counterfactual) + CONTRAST * _beyond(contrast, made)
+
+
+def _beyond(factual: Tensor, made: Tensor) -> Tensor:
+    """Mean squared amount by which pixels are above or below all factual ones nearby."""
+    radius = scaled_radius(NEARBY, factual)
+    above, below = made - max_near(factual, radius), -max_near(-factual, radius) - made
     return (F.relu(above).square() + F.relu(below).square()).mean()
 
 

@@ -108,6 +108,8 @@ def test_every_stage_is_a_finished_run(ran):
     assert {run.info.status for run in runs} == {"FINISHED"} and all(run.inputs.dataset_inputs for run in runs)
     evaluation = next(run for run in runs if "evaluate" in run.info.run_name)
     assert {"dice_heart", "mape_soft_heart_area"} <= set(evaluation.data.metrics)
+    written = {artifact.path for artifact in client.list_artifacts(evaluation.info.run_id)}
+    assert {"segmentation.json", "segmentation.csv", "segmentation.png"} <= written
 
 
 def test_inference_gives_label_maps_of_the_pictures_own_size(ran, images):

@@ -111,6 +111,7 @@ def test_every_stage_is_a_finished_run(ran: tuple[Path, Datalist, Datalist]) -> 
     assert all(run.inputs.dataset_inputs for run in runs)
     evaluation = next(run for run in runs if "evaluate" in run.info.run_name)
     assert {"dice_lumen", "false_positives_per_image_calcified_plaque"} <= set(evaluation.data.metrics)
+    assert "segmentation.png" in {artifact.path for artifact in client.list_artifacts(evaluation.info.run_id)}
 
 
 def test_inference_gives_label_maps_of_the_images_own_size(ran: tuple[Path, Datalist, Datalist], images: Path) -> None:

@@ -94,7 +94,7 @@ def test_evaluation_is_recorded(ran: tuple[Path, Datalist]) -> None:
     experiment = client.get_experiment_by_name("segcft")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]  # the judge's training and the evaluation
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3  # the judge's trainings and the evaluation
     assert all(run.inputs.dataset_inputs for run in runs)
     (run,) = [run for run in runs if "methods" in run.data.params]
     assert "No-CFT/leakage/heart_area" in run.data.metrics

@@ -51,6 +51,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
         "maps": figures.change_maps(tall, "change", [0.5]),
         "grid": figures.counterfactual_grid(panel(0), {"a": [panel(1)], "b": [panel(2)]}, LABELS),
         "reconstructions": figures.reconstruction_grid(images[:2], images[1:], "epoch 3"),
+        "segmentation": figures.segmentation_grid([panel(0), panel(1)], [panel(2).mask, panel(3).mask], LABELS),
         "samples": figures.sample_grid(images, [f"sample {i}" for i in range(3)], columns=2),
         "scatter": figures.effectiveness_scatter(changes, lines, {"heart_area": "percent"}),
         "heatmap": figures.effectiveness_heatmap(

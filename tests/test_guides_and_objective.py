@@ -1,8 +1,10 @@
 """Guides let gradients through and keep their own weights; the objective asks for what it should."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.utils import one_hot
@@ -331,17 +333,36 @@ def test_an_edit_is_to_change_no_more_than_it_needs() -> None:
     assert CFTObjective(minimality=2).total(found) - CFTObjective().total(found) == pytest.approx(2 * found.minimality)
 
 
-def test_intensities_that_no_neighbour_has_cost_their_excess() -> None:
+def test_intensities_and_contrasts_that_no_neighbour_has_cost_their_excess() -> None:
     image, values, asked, factual = scene()
     image[..., :32], image[..., 32:] = -0.5, 0.5  # within 4 pixels of the middle both are at hand
     changed = image.clone()
-    changed[..., 30:34] = image[..., 30:34].flip(-1)  # a border that moves
+    changed[..., 28:32] = 0.5  # a border that moves
+    made = Counterfactual(changed, asked.values)
+    assert CFTObjective()(image, REFERENCE, made, action(values, made), factual, factual).overshoot == 0
+
     changed[..., 0], changed[..., -2:] = -0.9, 0.8  # darker and brighter than all nearby
     changed[..., 8] = 0.5  # bright, but not near the bright half
-    made = Counterfactual(changed, asked.values)
+    changed[..., 33:36:2] = -0.5  # dots of an intensity that is at hand
     found = CFTObjective()(image, REFERENCE, made, action(values, made), factual, factual)
-    assert found.overshoot == pytest.approx((0.4**2 + 2 * 0.3**2 + 1.0**2) / 64)
+    before, after = image[0, 0, 0].tolist(), changed[0, 0, 0].tolist()
+    assert excess(before, after) == pytest.approx(0.4**2 + 2 * 0.3**2 + 1.0**2)
+    contrasts = [
+        [value - np.mean(row[max(0, k - 1) : k + 2]) for k, value in enumerate(row)] for row in (before, after)
+    ]
+    contrast = excess(*contrasts)
+    assert contrast > 0.5
+    assert found.overshoot == pytest.approx((excess(before, after) + 10 * contrast) / 64)
     assert CFTObjective(overshoot=3).total(found) - CFTObjective().total(found) == pytest.approx(3 * found.overshoot)
+
+
+def excess(before: Sequence[float], after: Sequence[float]) -> float:
+    """Squared excess over all that is within 4 pixels, sum over a row."""
+    total = 0.0
+    for k, value in enumerate(after):
+        near = before[max(0, k - 4) : k + 5]
+        total += max(0.0, value - max(near), min(near) - value) ** 2
+    return total
 
 
 def test_what_a_movement_costs_does_not_depend_on_the_resolution() -> None:

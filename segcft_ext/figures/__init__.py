@@ -7,7 +7,7 @@ each figure. Small images are shown with bicubic interpolation.
 
 from segcft_ext.figures.curves import curves
 from segcft_ext.figures.effectiveness import change_maps, effectiveness_heatmap, effectiveness_scatter
-from segcft_ext.figures.grids import Panel, counterfactual_grid, reconstruction_grid, sample_grid
+from segcft_ext.figures.grids import Panel, counterfactual_grid, reconstruction_grid, sample_grid, segmentation_grid
 from segcft_ext.figures.pictures import picture, save_figure, to_png
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "reconstruction_grid",
     "sample_grid",
     "save_figure",
+    "segmentation_grid",
     "to_png",
 ]

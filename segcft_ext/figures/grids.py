@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from segcft_ext.figures.sheet import Sheet
 from segcft_ext.figures.style import STYLE, cell_size
 
-__all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid"]
+__all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid", "segmentation_grid"]
 
 TITLE_LETTERS_PER_INCH = 10
 
@@ -81,6 +81,29 @@ def reconstruction_grid(images: Sequence[np.ndarray], reconstructions: Sequence[
             for row, image in enumerate(rows):
                 sheet.image(row, 0, column, image, limit if row == 2 else None)
         sheet.colour_bar(limit)
+    return sheet.figure
+
+
+def segmentation_grid(
+    cases: Sequence[Panel], truths: Sequence[np.ndarray], labels: Mapping[str, int], columns: int = 6, title: str = ""
+) -> Figure:
+    """Images with the outlines of their predicted label maps and, dotted, of the true ones (``truths``)."""
+    columns = min(columns, len(cases))
+    cell = cell_size(cases[0].image.shape)[0]
+    headings = [_heading(case, int(Sheet.LETTERS_PER_INCH * cell)) for case in cases]
+    lines = 1 + max(text.count("\n") for text in headings)
+    title = _title(title, columns * (cell + Sheet.GAP))
+    with matplotlib.rc_context(STYLE):
+        rows = [1] * -(-len(cases) // columns)
+        shape, header = cases[0].image.shape, 0.1 + 0.12 * lines
+        sheet = Sheet(columns, rows, shape, header, title, legend=list(labels), dotted="label map")
+        for index, (case, truth) in enumerate(zip(cases, truths, strict=True)):
+            row, column = divmod(index, columns)
+            sheet.heading(row, column, headings[index])
+            sheet.image(row, 0, column, case.image)
+            sheet.contours(row, 0, column, case.mask, labels, "-")
+            sheet.contours(row, 0, column, truth, labels, ":")
+        sheet.legend()
     return sheet.figure
 
 

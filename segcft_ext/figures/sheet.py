@@ -32,6 +32,7 @@ class Sheet:
         header: height above each block, in inches.
         title: title above everything.
         legend: names of the structures in the legend below; without any, there is none.
+        dotted: what dotted outlines are, in the legend.
     """
 
     GAP, LEFT, BAR = 0.05, 0.3, 0.75
@@ -45,6 +46,7 @@ class Sheet:
         header: float,
         title: str = "",
         legend: Sequence[str] = (),
+        dotted: str = "before the intervention",
     ) -> None:
         self.lying = lies_down(shape)
         self.cell, self.height = cell_size(shape)
@@ -56,7 +58,7 @@ class Sheet:
             self.top.append(self.top[-1] + header + count * step + 0.04)
         self.header = header
         self.right = self.LEFT + columns * (self.cell + self.GAP)
-        self.entries = [*map(words, legend), "before the intervention"] if legend else []
+        self.entries = [*map(words, legend), dotted] if legend else []
         length = sum(0.45 + len(entry) / self.LETTERS_PER_INCH for entry in self.entries)  # 0.45: line and gap
         self.lines = math.ceil(length / (self.right + self.BAR))  # of the legend
         below = 0.15 + 0.15 * self.lines if legend else 0
@@ -128,7 +130,7 @@ class Sheet:
         bar.outline.set_linewidth(0.4)
 
     def legend(self) -> None:
-        *structures, before = self.entries
+        *structures, dotted = self.entries
         drawn = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=name) for n, name in enumerate(structures)]
-        drawn.append(Line2D([], [], color="0.4", linestyle=":", label=before))
+        drawn.append(Line2D([], [], color="0.4", linestyle=":", label=dotted))
         self.figure.legend(handles=drawn, loc="lower center", ncols=math.ceil(len(drawn) / self.lines))

@@ -17,25 +17,32 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
+from matplotlib.figure import Figure
 from monai.engines import Workflow
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.evaluation.lesions import count_lesions
+from segcft_ext.figures import Panel, picture, save_figure, segmentation_grid
 from segcft_ext.folders import writable_folder, write_csv_atomically, write_json_atomically
 from segcft_ext.measurements import measure
 
 __all__ = ["SegmentationReport"]
 
+SHOWN = 12
+
 
 class SegmentationReport:
-    """Writes ``segmentation.json`` (means over the cases) and ``segmentation.csv`` (a row for each case).
+    """Writes ``segmentation.json`` (means over the cases), ``segmentation.csv`` (a row for each case), and a picture.
 
-    In the table, a figure that is not defined for a case is an empty cell.
+    In the table, a figure that is not defined for a case is an empty cell. ``segmentation.png`` shows the outlines of
+    the :data:`SHOWN` cases with the lowest value of the first metric, mean over the structures; of volumes the middle
+    slice.
 
-    Attach it to an evaluator whose decollated output has, for each case, ``probabilities`` and the one-hot ``pred`` and
-    ``label``, all of shape (C, \\*spatial), and whose per-structure metrics keep their details. The variables are
-    measured on the probabilities, as a guide does it (``soft``), and on the most probable labels, as a judge does it
-    (``hard``), and compared with those of the label map. The means are added to the engine's metrics.
+    Attach it to an evaluator whose decollated batch has each case's ``image``, whose output has, for each case,
+    ``probabilities`` and the one-hot ``pred`` and ``label``, all of shape (C, \\*spatial), and whose per-structure
+    metrics keep their details. The variables are measured on the probabilities, as a guide does it (``soft``), and on
+    the most probable labels, as a judge does it (``hard``), and compared with those of the label map. The means are
+    added to the engine's metrics.
 
     Args:
         datalist: the data.
@@ -54,6 +61,7 @@ class SegmentationReport:
         lesions: Sequence[str] = (),
     ) -> None:
         self.structures = datalist.structures
+        self.labels = {name: datalist.labels[name] for name in self.structures}
         self.measurements = datalist.measurements()
         self.units = {name: datalist.variable(name).unit for name in self.measurements}
         self.folder = Path(folder)
@@ -61,10 +69,12 @@ class SegmentationReport:
         self.header = {"datalist": str(datalist.path), **(header or {})}
         self.lesions = {name: datalist.labels[name] for name in lesions}
         self._cases: list[dict[str, Any]] = []
+        self._pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # image, predicted and true label map
 
     def attach(self, engine: Workflow) -> None:
         engine.add_event_handler(Events.STARTED, lambda: writable_folder(self.folder))
         engine.add_event_handler(Events.EPOCH_STARTED, self._cases.clear)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._pictures.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
@@ -81,6 +91,8 @@ class SegmentationReport:
                 counts = asdict(count_lesions(true, seen))
                 row |= {f"lesions_{kind}_{name}": count for kind, count in counts.items()}
             self._cases.append(row)
+            predicted, true = (output[key].argmax(0).byte() for key in ("pred", "label"))
+            self._pictures.append((picture(batch["image"]), picture(predicted), picture(true)))
 
     def write(self, engine: Workflow) -> None:
         for metric in self.metrics:
@@ -93,6 +105,22 @@ class SegmentationReport:
         write_csv_atomically(self.folder / "segmentation.csv", [self._cases[0].keys(), *rows])
         content = {**self.header, "cases": len(self._cases), **summary}
         write_json_atomically(self.folder / "segmentation.json", content)
+        save_figure(self._worst(), self.folder / "segmentation.png")
+
+    def _worst(self) -> Figure:
+        """The cases that were outlined worst, by the first metric."""
+        metric = self.metrics[0]
+        known = np.ma.masked_invalid([self._column(f"{metric}_{name}") for name in self.structures])
+        scores = known.mean(0).filled(np.inf)
+        order = np.argsort(scores, kind="stable")[:SHOWN]
+        cases, truths = [], []
+        for k in order:
+            image, predicted, true = self._pictures[k]
+            score = f"{scores[k]:.3f}" if np.isfinite(scores[k]) else "–"
+            cases.append(Panel(image, predicted, self._cases[k]["id"][:8], f"{metric} {score}"))
+            truths.append(true)
+        title = f"The {len(order)} of {len(scores)} cases with the lowest {metric}, mean over the structures"
+        return segmentation_grid(cases, truths, self.labels, title=title)
 
     def summary(self) -> dict[str, Any]:
         """Means over the cases.
