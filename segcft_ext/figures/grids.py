@@ -16,6 +16,7 @@ from segcft_ext.figures.style import STYLE, cell_size
 __all__ = ["Panel", "counterfactual_grid", "reconstruction_grid", "sample_grid", "segmentation_grid"]
 
 TITLE_LETTERS_PER_INCH = 10
+SEGMENTATIONS_IN_A_ROW = 6
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def reconstruction_grid(images: Sequence[np.ndarray], reconstructions: Sequence[
 
 
 def segmentation_grid(
-    cases: Sequence[Panel], truths: Sequence[np.ndarray], labels: Mapping[str, int], columns: int = 6, title: str = ""
+    cases: Sequence[Panel], truths: Sequence[np.ndarray], labels: Mapping[str, int], title: str = ""
 ) -> Figure:
     """Images with the outlines of their predicted label maps and, dotted, of the true ones (``truths``)."""
-    columns = min(columns, len(cases))
+    columns = min(SEGMENTATIONS_IN_A_ROW, len(cases))
     cell = cell_size(cases[0].image.shape)[0]
     headings = [_heading(case, int(Sheet.LETTERS_PER_INCH * cell)) for case in cases]
     lines = 1 + max(text.count("\n") for text in headings)
