@@ -101,9 +101,8 @@ def report(
             if entry["kind"] in kinds
         ]
 
-    first = [
-        key for key in tables if key in ("effectiveness", "slope", "leakage", "positional_leakage") or "presence" in key
-    ]
+    headline = ("effectiveness", "slope", "leakage", "positional_leakage")
+    first = [key for key in tables if key in headline or key.startswith("presence")]
     sections = [
         ("result", "The result", [_introduction(evaluation), *(_table(tables[key]) for key in first)]),
         ("pictures", "Counterfactuals, all methods side by side", [_reading_pictures(), *shown("comparison")]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["quantity", "words", "written_unit"]
 
 WRITTEN = {"percent": "%", "mm2": "mm²", "mm3": "mm³"}
@@ -18,5 +20,7 @@ def written_unit(unit: str) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with three significant digits and its unit, if it has one."""
+    """A number with three significant digits and its unit, if it has one; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
     return f"{value:.3g} {written_unit(unit)}".rstrip()

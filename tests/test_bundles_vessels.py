@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from bundle_docs import kept_logging, run_in_process
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -354,3 +356,15 @@ def test_counterfactuals_of_an_image(
     np.testing.assert_allclose(other_original.affine, true.affine)
     assert (tmp_path / case["id"] / "figure.png").is_file()
     assert [panel.subtitle for panel in panels] == [f"{case['variables'][lumen]:.3g} {('mm²', 'mm³')[dims - 2]}"]
+    if dims == 3:  # the file is shortest along another axis than the model's images
+        oblong = F.interpolate(true.as_tensor()[None, None], size=(64, 30, 20))[0, 0].numpy()
+        nibabel.save(nibabel.Nifti1Image(oblong, np.eye(4)), tmp_path / "oblong.nii.gz")
+        infer(
+            bundle,
+            image=str(tmp_path / "oblong.nii.gz"),
+            dscm=str(tmp_path / "model.pt"),
+            output_dir=str(tmp_path),
+            variables=case["variables"],
+            intervention={lumen: "q95"},
+        )
+        assert panels[-1].mask.shape == (64, 16) and panels[-1].image.shape == (64, 20)

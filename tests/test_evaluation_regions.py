@@ -22,7 +22,7 @@ from segcft_ext.dscm import Counterfactual
 from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.methods import FLOOR, ZERO
-from segcft_ext.evaluation.summary import _folding, _positional, _truth
+from segcft_ext.evaluation.summary import _each, _folding, _positional, _truth
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.writer import EvaluationWriter
@@ -210,6 +210,28 @@ def test_against_the_truth_it_counts_what_is_true_and_not_what_is_asked() -> Non
     )
     found = _truth(rows, HALVES, [], seed=0)
     assert (found["n"], found["psnr"], found["variables"][other]["mae"]) == (2, 2, 2)
+
+
+def test_the_truth_of_a_variable_does_not_depend_on_that_of_another() -> None:
+    possible, impossible = pd.DataFrame({"psnr": [20.0, math.nan]}), pd.DataFrame({"psnr": [math.nan]})
+    assert _each({"a": possible, "b": impossible}, "psnr", len) == {"a": 2, "b": 1}
+    assert _each({"b": impossible}, "psnr", len) is None
+    assert _each({"a": possible}, "ssim", len) is None
+    without = {f"{of}.{name}": [1.0] for of in ("measured", "true", "asked") for name in HALVES}
+    figures = {f"truth.{figure}": [math.nan] for figure in ("psnr", "psnr_near", "ssim", "mae", "dice")}
+    found = _truth(
+        pd.DataFrame({"id": ["a"], "do": HALVES[0], "truth.changed": [0.0], **without, **figures}), HALVES, [], 0
+    )
+    assert found["n"] == 0 and math.isnan(found["psnr"])
+
+
+def test_the_report_has_the_truth_by_presence_below_the_truth(
+    judged: tuple[JudgeEvaluator, Path], tmp_path: Path
+) -> None:
+    report(evaluation_dir=judged[1], output=tmp_path / "report.html", tracking_uri="")
+    text = (tmp_path / "report.html").read_text()
+    order = [text.index(f'id="table-{key}"') for key in ("presence_absent_present", "truth_psnr", "truth_presence")]
+    assert order == sorted(order)
 
 
 def test_the_smallest_determinant_is_that_of_the_worst_case() -> None:

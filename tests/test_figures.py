@@ -14,6 +14,7 @@ from PIL import Image
 
 from segcft_ext import figures
 from segcft_ext.figures import Panel
+from segcft_ext.figures.grids import _limit
 from segcft_ext.handlers.counterfactual_writer import _lines
 
 LABELS = {"left_lung": 1, "heart": 3}
@@ -115,8 +116,15 @@ def test_equal_pictures_are_equal_files() -> None:
 def test_pictures_of_volumes_are_middle_slices() -> None:
     volume = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 4, 5)
     assert np.array_equal(figures.picture(volume), np.ones((4, 5)))
+    assert np.array_equal(figures.picture(volume, 2), np.arange(3.0)[:, None].repeat(4, 1))
     assert figures.picture(torch.zeros(1, 4, 5)).shape == (4, 5)
     assert figures.picture(np.zeros((4, 5))).shape == (4, 5)
+
+
+def test_a_truth_that_cannot_be_does_not_set_the_scale_of_the_differences() -> None:
+    impossible = np.full((4, 4), np.nan)
+    assert _limit([impossible, np.full((4, 4), 0.7)]) == pytest.approx(0.7)
+    assert _limit([impossible]) == 0.05
 
 
 def test_no_change_at_all_can_be_drawn() -> None:

@@ -134,6 +134,14 @@ def test_it_grows_to_both_sides_alike_where_the_structure_is_out_of_the_question
     torch.testing.assert_close(change, change.flip(2), atol=1e-3, rtol=0)
 
 
+def test_what_appears_has_one_place_however_unlikely_it_is() -> None:
+    size = (64, 32)
+    log_odds = -20 - 0.5 * from_pixel(size, (20, 16))
+    change = growth(log_odds, everywhere(size), nowhere(size), area(0), area(20))
+    assert change.max() > 0.8
+    assert change[from_pixel(size, (20, 16)) > 8].max() < 0.01
+
+
 def test_no_room_is_no_change() -> None:
     change = growth(torch.zeros(1, 32, 24), nowhere((32, 24)), nowhere((32, 24)), area(0), area(9))
     assert not change.any()

@@ -4,14 +4,18 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import random
 import sqlite3
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from discs import disc_datalist
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Trainer
@@ -30,6 +34,7 @@ from segcft_ext.handlers import (
     ModelSaver,
     Progress,
     ScheduleInRounds,
+    SegmentationReport,
     TrainingCheckpoint,
     WeightAverage,
     warmed_up_average,
@@ -452,6 +457,34 @@ def test_a_step_that_is_not_finite_does_not_take_the_epochs_mean_with_it(store):
         for name in ("loss", "gradient_norm")
     }
     assert logged == {"loss": [(1, 2.0)], "gradient_norm": [(1, 5.0), (2, 5.0)]}
+
+
+def test_the_prediction_of_a_single_number_is_no_metric(store):
+    case = {
+        "loss": torch.tensor(0.5),
+        "image": torch.zeros(1),
+        "pred": torch.tensor([0.1]),
+        "label": torch.tensor([0.2]),
+    }
+    trainer = Trainer(torch.device("cpu"), 1, range(1), iteration_update=lambda engine, batch: [case])
+    MLflowRun(store, "tests", "regression").attach(trainer)
+    trainer.run()
+    _, (found, *_) = runs(store)
+    assert [name for name in found.data.metrics if name.startswith("train_")] == ["train_loss"]
+
+
+def test_labels_with_a_gap_have_their_own_scores(tmp_path):
+    datalist = disc_datalist(tmp_path / "discs", training=2, test=1)
+    datalist = replace(datalist, labels={"background": 0, "left": 1, "right": 3})
+    report = SegmentationReport(datalist, tmp_path, ["dice"])
+    label = torch.nn.functional.one_hot(torch.tensor([[0, 1], [3, 3]]), 4).movedim(-1, 0).float()
+    case = {"id": "a", "source": "discs", "spacing": [math.nan, math.nan], "image": torch.zeros(1, 2, 2)}
+    output = {"label": label, "pred": label, "probabilities": label}
+    details = {"dice": torch.tensor([[0.9, math.nan, 0.4]])}  # a column for each value, also for 2, which is no label
+    report.measure(SimpleNamespace(state=SimpleNamespace(batch=[case], output=[output])))
+    report.write(SimpleNamespace(state=SimpleNamespace(metric_details=details, metrics={})))
+    found = json.loads((tmp_path / "segmentation.json").read_text())
+    assert [found["structures"][name]["dice"]["mean"] for name in ("left", "right")] == pytest.approx([0.9, 0.4])
 
 
 def test_a_variable_of_any_name_can_be_recorded(store):

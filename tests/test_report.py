@@ -153,6 +153,17 @@ def test_square_and_cubic_millimetres_are_written_so() -> None:
     assert not any("mm2" in column or "mm3" in column for column in columns)
 
 
+def test_a_single_variable_has_no_drift() -> None:
+    def only(first: Any) -> Any:
+        if isinstance(first, dict):
+            return {key: only(value) for key, value in first.items() if key != AREAS[1]}
+        return [only(value) for value in first if value != AREAS[1]] if isinstance(first, list) else first
+
+    tables = {table.key: table for table in evaluation_tables(only(EVALUATION))}
+    assert "drift" not in tables and len(tables["all_effectiveness"].columns) == 1
+    assert all(table.columns for table in tables.values())
+
+
 def test_the_lowest_kid_is_the_best_also_below_zero() -> None:
     evaluation = copy.deepcopy(EVALUATION)
     for name, kid in zip(evaluation["methods"], (-0.06, 0.02)):

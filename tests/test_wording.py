@@ -15,6 +15,7 @@ from segcft_ext.wording import quantity, words, written_unit
         (7.0, "mm3", "7 mm³"),
         (61, "years", "61 years"),
         (1, "", "1"),
+        (float("nan"), "mm2", "–"),
     ],
 )
 def test_a_quantity_has_its_unit_as_people_write_it(value: float, unit: str, expected: str) -> None:

@@ -226,7 +226,7 @@ def _composition(rows: pd.DataFrame, key: str) -> dict[str, float]:
 
 
 def _each(by_do: Mapping[str, pd.DataFrame], column: str, figures: Any) -> dict[str, Any] | None:
-    if not all(column in part and part[column].notna().any() for part in by_do.values()):
+    if not any(column in part and part[column].notna().any() for part in by_do.values()):
         return None
     return {do: figures(part) for do, part in by_do.items()}
 

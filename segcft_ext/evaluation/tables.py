@@ -153,28 +153,28 @@ def _pairs(evaluation: Mapping[str, Any], figures: Figures) -> list[Table]:
             for place, (name, entry) in enumerate(figures.items())
             if (key, name) != ("drift", ZERO)
         ]
-    return [
-        table(
-            figures,
-            "drift",
-            drift_title,
-            drift_note,
-            {heading: pair for heading, pair in pairs.items() if pair[0] != pair[1]},
-            lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], drift, f"{drift}_ci95"),
-            lambda pair: cell(truth[pair[0]][pair[1]] if truth else {}, drift, f"{drift}_ci95"),
-            digits=2,
-        ),
-        table(
-            figures,
-            "all_effectiveness",
-            error_title,
-            error_note,
-            pairs,
-            lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], figure, ""),
-            lambda pair: cell(floor[pair[1]], figure, ""),
-            digits=1 if figure == "mape" else 2,
-        ),
-    ]
+    others = {heading: pair for heading, pair in pairs.items() if pair[0] != pair[1]}
+    drifts = table(
+        figures,
+        "drift",
+        drift_title,
+        drift_note,
+        others,
+        lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], drift, f"{drift}_ci95"),
+        lambda pair: cell(truth[pair[0]][pair[1]] if truth else {}, drift, f"{drift}_ci95"),
+        digits=2,
+    )
+    errors = table(
+        figures,
+        "all_effectiveness",
+        error_title,
+        error_note,
+        pairs,
+        lambda entry, pair: cell(entry["effectiveness"][pair[0]][pair[1]], figure, ""),
+        lambda pair: cell(floor[pair[1]], figure, ""),
+        digits=1 if figure == "mape" else 2,
+    )
+    return [drifts, errors] if others else [errors]
 
 
 def _matrix(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,8 @@ def _comparison(
         known = case.repeat(len(targets))
         images, masks = (tensor.to(case.image.device) for tensor in (images, masks))
         measured = engine.judge.measure(masks, images, known.spacing, known.label)
-        measured = measured[:, engine.judge.names.index(variable)]
+        impossible = images.isnan().flatten(1).any(1)
+        measured = measured[:, engine.judge.names.index(variable)].masked_fill(impossible, nan)
         columns["truth"] = panels(images, masks, list(rows), measured, unit, "measured")
     for name, method in engine.methods.items():
         if name != IDENTITY:

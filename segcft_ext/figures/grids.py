@@ -136,4 +136,5 @@ def _heading(panel: Panel, letters: int) -> str:
 
 def _limit(differences: Sequence[np.ndarray]) -> float:
     """Limit of the colour scale: nearly the largest difference, so that a single pixel does not wash out the rest."""
-    return max(0.05, float(np.quantile(np.abs(differences), 0.998)))
+    known = np.abs(differences)[np.isfinite(differences)]  # a true counterfactual that cannot be has no intensities
+    return max(0.05, float(np.quantile(known, 0.998))) if known.size else 0.05

@@ -17,17 +17,18 @@ __all__ = ["picture", "save_figure", "to_png"]
 DPI = 160
 
 
-def picture(image: Tensor | np.ndarray) -> np.ndarray:
-    """An image (1, *spatial) or (*spatial) as (H, W); of a volume, the middle slice across its shortest axis.
+def picture(image: Tensor | np.ndarray, axis: int | None = None) -> np.ndarray:
+    """An image (1, *spatial) or (*spatial) as (H, W); of a volume, the middle slice across an axis.
 
-    For a straightened vessel, that is a longitudinal cut; for a cube, the slice across the first axis.
+    It is the shortest axis by default. For a straightened vessel, that is a longitudinal cut; for a cube, the slice
+    across the first axis.
     """
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     if array.ndim < 3:
         return array
-    axis = int(np.argmin(array.shape))
+    axis = int(np.argmin(array.shape)) if axis is None else axis
     return array.take(array.shape[axis] // 2, axis)
 
 

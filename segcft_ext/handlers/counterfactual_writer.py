@@ -131,17 +131,18 @@ class CounterfactualWriter:
                 *(f"{words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
             ]
         )
-        images = [_shrunk(picture(image)) for image in output["detailed"]]
+        axis = int(np.argmin(masks.shape[1:]))  # of the model's size, since the file's may be shortest elsewhere
+        images = [_shrunk(picture(image, axis)) for image in output["detailed"]]
         factual = Panel(
             images[0],
-            picture(masks[0]),
+            picture(masks[0], axis),
             "factual",
             _quantities(dscm, varied, output["values"]),
         )
         panels = [
             Panel(
                 images[1 + step],
-                picture(masks[1 + step]),
+                picture(masks[1 + step], axis),
                 ", ".join(texts[name][step] for name in varied) or "no action",
                 _quantities(dscm, varied, output["targets"][step]),
             )

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from monai.engines import Trainer, Workflow
 from monai.handlers import MLFlowHandler
+from monai.utils.enums import CommonKeys
 
 from segcft_ext.datalist import Datalist
 from segcft_ext.folders import write_text_atomically
@@ -227,9 +228,10 @@ def _versions() -> dict[str, str]:
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
-    """The single numbers among the values."""
+    """The single numbers among the values, except what belongs to a case: image, label and prediction."""
     return {
         key: float(value.detach() if isinstance(value, torch.Tensor) else value)
         for key, value in values.items()
-        if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        if key not in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
+        and (isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.numel() == 1))
     }

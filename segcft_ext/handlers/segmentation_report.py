@@ -98,7 +98,7 @@ class SegmentationReport:
         for metric in self.metrics:
             for row, values in zip(self._cases, engine.state.metric_details[metric].tolist()):
                 known = [value if math.isfinite(value) else None for value in values]
-                row |= {f"{metric}_{name}": value for name, value in zip(self.structures, known)}
+                row |= {f"{metric}_{name}": known[self.labels[name] - 1] for name in self.structures}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
         rows = [row.values() for row in self._cases]

@@ -115,7 +115,6 @@ class DeformationHead(nn.Module):
     Args:
         parent_channels: length of the encoded parents.
         spatial_dims: 2 or 3.
-        in_channels: channels of the image.
         channels: width of the features at each resolution; each stage halves the image.
         grid_stage: the stage, counted from 1, whose resolution the velocity has; 1 is half the image's, 2 a quarter.
         hidden_channels: width of the layers that combine features and action.
@@ -143,7 +142,6 @@ class DeformationHead(nn.Module):
         self,
         parent_channels: int,
         spatial_dims: int = 2,
-        in_channels: int = 1,
         channels: Sequence[int] = (16, 32, 48, 64, 64),
         grid_stage: int = 2,
         hidden_channels: int = 48,
@@ -172,7 +170,7 @@ class DeformationHead(nn.Module):
         self.bands = dict(bands or {})
         self.areas = dict(areas or {})
         self.painted = tuple(painted)
-        seen = in_channels + spatial_dims  # the image and the coordinates of its pixels
+        seen = 1 + spatial_dims  # the image and the coordinates of its pixels
         widths = [seen, *channels]
         self.down = nn.ModuleList(conv(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.mix = nn.ModuleList(conv(b, b, 3, padding=1) for b in channels)
@@ -201,11 +199,11 @@ class DeformationHead(nn.Module):
         if painted:
             widths = [hidden_channels, *by_stage[:grid_stage][::-1]]
             self.paint = nn.ModuleList(conv(a + b + classes, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-            self.appear_head = conv(widths[-2], parent_channels * in_channels, 3, padding=1)
-            self.vanish_head = conv(widths[-1], parent_channels * in_channels, 3, padding=1)
+            self.appear_head = conv(widths[-2], parent_channels, 3, padding=1)
+            self.vanish_head = conv(widths[-1], parent_channels, 3, padding=1)
             heads += [self.appear_head, self.vanish_head]
             # Summed intensity and number of pixels of each class, per image pixel: running means over training batches.
-            self.register_buffer("intensities", torch.zeros(max(classes, 1), in_channels))
+            self.register_buffer("intensities", torch.zeros(max(classes, 1), 1))
             self.register_buffer("pixels", torch.zeros(max(classes, 1), 1))
         for head in heads:
             nn.init.zeros_(head.weight)

@@ -45,7 +45,8 @@ def growth(log_odds: Tensor, room: Tensor, lumen: Tensor, factual: Tensor, wante
     size = max(log_odds.shape[1:])
     inside = log_odds.clamp(-CERTAIN, CERTAIN).masked_fill(~room, -torch.inf)
     there = inside > 0
-    reached = torch.where(_any(there), there, _seed(inside, room, lumen)).float()
+    # Clamped log-odds would tie where the structure is very unlikely everywhere.
+    reached = torch.where(_any(there), there, _seed(log_odds, room, lumen)).float()
     rings = torch.zeros_like(reached)
     for _ in range(round(RINGS * size)):
         rings += 1 - reached
