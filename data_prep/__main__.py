@@ -495,7 +495,7 @@ def _prepare_patients(source: Source, out: Path, mapping: str | None, **options:
 
     ``options`` are those of :func:`data_prep.collect.prepare`.
     """
-    names = Path(mapping) if mapping else out.with_name(f"{real_path(out).name}.mapping.json")
+    names = Path(mapping) if mapping else out.absolute().with_name(f"{real_path(out).name}.mapping.json")
     _report(prepare(source, out, mapping=names, **options))
     print(f"names behind the ids (keep to yourself): {names}")
 

@@ -78,13 +78,21 @@ def _has_suffix(name: str, suffix: str) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted. Links to folders are followed, except links to a folder that contains them."""
+    """All files below a folder, sorted. Links to folders are followed, except links to a folder that contains them.
+
+    Raises:
+        OSError: when a folder cannot be read, which would hide its files.
+    """
     found = []
     ways = {str(folder): {os.path.realpath(folder)}}  # real paths of each folder and of those that lead to it
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         way = ways.pop(root)
         real = {name: os.path.realpath(os.path.join(root, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in way]
         ways |= {os.path.join(root, name): way | {real[name]} for name in folders}
         found += [Path(root, file) for file in files]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise error

@@ -29,6 +29,7 @@ REASONS = {
     "missing_mask": "the mask of a structure is missing",
     "bad_rle": "the run-length encoded mask cannot be decoded",
     "mask_not_binary": "the mask is neither binary nor a soft mask",
+    "inverted_mask": "foreground and background of the mask are exchanged",
     "unknown_label": "a label map has a value that stands for no structure",
     "shape_mismatch": "image and mask differ in size",
     "spacing_mismatch": "image and mask differ in pixel spacing",

@@ -200,6 +200,8 @@ class CctaSource(Source):
         image = read_ct(self._scans[scan].volumes[0])
         label = align_axes(read_labels(self._scans[scan].labels[0], self._values), image)
         check_same_grid(image, label)
+        if not label.voxels.any():
+            raise Rejected("empty_structure", "the label volume holds no vessel")
         vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
         return _Opened(image, label, trace_axes(vessels, label, self._sigma))
 

@@ -39,6 +39,10 @@ from segcft_ext.measurements import instantiate_measurement
 
 __all__ = ["Summary", "prepare"]
 
+ENVIRONMENT = ("no_decoder", "unreadable")
+"""Reasons that may lie in the machine (a decoder that is not installed, a file that may not be read) and not in the
+case: a resumed run tries such cases again, since no file of theirs need have changed."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -123,6 +127,8 @@ def prepare(
         raise ValueError(f"workers: found {workers}, expected 1 or more")
     if mapping is not None and real_path(out) in real_path(mapping).parents:
         raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
+    if salt == "":
+        raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
     check_fractions(fractions)
     for possible in (metric, "percent") if unit == "auto" else (unit,):
         validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
@@ -142,7 +148,8 @@ def prepare(
             _work_off(worker, ids, found, journal, workers, scheduler, strict)
         except (OSError, WorkersLost) as error:
             kept = f"{len(found)} of {len(ids)} cases are finished and kept, the same command goes on from there"
-            text = f"{out}: {getattr(error, 'strerror', None) or error}; {kept}"
+            place = getattr(error, "filename", None) or out
+            text = f"{place}: {getattr(error, 'strerror', None) or error}; {kept}"
             raise (OSError(text) if isinstance(error, OSError) else WorkersLost(text)) from error
         found = _reject_duplicates({identifier: found[identifier] for identifier in ids if identifier in found})
         if strict:
@@ -197,7 +204,8 @@ def _take_over(journal: Journal, worker: _Worker, ids: list[str]) -> dict[str, O
         record = journal.records.get(identifier)
         if record and record["input"] == worker.input_digest(item):
             outcome = Outcome(**record["outcome"])
-            if all(_size(worker.out / name) == size for name, size in outcome.written.items()):
+            kept = all(_size(worker.out / name) == size for name, size in outcome.written.items())
+            if kept and outcome.reason not in ENVIRONMENT:
                 outcomes[identifier] = outcome
     return outcomes
 
@@ -253,7 +261,7 @@ class _Worker:
     def input_digest(self, item: Item) -> str:
         """What the case's outcome depends on."""
         source = self.source
-        header = [source.labels, source.variables, source.size, source.regions, source.truth, self.unit]
+        header = [source.labels, source.variables, source.size, source.window, source.regions, source.truth, self.unit]
         return input_digest(self.salt, header, source.fingerprint(item))
 
     def _prepare(self, item: Item, identifier: str) -> Outcome:

@@ -41,8 +41,10 @@ _JPEG = "1.2.840.10008.1.2.4."
 _COLOURS = re.compile(r"RGB|YBR_\w+")
 
 
-def read_dicom(data: bytes) -> Picture:
+def read_dicom(data: bytes, indexed: bool = False) -> Picture:
     """Read the stored values, rescaled (or modality LUT), windowed (or VOI LUT), MONOCHROME1 inverted.
+
+    If ``indexed``, the stored values are those of labels and stay as they are.
 
     Spacing is Pixel Spacing, else Imager Pixel Spacing, which holds at the detector and is noted as such.
 
@@ -62,7 +64,7 @@ def read_dicom(data: bytes) -> Picture:
     if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
         pixels = decode_pixels(dataset)
         try:
-            pixels = as_displayed(pixels, dataset)
+            pixels = pixels if indexed else as_displayed(pixels, dataset)
         except ValueError:
             raise Rejected("unreadable", "rescale, window or look-up table of the DICOM file make no sense") from None
     elif _COLOURS.fullmatch(photometric) and samples == 3:

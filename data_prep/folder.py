@@ -12,7 +12,7 @@ from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
 from data_prep.masks import Masks
-from data_prep.readers import quiet, read_picture, real_path, strip_suffix
+from data_prep.readers import quiet, read_picture, real_path, source_name, strip_suffix
 from data_prep.rows import Match
 from data_prep.structures import combine_masks, label_values
 from data_prep.table import Table
@@ -52,8 +52,7 @@ class FolderSource(Source):
         self.labels = label_values(masks.structures)
         self.variables: list[dict[str, Any]] = table.definitions if table else []
         self._table, self._masks = table, masks
-        # A name whose bytes are not UTF-8 could not be written to any output.
-        sources = [real_path(root).name.encode("utf-8", "replace").decode() for root in roots]
+        sources = [source_name(real_path(root).name) for root in roots]
         if len(set(sources)) != len(sources):
             raise ValueError(f"folders: {sources} are to be the sources' names, so they must differ")
         found: dict[tuple[str, str], dict[str, list[Path]]] = {}  # (source, name) -> files of "image" and structures

@@ -29,7 +29,7 @@ def read_salt(mapping: Path) -> str:
     """The salt of an earlier run, so that a case keeps its id; a new one when there is none.
 
     Raises:
-        ValueError: when the file exists and holds no salt.
+        ValueError: when the file exists and holds no salt, or an empty one.
     """
     try:
         salt = json.loads(mapping.read_text(encoding="utf-8"))["salt"]
@@ -37,7 +37,9 @@ def read_salt(mapping: Path) -> str:
         return secrets.token_hex(16)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{mapping}: expected the mapping of an earlier run with a key 'salt' ({error!r})") from error
-    return str(salt)
+    if not isinstance(salt, str) or not salt:
+        raise ValueError(f"{mapping}: salt: found {salt!r}, expected a text that is not empty")
+    return salt
 
 
 def write_mapping(mapping: Path, salt: str, cases: Mapping[str, Mapping[str, Any]]) -> None:

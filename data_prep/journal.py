@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import segcft_ext.measurements
+import segcft_ext.presentation
 
 __all__ = ["Journal", "input_digest", "open_journal", "stamp"]
 
@@ -53,7 +54,8 @@ def input_digest(salt: str, *inputs: Any) -> str:
 
 @cache
 def _program_digest() -> str:
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(segcft_ext.measurements.__file__)]
+    shared = (segcft_ext.measurements, segcft_ext.presentation)
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in shared)]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -16,6 +16,7 @@ from data_prep.readers import read_picture
 from data_prep.rle import decode_rle
 from data_prep.rows import Match, Rows, is_missing
 from data_prep.structures import threshold_mask
+from data_prep.volumes import SCALED
 
 __all__ = ["LabelMaps", "MaskFolders", "MaskTable", "Masks"]
 
@@ -111,12 +112,13 @@ class LabelMaps(Masks):
         except Rejected as fault:
             raise Rejected(fault.reason, f"label map: {fault.text}") from None
         _check_register(label_map, image, "the label map")
+        values = _whole_numbers(label_map.pixels)
         known = [*self._background, *(value for given in self._values.values() for value in given)]
-        unknown = np.setdiff1d(label_map.pixels, known)
+        unknown = np.setdiff1d(values, known)
         if unknown.size:
             some = ", ".join(f"{value:g}" for value in unknown[:5])
             raise Rejected("unknown_label", f"the label map has {unknown.size} unknown values: {some}")
-        return {name: np.isin(label_map.pixels, given) for name, given in self._values.items()}
+        return {name: np.isin(values, given) for name, given in self._values.items()}
 
 
 class MaskTable(Masks):
@@ -148,7 +150,7 @@ class MaskTable(Masks):
 
     def fingerprint(self, index: int) -> Any:
         match = self._matches[index]
-        return [match.fault, match.row]
+        return [match.fault, match.row, list(self._columns.items())]
 
     def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
         match = self._matches[index]
@@ -164,6 +166,14 @@ class MaskTable(Masks):
             except Rejected as fault:
                 raise Rejected(fault.reason, f"{name}: {fault.text}") from None
         return masks
+
+
+def _whole_numbers(values: np.ndarray) -> np.ndarray:
+    """The values, each float within :data:`~data_prep.volumes.SCALED` of a whole number as that number."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values
+    whole = np.rint(values)
+    return np.where(np.isclose(values, whole, rtol=0, atol=SCALED), whole, values)
 
 
 def _expect(found: Mapping[str, Path] | Sequence[str], expected: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
 from segcft_ext.presentation import is_dicom, raster_pixels
 
-__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "quiet", "read_picture", "real_path", "strip_suffix"]
+__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "quiet", "read_picture", "real_path", "source_name", "strip_suffix"]
 
 SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
 """Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
@@ -55,6 +55,11 @@ def strip_suffix(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
+def source_name(name: str) -> str:
+    """A folder's or a file's name as that of a source: one whose bytes are not UTF-8 could be written to no output."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def real_path(path: Path) -> Path:
     """The path without links; in a circle of links as far as possible (pathlib raises there before Python 3.13)."""
     return Path(os.path.realpath(path))
@@ -65,15 +70,16 @@ def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
 
     Args:
         path: the file.
-        indexed: whether colours of a palette only display label values: the pixels are then the palette's indices. A
-            picture with a palette of greys is a grey picture in any case.
+        indexed: whether the pixels are label values. Colours of a palette then only display them: the pixels are the
+            palette's indices; a picture with a palette of greys is a grey picture in any case. Rescale, window,
+            inversion and padding of a DICOM file are not applied.
 
     Raises:
         Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
     """
-    if not path.is_file():  # reading from a pipe would block
-        raise Rejected("unreadable", "this is no file, or a link to none")
     try:
+        if not path.is_file():  # reading from a pipe would block
+            raise Rejected("unreadable", "this is no file, or a link to none")
         # Python allocates as much as it is asked to read, which takes time: ask for no more than the file has.
         size = path.stat().st_size if isinstance(path, Path) else MAX_BYTES
         with path.open("rb") as file:
@@ -127,7 +133,7 @@ def _read(data: bytes, indexed: bool) -> Picture:
     if data.startswith((b"II*\0", b"MM\0*")):
         return _read_raster(data, "TIFF", indexed)
     if is_dicom(data):
-        return read_dicom(data)
+        return read_dicom(data, indexed)
     if is_nifti(data):
         return read_nifti(data, MAX_BYTES)
     raise Rejected("unsupported_format", "" if data else "the file is empty")

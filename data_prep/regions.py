@@ -15,6 +15,7 @@ from typing import Any
 from monai.utils.module import optional_import
 from tqdm import tqdm
 
+from data_prep.readers import real_path
 from data_prep.structures import measured_values, regional_variables
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
 from segcft_ext.datalist_format import SPLITS, validate_regions
@@ -93,6 +94,7 @@ def derive_regions(
     target.parent.mkdir(parents=True, exist_ok=True)
     content |= {"regions": dict(regions), "variables": variables, "truth": _truth(source, regions)}
     entries, reader = [entry for split in SPLITS for entry in content[split]], source.reader()
+    origin, place = real_path(source.path.parent), real_path(target.parent)  # ".." leads out of a link's target
     for entry in tqdm(entries, desc="measuring", unit="case"):
         label, _ = reader.get_data(source.path.parent / entry["label"])
         values = measured_values(measurements, label, source.num_classes, entry.get("spacing"))
@@ -100,7 +102,7 @@ def derive_regions(
         ordered = {v["name"]: ({**kept, **values}).get(v["name"]) for v in variables}
         entry["variables"] = ordered
         for key in ("image", "label"):
-            entry[key] = Path(os.path.relpath(source.path.parent / entry[key], target.parent)).as_posix()
+            entry[key] = Path(os.path.relpath(origin / entry[key], place)).as_posix()
     return write_datalist(target, content)
 
 

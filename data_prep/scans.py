@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.readers import source_name
+
 __all__ = ["Scan", "find_scans", "list_scans"]
 
 FILES = ("volume", "label", "centreline")
@@ -32,7 +34,7 @@ class Scan:
     Attributes:
         source: name of the source.
         name: the scan's name, unique within the source up to faults in the data; may identify the patient.
-        patient: the patient's name.
+        patient: the patient's name; where it is unknown, source and name, since sources number their scans alike.
         volumes, labels: files of the image and of the label volume: one each, unless the data are at fault.
         centrelines: name and file of each centreline or tree; none where they are to be found in the label volume.
     """
@@ -73,10 +75,17 @@ def find_scans(root: Path) -> list[Scan]:
     found = sorted({*volumes, *labels, *lines})
     if not found:
         raise ValueError(f"{root / 'volumes'}: no volume there")
-    source = root.resolve().name
+    source = source_name(root.resolve().name)
     return [
-        Scan(source, n, n, tuple(volumes.get(n, [])), tuple(labels.get(n, [])), tuple(sorted(lines.get(n, []))))
-        for n in found
+        Scan(
+            source=source,
+            name=name,
+            patient=f"{source}/{name}",
+            volumes=tuple(volumes.get(name, [])),
+            labels=tuple(labels.get(name, [])),
+            centrelines=tuple(sorted(lines.get(name, []))),
+        )
+        for name in found
     ]
 
 
@@ -84,7 +93,7 @@ def list_scans(table: Path) -> list[Scan]:
     """The scans of a CSV file: ``volume``, ``label`` and, where there are any, ``centreline``, ``vessel``, ``patient``.
 
     Paths are relative to the file. A volume with several centrelines has several rows, whose names stand in ``vessel``.
-    Without a ``patient`` each volume is a patient.
+    Without a ``patient`` each volume is a patient of its own.
 
     Raises:
         ValueError: when the file cannot be read, lacks a column or a cell, names a file that does not exist, or the
@@ -131,16 +140,22 @@ def _scan(table: Path, volume: str, rows: list[dict[str, str]]) -> Scan:
         values = {row.get(column, "") for row in rows}
         if len(values) > 1:
             raise ValueError(f"{table}: {column}: found {len(values)} different ones for volume {volume}, expected one")
+    bare = [row for row in rows if not row.get("centreline")]
+    if 0 < len(bare) < len(rows):
+        vessel = f" of vessel {bare[0]['vessel']}" if bare[0].get("vessel") else ""
+        text = f"found none{vessel} for volume {volume}, expected a file as in its other rows, or none in any of them"
+        raise ValueError(f"{table}: centreline: {text}")
     label, patient = rows[0]["label"], rows[0].get("patient", "")
     lines = [
         (row.get("vessel") or f"vessel {i}", table.parent / row["centreline"])
         for i, row in enumerate(rows, start=1)
         if row.get("centreline")
     ]
+    source = source_name(table.stem)
     return Scan(
-        source=table.stem,
+        source=source,
         name=volume,
-        patient=patient or volume,
+        patient=patient or f"{source}/{volume}",
         volumes=(table.parent / volume,),
         labels=(table.parent / label,) if label else (),
         centrelines=tuple(lines),

@@ -50,7 +50,10 @@ def split_cases(
         empty = [name for name in needed if name not in part]
         if empty:
             found = f"{len(items)} accepted cases of {len(set(map(_patient, items)))} patients"
-            raise ValueError(f"{found} are too few: none is left for {', '.join(empty)}")
+            sources = len({item.source for item in items})
+            apart = f" in {sources} sources, each divided on its own (a --source_column can be left out)"
+            text = f"{found} are too few{apart if sources > 1 else ''}: none is left for {', '.join(empty)}"
+            raise ValueError(text)
     return [(split, uses.get(i)) for i, split in enumerate(splits)]
 
 

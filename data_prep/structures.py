@@ -134,8 +134,8 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     """One label map (uint8) of boolean masks (H, W); where masks overlap, the later structure wins.
 
     Raises:
-        Rejected: when a structure is empty, covers the whole image, or two of them overlap by more than
-            :data:`MAX_OVERLAP` of the smaller.
+        Rejected: when a structure is empty or covers the whole image, a lung or the heart holds all four corners, or
+            two structures overlap by more than :data:`MAX_OVERLAP` of the smaller.
     """
     areas = {name: np.count_nonzero(mask) for name, mask in masks.items()}
     label = np.zeros(next(iter(masks.values())).shape, np.uint8)
@@ -144,6 +144,8 @@ def combine_masks(masks: Mapping[str, np.ndarray]) -> np.ndarray:
             raise Rejected("empty_structure", f"{name} has no pixel")
         if areas[name] == mask.size:
             raise Rejected("mask_not_binary", f"{name} covers the whole image")
+        if name in CHEST and mask[[0, 0, -1, -1], [0, -1, 0, -1]].all():
+            raise Rejected("inverted_mask", f"{name} holds all four corners of the image")
         np.copyto(label, value, where=mask)
     # No two structures can share more pixels than the sum of all areas exceeds their union.
     spare = sum(areas.values()) - np.count_nonzero(label)

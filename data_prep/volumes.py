@@ -23,7 +23,7 @@ from data_prep.nifti import corners_apart, is_nifti
 from data_prep.readers import FAULTS, quiet
 from segcft_ext.presentation import MILLIMETRES, is_dicom
 
-__all__ = ["Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
+__all__ = ["SCALED", "Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AIR = -1000.0

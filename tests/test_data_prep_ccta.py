@@ -16,6 +16,7 @@ from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource
 from data_prep.centrelines import Vessel, arc_length
+from data_prep.collect import _Worker
 from data_prep.executors import _batches
 from data_prep.journal import stamp
 from data_prep.scans import find_scans, list_scans
@@ -70,7 +71,7 @@ def test_a_volume_and_cuts_at_angles_are_of_one_patient(scan):
     assert (case.label == 1).sum() * np.prod(case.spacing) == pytest.approx(np.pi * 1.6**2 * LENGTH, rel=0.03)
     cuts = source_of(scan, angles=(0, 90, 180))
     assert [item.name for item in cuts.items] == ["one/left@0", "one/left@90", "one/left@180"]
-    assert {item.patient for item in cuts.items} == {"one"}
+    assert {item.patient for item in cuts.items} == {f"{scan.name}/one"}
     first, _, third = (cuts.load(item) for item in cuts.items)
     np.testing.assert_array_equal(first.label, third.label[:, ::-1])
     middle = case.label[:, :, 15:17]  # the plane v = 0 lies between two samples
@@ -243,6 +244,37 @@ def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
         list_scans(table)
 
 
+def test_scans_of_one_number_in_two_sources_are_of_two_patients(scan, tmp_path):
+    for site in ("a", "b"):
+        shutil.copytree(scan, tmp_path / site)
+        files = (scan / "volumes/one.img.nii.gz", scan / "segmentations/one.coronary.nii.gz")
+        (tmp_path / f"list_{site}.csv").write_text("volume,label\n" + ",".join(map(str, files)), encoding="utf-8")
+    found = [*find_scans(tmp_path / "a"), *find_scans(tmp_path / "b")]
+    found += [*list_scans(tmp_path / "list_a.csv"), *list_scans(tmp_path / "list_b.csv")]
+    assert len({scan.name for scan in found}) == 2
+    assert len({scan.patient for scan in found}) == 4
+
+
+def test_a_row_without_a_centreline_beside_one_with_it_is_refused(scan, tmp_path):
+    files = f"{scan / 'volumes/one.img.nii.gz'},{scan / 'segmentations/one.coronary.nii.gz'}"
+    line = scan / "centerlines/one.coronary_left_centerline.csv"
+    rows = ["volume,label,centreline,vessel", f"{files},{line},LAD", f"{files},,RCA"]
+    (tmp_path / "list.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"list.csv: centreline: found none of vessel RCA for volume .*one.img.nii.gz"):
+        list_scans(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("\n".join([rows[0], rows[2]]), encoding="utf-8")
+    assert list_scans(tmp_path / "list.csv")[0].centrelines == ()
+
+
+def test_a_source_whose_name_is_not_utf_8_is_named_so_that_it_can_be_written(scan, tmp_path):
+    name = os.fsdecode(b"ct\xff")
+    shutil.copytree(scan, tmp_path / name)
+    files = f"{scan / 'volumes/one.img.nii.gz'},{scan / 'segmentations/one.coronary.nii.gz'}"
+    (tmp_path / f"{name}.csv").write_text(f"volume,label\n{files}", encoding="utf-8")
+    for found in (find_scans(tmp_path / name), list_scans(tmp_path / f"{name}.csv")):
+        assert found[0].source == "ct?" and found[0].patient.startswith("ct?/")
+
+
 def test_a_neighbour_and_a_side_branch_are_not_the_vessels_own():
     """Three vessels in a plane: a trunk, a branch that leaves it at 20 mm, a stranger 5 mm beside it."""
     trunk = np.stack([np.zeros(81), np.zeros(81), np.arange(81) * 0.5], axis=1)
@@ -353,6 +385,7 @@ FAULTS = {
     "centreline_off_vessel": lambda root: write_csv(line(root), lps() + np.array([5, 5, 0])),
     "shape_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels[:-1], affine)),
     "grid_mismatch": lambda root: relabel(root, lambda voxels, affine: (voxels, affine + shift(0.2))),
+    "empty_structure": lambda root: relabel(root, lambda voxels, affine: (0 * voxels, affine)),
     "unknown_label": lambda root: relabel(root, lambda voxels, affine: (4 * voxels, affine)),
     "bad_label": lambda root: relabel(root, lambda voxels, affine: (voxels * np.float32(0.5), affine)),
     "not_hounsfield": lambda root: recolour(root, lambda voxels: voxels + 1024),
@@ -610,6 +643,16 @@ def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims)
     assert "scan" not in (tmp_path / "out" / "datalist.json").read_text(encoding="utf-8")
 
 
+def test_a_run_with_another_window_takes_nothing_over(tmp_path):
+    root = write_scan(tmp_path / "set")
+    digests = {
+        _Worker(source, tmp_path, "auto", "salt").input_digest(source.items[0])
+        for window in ((-150, 750), (-150, 750), (-100, 500))
+        for source in [source_of(root, window=window)]
+    }
+    assert len(digests) == 2
+
+
 def test_a_volume_is_read_once_for_all_of_its_cases(tmp_path, monkeypatch):
     for name in ("scan1", "scan2"):
         write_scan(tmp_path, name)
@@ -623,6 +666,8 @@ def test_a_volume_is_read_once_for_all_of_its_cases(tmp_path, monkeypatch):
     assert [path.name for path in read] == ["scan1.img.nii.gz", "scan2.img.nii.gz"]
     # With several processes each patient's cases go to one of them.
     batches = list(_batches((item, str(item.index)) for item in source.items))
-    assert [[item.patient for item, _ in batch] for batch in batches] == [["scan1"] * 3, ["scan2"] * 3]
+    assert [[item.patient for item, _ in batch] for batch in batches] == [
+        [f"{tmp_path.name}/{name}"] * 3 for name in ("scan1", "scan2")
+    ]
     alone = [(Item("clinic", f"{i}", i), str(i)) for i in range(3)]
     assert [len(batch) for batch in _batches(alone)] == [1, 1, 1]

@@ -82,6 +82,22 @@ def test_padding_is_as_dark_as_the_darkest_pixel_of_the_picture(tmp_path):
     assert (read_picture(write_dicom(tmp_path / "all", np.zeros_like(PIXELS), **inverted)).pixels == 0).all()
 
 
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"RescaleSlope": "2", "RescaleIntercept": "-1024"},
+        {"WindowCenter": "1000", "WindowWidth": "400"},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 1000},
+    ],
+    ids=lambda elements: next(iter(elements)),
+)
+def test_labels_are_the_stored_values(tmp_path, elements):
+    path = write_dicom(tmp_path / "a", PIXELS, **elements)
+    np.testing.assert_array_equal(read_picture(path, indexed=True).pixels, PIXELS)
+    assert (read_picture(path).pixels != PIXELS).any()
+
+
 def test_spacing_is_pixel_spacing_before_imager_pixel_spacing(tmp_path):
     assert read_picture(write_dicom(tmp_path / "a", PIXELS)).spacing is None
     assert read_picture(write_dicom(tmp_path / "b", PIXELS, ImagerPixelSpacing=["0.2", "0.3"])).spacing == (0.2, 0.3)

@@ -1,5 +1,8 @@
 import csv
+import errno
 import json
+import os
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -435,6 +438,27 @@ def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):
     expected = {f"north{i}" for i in range(12)} | {f"linked/south{i}" for i in range(12)}
     assert {names(chests)[entry["id"]]["name"] for entry in all_entries(datalist)} == expected
     assert not rejected(chests)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(chests, monkeypatch):
+    closed, scandir = chests / "north" / "images" / "closed", os.scandir
+    closed.mkdir()
+
+    def refuse(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(SystemExit, match=f"Permission denied: '{closed}'"):
+        run(chests)
+
+
+def test_the_folder_one_is_in_can_be_the_output(chests, monkeypatch):
+    (chests / "here").mkdir()
+    monkeypatch.chdir(chests / "here")
+    main(["folder", str(chests / "north"), "--size", "24", "--out", "."])
+    assert len(all_entries(read_datalist(chests / "here" / "datalist.json"))) == len(names(chests, "here")) == 12
 
 
 def test_a_folder_that_is_a_circle_of_links_ends_with_one_line(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import write_dicom
-from drawn_chest import draw, write_masks, write_png
+from drawn_chest import draw, write_case, write_masks, write_png
 from PIL import Image, PngImagePlugin
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
@@ -136,6 +136,18 @@ def test_strict_names_no_patient_either(clinic):
     with pytest.raises(SystemExit) as end:
         prepare(clinic, "--strict")
     assert not any(secret in str(end.value) for secret in SECRETS)
+
+
+@pytest.mark.parametrize("salt", [None, "", 7])
+def test_a_salt_that_hides_nothing_is_refused(tmp_path, salt):
+    for i in range(2):
+        write_case(tmp_path / "clinic", str(i), seed=i)
+    command = ["folder", str(tmp_path / "clinic"), "--out", str(tmp_path / "out"), "--size", "24"]
+    with pytest.raises(SystemExit, match="salt: found an empty text, expected another one"):
+        main([*command, "--salt", ""])
+    (tmp_path / "out.mapping.json").write_text(json.dumps({"salt": salt}))
+    with pytest.raises(SystemExit, match=rf"out.mapping.json: salt: found {salt!r}, expected a text"):
+        main(command)
 
 
 HOSTILE = (

@@ -1,11 +1,16 @@
 """Label maps, run lengths in tables, and tables in every format, through the command line."""
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 from drawn_chest import STRUCTURES, draw, write_png
 from PIL import Image
 from test_data_prep_folder import all_entries, names, reasons, run
+
+from data_prep.cases import Rejected
+from data_prep.masks import LabelMaps, MaskTable
+from data_prep.readers import read_picture
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -72,6 +77,41 @@ def test_label_maps_with_a_palette_are_read(clinic):
     assert len(plain) == COUNT and plain.keys() == palette.keys()
     for name, label in plain.items():
         np.testing.assert_array_equal(palette[name], label)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])
+def test_label_maps_that_were_saved_as_scaled_integers_are_whole(tmp_path, dtype):
+    """As nibabel saves floats with the header of an image of integers."""
+    image = nibabel.Nifti1Image(np.arange(64, dtype=float).reshape(8, 8) % 15, np.eye(4))
+    image.set_data_dtype(dtype)
+    image.to_filename(tmp_path / "a.nii")
+    stored = read_picture(tmp_path / "a.nii")
+    assert (stored.pixels != np.rint(stored.pixels)).any()
+    values = {f"s{value}": value for value in range(1, 15)}
+    masks = LabelMaps("maps", values).read(0, {"label map": tmp_path / "a.nii"}, stored)
+    for name, value in values.items():
+        np.testing.assert_array_equal(masks[name], np.abs(stored.pixels - value) < 0.5)
+    halves = nibabel.Nifti1Image(np.rint(stored.pixels.T) / 2, image.affine)
+    halves.to_filename(tmp_path / "b.nii")
+    with pytest.raises(Rejected, match=r"7 unknown values: 0\.5, 1\.5, 2\.5"):
+        LabelMaps("maps", values).read(0, {"label map": tmp_path / "b.nii"}, read_picture(tmp_path / "b.nii"))
+
+
+def test_a_mask_of_the_background_is_rejected(clinic):
+    for i in range(COUNT):
+        heart = draw(i)[1]["heart"]
+        write_png(clinic / "clinic" / "masks" / "heart" / f"{i}.png", 255 - heart if i == 1 else heart)
+    run(clinic, "--structures", "heart", folders=["clinic"])
+    assert reasons(clinic) == {"1": "inverted_mask"}
+
+
+def test_the_columns_of_the_masks_are_part_of_what_a_case_depends_on(clinic):
+    found = []
+    for left, right in (("left_lung", "right_lung"), ("right_lung", "left_lung"), ("left_lung", "right_lung")):
+        masks = MaskTable(clinic / "masks.csv", {"left_lung": left, "right_lung": right})
+        masks.match([("clinic", str(i)) for i in range(COUNT)])
+        found.append(masks.fingerprint(0))
+    assert found[0] == found[2] != found[1]
 
 
 def test_unknown_values_of_a_label_map_reject_and_listed_ones_are_ignored(clinic):

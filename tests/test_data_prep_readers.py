@@ -1,5 +1,7 @@
+import errno
 import gzip
 import logging
+import os
 import threading
 import warnings
 import zipfile
@@ -161,6 +163,17 @@ def test_format_is_told_by_content_not_by_name(tmp_path):
         assert reason_of(tmp_path / f"{name}.png") == "unsupported_format"
     (tmp_path / "folder.png").mkdir()
     assert reason_of(tmp_path / "folder.png") == "unreadable"
+
+
+def test_a_file_in_a_folder_that_may_not_be_entered_is_rejected(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr("pathlib.Path.is_file", refuse)
+    with pytest.raises(Rejected, match=r"cannot be opened \(PermissionError\)") as fault:
+        read_picture(tmp_path / "a.png")
+    assert fault.value.reason == "unreadable" and str(tmp_path) not in fault.value.text
 
 
 def test_damaged_files_are_rejected_and_their_names_are_not_told(tmp_path):

@@ -81,6 +81,17 @@ def test_what_is_divided_is_divided_anew(tmp_path):
     assert [e["variables"] for e in again.entries["test"]] == [e["variables"] for e in direct.entries["test"]]
 
 
+def test_a_folder_that_is_a_link_leads_to_the_images(tmp_path):
+    disc_datalist(tmp_path / "deep" / "er" / "discs")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "discs").symlink_to(tmp_path / "deep" / "er" / "discs")
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    source = tmp_path / "elsewhere" / "discs" / "datalist.json"
+    derived = derive_regions(source, tmp_path / "link" / "zones" / "datalist.json", ZONES)
+    assert derived.entries["test"][0]["image"].startswith("../discs/images/")
+    assert Image.open(derived.items("test")[0]["image"]).size == (SIZE, SIZE)
+
+
 def test_the_command_writes_a_datalist_and_the_distributions(tmp_path, capsys):
     whole = disc_datalist(tmp_path / "discs")
     out = tmp_path / "halves" / "datalist.json"

@@ -18,9 +18,10 @@ from PIL import Image
 
 from data_prep import executors
 from data_prep.__main__ import main
+from data_prep.cases import Rejected
 from data_prep.collect import prepare
 from data_prep.folder import FolderSource
-from data_prep.journal import Journal, open_journal
+from data_prep.journal import Journal, _program_digest, open_journal
 from data_prep.masks import MaskFolders
 from segcft_ext.datalist import read_datalist
 
@@ -149,7 +150,7 @@ def interrupted(chests, tmp_path, no_pictures, monkeypatch):
         replace(scratch, path)
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(SystemExit, match=r"out: No space left on device; [0-9]+ of 40 cases are finished and kept"):
+    with pytest.raises(SystemExit, match=r"images/\S+: No space left on device; [0-9]+ of 40 cases are finished"):
         main(arguments(chests, tmp_path / "out"))
     room[0] = 10**6
     assert not list((tmp_path / "out").rglob("*.tmp"))
@@ -193,6 +194,14 @@ def test_another_program_takes_nothing_over(chests, tmp_path, interrupted, monke
     assert len(interrupted) == CASES
 
 
+@pytest.mark.parametrize("module", ["measurements", "presentation"])
+def test_what_decides_how_files_become_cases_is_part_of_the_program(tmp_path, monkeypatch, module):
+    before = _program_digest.__wrapped__()
+    (tmp_path / "changed.py").write_text("changed")
+    monkeypatch.setattr(f"segcft_ext.{module}.__file__", str(tmp_path / "changed.py"))
+    assert _program_digest.__wrapped__() != before
+
+
 def test_what_changed_since_is_done_again(chests, tmp_path, interrupted):
     out = tmp_path / "out"
     names = {i: case["name"] for i, case in json.loads((tmp_path / "out.mapping.json").read_text())["cases"].items()}
@@ -227,6 +236,36 @@ def test_strict_stops_at_a_rejected_case_and_goes_on_once_it_is_repaired(chests,
     assert f"{done - 1} cases were finished before" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="strict: found 'yes', expected --strict alone"):
         main([*command, "yes"])
+
+
+@pytest.mark.parametrize("reason", ["no_decoder", "unreadable"])
+def test_strict_goes_on_once_the_machine_is_repaired(chests, tmp_path, no_pictures, monkeypatch, capsys, reason):
+    def load(self, item):
+        if item.name == "case12":
+            raise Rejected(reason)
+        return healthy(self, item)
+
+    healthy = FolderSource.load
+    shutil.copytree(chests, tmp_path / "mine")
+    for number in (3, 5):
+        write_case(tmp_path / "mine" / "clinic", f"case{number}", seed=number)
+    command = arguments(tmp_path / "mine", tmp_path / "out", "--strict")
+    with monkeypatch.context() as machine:
+        machine.setattr(FolderSource, "load", load)
+        with pytest.raises(SystemExit, match=f"is rejected as {reason}"):
+            main(command)
+    done = finished(tmp_path / "out")
+    main(command)
+    assert f"{done - 1} cases were finished before" in capsys.readouterr().out
+
+
+def test_a_read_error_names_the_file_of_the_source(chests, tmp_path, monkeypatch):
+    def load(self, item):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/clinic/case7.png")
+
+    monkeypatch.setattr(FolderSource, "load", load)
+    with pytest.raises(SystemExit, match=r"data_prep: /clinic/case7\.png: Input/output error; 0 of 40 cases"):
+        main(arguments(chests, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("blocked", ["out", "out/images", "names"])

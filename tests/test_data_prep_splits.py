@@ -54,3 +54,6 @@ def test_wrong_fractions_and_too_few_cases_are_errors():
         split_cases(items({"a": 3}), 0)
     with pytest.raises(ValueError, match="18 accepted cases of 2 patients are too few: none is left for"):
         split_cases(items({"a": 18}, lambda i: i % 2), 0)
+    each = r"12 accepted cases of 12 patients are too few in 6 sources, each divided on its own \(a --source_column can"
+    with pytest.raises(ValueError, match=each):
+        split_cases(items(dict.fromkeys("abcdef", 2)), 0)
