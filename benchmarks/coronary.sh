@@ -3,10 +3,10 @@
 #
 #   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS] [JUDGE_SEED]
 #
-# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs (DSCM: 30), or `short`,
-# half of them in fine-tuning. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active.
-# One segmentor and one judge are trained; then, for each way of dividing the vessel into variables, a regressor, a
-# DSCM, Reg-CFT and Seg-CFT, and an evaluation is run:
+# SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs (DSCM: 30), or `demo`,
+# those of the demo. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active. One
+# segmentor and one judge are trained; then, for each way of dividing the vessel into variables, a regressor, a DSCM,
+# Reg-CFT and Seg-CFT, and an evaluation is run:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
@@ -20,8 +20,8 @@ set -euo pipefail
 out=$1 size=${2:-128,32} count=${3:-320} epochs=${4:-full} judge_seed=${5:-1000}
 case $epochs in
 full) guides="" dscm="--max_epochs 30" cft="" ;;
-short) guides="--max_epochs 80" dscm="--max_epochs 20" cft="--max_epochs 45" ;;
-*) echo "EPOCHS is full or short, not $epochs" >&2 && exit 2 ;;
+demo) guides="--max_epochs 80" dscm="--max_epochs 20" cft="--max_epochs 45" ;;
+*) echo "EPOCHS is full or demo, not $epochs" >&2 && exit 2 ;;
 esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$out" && out=$(cd "$out" && pwd)
