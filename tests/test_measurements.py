@@ -1,8 +1,16 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from monai.networks.utils import one_hot
+from small_chests import small_chests
 
+from segcft_ext.checkpoints import save_model
+from segcft_ext.datalist import read_datalist
+from segcft_ext.guides import load_guide
 from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement, measure, measure_label_map
+from segcft_ext.networks.segmentor import Segmentor
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
@@ -184,3 +192,26 @@ def test_region_refuses_what_is_no_band():
             RegionArea(*arguments)
     with pytest.raises(ValueError, match="axis is 2, expected one of 0 … 1"):
         RegionArea(1, 2, 0, 0.5)(torch.full((1, 2, 4, 4), 0.5))
+
+
+def test_a_measurement_of_ones_own_guides_as_the_docs_say(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "data_prep.md").read_text(encoding="utf-8")
+    measurement, measuring = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    small_chests(tmp_path / "prepared")
+    (tmp_path / "heart_share.py").write_text(measurement)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(measuring, {})
+    datalist = read_datalist("prepared/datalist_share.json")
+    for entry in datalist.entries["test"]:
+        areas = {name: entry["variables"][f"{name}_area"] for name in datalist.structures}
+        expected = areas["heart"] / (areas["left_lung"] + areas["right_lung"])
+        assert entry["variables"]["heart_share"] == pytest.approx(expected)
+    segmentor = Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,))
+    segmentor.describe(datalist, "guide")
+    save_model(segmentor, "model.pt")
+    guide = load_guide("model.pt", datalist, "cpu")
+    image = torch.zeros(2, 1, *datalist.size, requires_grad=True)
+    seen = guide(image).values[:, guide.names.index("heart_share")]
+    (gradient,) = torch.autograd.grad(seen.sum(), image)
+    assert seen.shape == (2,) and gradient.abs().sum() > 0
