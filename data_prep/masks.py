@@ -112,7 +112,7 @@ class LabelMaps(Masks):
         except Rejected as fault:
             raise Rejected(fault.reason, f"label map: {fault.text}") from None
         _check_register(label_map, image, "the label map")
-        values = _whole_numbers(label_map.pixels)
+        values = _snapped(label_map.pixels)
         known = [*self._background, *(value for given in self._values.values() for value in given)]
         unknown = np.setdiff1d(values, known)
         if unknown.size:
@@ -168,7 +168,7 @@ class MaskTable(Masks):
         return masks
 
 
-def _whole_numbers(values: np.ndarray) -> np.ndarray:
+def _snapped(values: np.ndarray) -> np.ndarray:
     """The values, each float within :data:`~data_prep.volumes.SCALED` of a whole number as that number."""
     if not np.issubdtype(values.dtype, np.floating):
         return values
