@@ -54,8 +54,8 @@ def composition(
     for count in range(1, max(REPEATS) + 1):
         null = {name: now_values[:, column] for name, column in zip(variables, columns)}
         result = method.counterfactual(now, now_values, null, temperature)
-        # Without sampling, an image that did not change now never will.
-        done = temperature == 0 and torch.equal(result.image, now) and torch.equal(result.values, now_values)
+        # What one pass leaves as it is to the last bit, it leaves so whatever latents are drawn.
+        done = torch.equal(result.image, now) and torch.equal(result.values, now_values)
         now, now_values = result.image, result.values
         found |= {repeat: l1(now, image) for repeat in REPEATS if repeat == count or (done and repeat > count)}
         if done:
