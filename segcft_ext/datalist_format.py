@@ -55,7 +55,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.measurements import Area, RegionArea, instantiate_measurement
+from segcft_ext.measurements import PHYSICAL_UNITS, Area, RegionArea, instantiate_measurement, value_limits
 from segcft_ext.variables import KINDS
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "validate", "validate_regions"]
@@ -63,8 +63,6 @@ __all__ = ["FORMAT_VERSION", "SPLITS", "DatalistError", "Regions", "Variable", "
 FORMAT_VERSION = 1
 SPLITS = ("training", "validation", "test")
 USES = ("guide", "judge")
-PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
-AREA_UNITS = ("percent", *PHYSICAL_UNITS)
 
 
 class DatalistError(ValueError):
@@ -309,7 +307,7 @@ def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims:
                 )
         elif not _is_number(value):
             raise fail(f"{where}.variables.{variable.name}", value, "a finite number or null")
-        elif variable.measurement is not None and variable.unit in AREA_UNITS and value < 0:
+        elif variable.measurement is not None and value < value_limits(variable.unit)[0]:
             raise fail(f"{where}.variables.{variable.name}", value, f"zero or more {variable.unit}")
         elif variable.kind != "continuous" and value not in range(len(variable.categories)):
             raise fail(f"{where}.variables.{variable.name}", value, f"an index below {len(variable.categories)}")

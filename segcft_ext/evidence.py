@@ -19,8 +19,8 @@ from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.judge import Judge
 from segcft_ext.freezing import freeze
-from segcft_ext.interventions import area_limits, expand_sweep, parse_intervention, resolve
-from segcft_ext.measurements import instantiate_measurement
+from segcft_ext.interventions import expand_sweep, parse_intervention, resolve
+from segcft_ext.measurements import instantiate_measurement, value_limits
 from segcft_ext.networks.segmentor import Segmentor
 
 __all__ = ["factual_values", "segmentor_ruler"]
@@ -92,14 +92,14 @@ def factual_values(
         measured = ruler.measure(ruler.segment(image) if label is None else label, image, spacing)
         for j, name in enumerate(ruler.names):
             values[:, variables.index(name)] = measured[:, j]
-    areas = list(dscm.measured)
+    needed = list(dscm.measured)
     for name, value in known.items():
         k = variables.index(name)
         values[:, k] = resolve({name: value}, variables, values, option="variables")[name]
-        most, limits = area_limits(variables.units[k])
-        if name in areas and not 0 <= values[0, k] <= most:
+        low, high, limits = value_limits(variables.units[k])
+        if name in needed and not low <= values[0, k] <= high:
             raise ValueError(f"variables: {name}: found {values[0, k]:g}, expected {limits}")
-    needed = areas + [name for name in intervened if name not in areas]
+    needed += [name for name in intervened if name not in needed]
     missing = [name for name in needed if values[:, variables.index(name)].isnan().any()]
     if missing:
         unit_of = dict(zip(variables.names, variables.units))

@@ -11,8 +11,9 @@ An intervention is a mapping from variables to changes, or JSON text of one:
 ``["-20%", "+20%"]``  a sweep: one intervention for each
 ====================  ==================================================================================
 
-A measured variable, an area or a volume, cannot become negative, nor more than 100 where it is in percent: such a
-target is refused. A zero-inflated variable stops at zero: ``"-3"`` of a plaque of 2 mm² makes it vanish. ``"+20%"`` of
+An area or a volume cannot become negative, nor more than 100 where it is in percent: such a target is refused. Other
+measurements may be below zero; a share of such a value is that of its magnitude, so that ``"+20%"`` is always more. A
+zero-inflated variable stops at zero: ``"-3"`` of a plaque of 2 mm² makes it vanish. ``"+20%"`` of
 zero is zero, which is logged; to make an absent structure appear, give ``"+3"`` or ``3``.
 
 Example:
@@ -35,9 +36,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segcft_ext.measurements import value_limits
 from segcft_ext.variables import Variables
 
-__all__ = ["Change", "area_limits", "beyond_training", "expand_sweep", "parse_intervention", "resolve"]
+__all__ = ["Change", "beyond_training", "expand_sweep", "parse_intervention", "resolve"]
 
 LOGGER = logging.getLogger(__name__)
 NUMBER = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
@@ -118,7 +120,7 @@ def resolve(
         intervention: one intervention (not a sweep).
         variables: fitted variables, for quantiles and names of categories.
         values: factual values (B, K).
-        measured: the variables that are areas or volumes.
+        measured: the variables that are measured; their unit tells which values are possible.
         option: the option that it was given by, see :func:`parse_intervention`.
 
     Raises:
@@ -131,7 +133,7 @@ def resolve(
         k, where = variables.index(name), _where(option, name)
         targets[name] = _resolve_change(change, variables, k, values, where)
         if name in measured:
-            _check_area(change, targets[name], where, variables.units[k])
+            _check_possible(change, targets[name], where, variables.units[k])
     return targets
 
 
@@ -216,7 +218,7 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     if missing:
         raise ValueError(f"{where}: {change.text!r} needs the factual value, which is missing in rows {missing}")
     if change.form == "relative":
-        changed = values[:, k] * (1 + change.amount)
+        changed = values[:, k] + change.amount * values[:, k].abs()
         absent = (values[:, k] == 0).nonzero().flatten().tolist()
         if absent and variables.zero_inflated[k]:
             LOGGER.warning(
@@ -230,15 +232,10 @@ def _resolve_change(change: Change, variables: Variables, k: int, values: Tensor
     return changed.clamp_min(0) if variables.zero_inflated[k] else changed
 
 
-def area_limits(unit: str) -> tuple[float, str]:
-    """The largest possible area or volume in this unit, and the expected range as text for messages."""
-    return (100, "0 … 100 percent") if unit == "percent" else (math.inf, f"zero or more {unit}")
-
-
-def _check_area(change: Change, targets: Tensor, where: str, unit: str) -> None:
+def _check_possible(change: Change, targets: Tensor, where: str, unit: str) -> None:
     """Refuse targets that no area can have, such as -20 where "-20%" was meant."""
-    most, limits = area_limits(unit)
-    impossible = targets[(targets < 0) | (targets > most)]
+    low, high, limits = value_limits(unit)
+    impossible = targets[(targets < low) | (targets > high)]
     if not len(impossible):
         return
     hint = f'; a change is text with a sign, such as "{change.amount:+g}%"' if change.form == "absolute" else ""

@@ -7,6 +7,7 @@ into the figures of the evaluation.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from operator import index
@@ -25,7 +26,10 @@ __all__ = [
     "instantiate_measurement",
     "measure",
     "measure_label_map",
+    "value_limits",
 ]
+
+PHYSICAL_UNITS = ("mm2", "mm3")  # in 2-D and 3-D; they need the pixel spacing
 
 # Share of a structure beyond each end of its extent: a stray pixel must not move a region.
 STRAY = 0.005
@@ -80,7 +84,7 @@ class Area(Measurement):
     """
 
     def __init__(self, label: int, unit: str = "percent") -> None:
-        if unit not in ("percent", "mm2", "mm3"):
+        if unit not in ("percent", *PHYSICAL_UNITS):
             raise ValueError(f"{type(self).__name__}: unit is {unit!r}, expected 'percent', 'mm2' or 'mm3'")
         try:
             self.label = index(label)
@@ -211,6 +215,16 @@ def band_share(pixel: Tensor, low: Tensor | float, high: Tensor | float) -> Tens
         Shape (size,) or (B, size).
     """
     return ((pixel + 1).clamp(max=high) - pixel.clamp(min=low)).clamp(0, 1)
+
+
+def value_limits(unit: str) -> tuple[float, float, str]:
+    """Lowest and highest possible value of what is measured in this unit, and the range as text for messages.
+
+    Areas and volumes have limits; other measurements may have any value.
+    """
+    if unit == "percent":
+        return 0, 100, "0 … 100 percent"
+    return (0, math.inf, f"zero or more {unit}") if unit in PHYSICAL_UNITS else (-math.inf, math.inf, "any value")
 
 
 def instantiate_measurement(config: Mapping[str, Any]) -> Measurement:

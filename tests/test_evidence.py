@@ -78,6 +78,14 @@ def test_a_known_area_is_one_that_can_be(unit: str, value: Any, expected: str) -
         factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"heart_area": value})
 
 
+@pytest.mark.parametrize("value", [-700, "-700"])
+def test_a_known_measurement_that_is_no_area_may_be_negative(value: Any) -> None:
+    dscm = DSCM([{"name": "density", "kind": "continuous"}], hvae=HVAE)
+    dscm.variables.fit(torch.tensor([[-1000.0], [400.0]]), ["HU"])
+    dscm.data = {"variables": [{"name": "density", "measurement": {}}]}
+    assert factual_values(dscm, torch.zeros(1, 1, 8, 8), {}, {"density": value}).tolist() == [[-700.0]]
+
+
 class LumenOnly(Segmentor):
     """Sees a lumen everywhere, and gives each plaque a probability of a tenth."""
 

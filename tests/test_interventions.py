@@ -199,6 +199,16 @@ def test_the_whole_range_is_an_area(variables):
         resolve({"area": change}, variables, VALUES, measured=["area"])
 
 
+@pytest.mark.parametrize(
+    ("change", "targets"), [(-900, [-900, -900]), ("+20%", [-640, 60]), ("-20%", [-960, 40]), ("-100", [-900, -50])]
+)
+def test_a_measurement_that_is_no_area_may_be_negative_and_plus_is_always_more(change, targets):
+    density = Variables([{"name": "density", "kind": "continuous"}])
+    density.fit(torch.tensor([[-1000.0], [400.0]]), ["HU"])
+    resolved = resolve({"density": change}, density, torch.tensor([[-800.0], [50.0]]), measured=["density"])
+    assert resolved["density"].tolist() == targets
+
+
 def test_targets_outside_of_the_training_range_are_told(variables):
     inside = {"area": torch.tensor([0.0, 100.0]), "sex": torch.tensor([0.0, 1.0])}
     assert beyond_training(inside, variables) == {}
