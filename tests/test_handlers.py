@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segcft_ext.batches import PrepareSegmentation
 from segcft_ext.checkpoints import DATA, CheckpointError, load_checkpoint, load_model
+from segcft_ext.datalist_format import Variable
 from segcft_ext.handlers import (
     EpochSeed,
     FinalValidationHandler,
@@ -40,6 +41,7 @@ from segcft_ext.handlers import (
     warmed_up_average,
 )
 from segcft_ext.handlers.epoch_seed import seed_epoch
+from segcft_ext.measurements import Measurement
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.schedules import OneCycleLR
 from segcft_ext.tracking import artifact_location, default_tracking_uri, opening, stage_of, unique_run_name
@@ -485,6 +487,38 @@ def test_labels_with_a_gap_have_their_own_scores(tmp_path):
     report.write(SimpleNamespace(state=SimpleNamespace(metric_details=details, metrics={})))
     found = json.loads((tmp_path / "segmentation.json").read_text())
     assert [found["structures"][name]["dice"]["mean"] for name in ("left", "right")] == pytest.approx([0.9, 0.4])
+
+
+class Brightness(Measurement):
+    """Mean intensity of the first structure."""
+
+    unit = "grey"
+
+    def __call__(self, probabilities, image=None, spacing=None, reference=None):
+        weight = self.support(probabilities)
+        return (weight * image).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+    def support(self, probabilities, reference=None):
+        return probabilities[:, 1:2]
+
+
+def test_errors_of_a_measurement_that_needs_the_image_and_may_be_negative(tmp_path):
+    datalist = disc_datalist(tmp_path / "discs", training=2, test=1)
+    brightness = Variable("brightness", unit="grey", measurement={"_target_": f"{__name__}.Brightness"})
+    report = SegmentationReport(replace(datalist, variables=(brightness,)), tmp_path, ["dice"])
+    image = torch.tensor([[[-0.6, -0.2], [0.0, 0.0]]])
+    label, pred = (
+        torch.nn.functional.one_hot(torch.tensor(values), datalist.num_classes).movedim(-1, 0).float()
+        for values in ([[1, 1], [0, 0]], [[1, 0], [0, 0]])
+    )
+    case = {"id": "a", "source": "discs", "spacing": [math.nan, math.nan], "image": image}
+    output = {"label": label, "pred": pred, "probabilities": label}
+    report.measure(SimpleNamespace(state=SimpleNamespace(batch=[case], output=[output])))
+    details = {"dice": torch.ones(1, datalist.num_classes - 1)}
+    report.write(SimpleNamespace(state=SimpleNamespace(metric_details=details, metrics={})))
+    errors = json.loads((tmp_path / "segmentation.json").read_text())["variables"]["brightness"]
+    assert errors["soft"] == {"mae": 0, "mape": 0, "bias": 0}
+    assert errors["hard"] == pytest.approx({"mae": 0.2, "mape": 50, "bias": -50})
 
 
 def test_a_variable_of_any_name_can_be_recorded(store):

@@ -83,8 +83,9 @@ class SegmentationReport:
             row: dict[str, Any] = {"id": batch["id"], "source": batch["source"]}
             known = torch.as_tensor(batch["spacing"])[None]
             spacing, reference = None if known.isnan().any() else known, output["label"][None]
+            image = torch.as_tensor(batch["image"])[None].to(reference.device)
             for suffix, key in (("", "label"), ("_soft", "probabilities"), ("_hard", "pred")):
-                values = measure(self.measurements, output[key][None], None, spacing, reference)
+                values = measure(self.measurements, output[key][None], image, spacing, reference)
                 row |= {f"{name}{suffix}": value for name, value in zip(self.measurements, values[0].tolist())}
             for name, value in self.lesions.items():
                 true, seen = (output[key][value].cpu().numpy() > 0 for key in ("label", "pred"))
@@ -182,8 +183,8 @@ def _mean(values: np.ndarray) -> dict[str, float | int]:
 
 
 def _errors(error: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    present = true > 0
-    percent = 100 * error[present] / true[present]
+    present = true != 0
+    percent = 100 * error[present] / np.abs(true[present])
     found = {"mae": float(np.abs(error).mean())}
     if present.any():
         found |= {"mape": float(np.abs(percent).mean()), "bias": float(percent.mean())}
