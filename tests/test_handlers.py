@@ -682,13 +682,17 @@ def test_a_second_run_of_a_trainer_is_a_run_of_its_own(store):
     assert len({run.info.run_id for run in runs(store)[1] if run.info.run_name.startswith("it's mine")}) == 2
 
 
-def test_given_store_wins_over_the_environment(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example")
-    assert default_tracking_uri() == "https://tracking.example"
-    training = Training(tmp_path, epochs=1)
+@pytest.mark.parametrize("other", ["https://tracking.example", "sqlite:///{}/environment.db", "file://{}/mlruns"])
+def test_no_store_but_the_given_one_is_touched(store, tmp_path, monkeypatch, other):
+    other = other.format(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    monkeypatch.chdir(tmp_path)
+    assert default_tracking_uri() == other
+    training = Training(tmp_path / "run", epochs=1)
     MLflowRun(store, "tests", "given").attach(training.trainer)
     training.run()
-    assert runs(store)[1][0].info.run_name == "given"
+    assert runs(store)[1][0].info.run_name.startswith("given")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_store_is_not_touched_before_the_start(tmp_path, monkeypatch):

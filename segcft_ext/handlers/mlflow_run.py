@@ -1,4 +1,4 @@
-"""One MLflow run for one stage, on top of MONAI's handler."""
+"""One MLflow run for one stage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ import monai
 import torch
 from ignite.engine import Events
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Run, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from monai.engines import Trainer, Workflow
-from monai.handlers import MLFlowHandler
 from monai.utils.enums import CommonKeys
 
 from segcft_ext.datalist import Datalist
@@ -37,11 +36,11 @@ LOGGER = logging.getLogger(__name__)
 class MLflowRun:
     """Records a stage as one MLflow run: data, parameters, versions, metrics, artifacts, and how it ended.
 
-    MONAI's ``MLFlowHandler`` opens and closes experiment and run. This handler differs from it as follows:
+    It takes the place of MONAI's ``MLFlowHandler``, from which it differs as follows:
 
     * The run is always a new one, unless the stage is resumed.
     * The store is not accessed before the engine starts, nor by the other processes of a distributed training.
-    * The given URI takes precedence over the environment.
+    * No store but the given one is accessed, whatever the environment says.
     * Numbers are averaged over the epoch instead of written at every iteration (a database transaction each).
     * The validator's metrics are in the trainer's run.
     * A run that ends by an error is closed as FAILED, one that is interrupted as KILLED.
@@ -90,7 +89,8 @@ class MLflowRun:
         self.validator = validator
         self.datalist = datalist
         self.id_file = Path(id_file) if id_file else None
-        self.handler: MLFlowHandler | None = None
+        self._client: MlflowClient | None = None  # from the start of the run to its end
+        self._run_id = ""
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._uploaded: set[Path] = set()
         self._logged: set[tuple[str, int]] = set()  # metrics, with the epoch, that a resumed run has already
@@ -120,31 +120,28 @@ class MLflowRun:
         if self.id_file and self.id_file.is_file():
             begun = self.id_file.read_text(encoding="utf-8")
         resumed = _existing(client, begun)
-        self.handler = MLFlowHandler(
-            tracking_uri=self.tracking_uri,
-            experiment_name=self.experiment,
-            run_name=unique_run_name(self.run_name) if taken else self.run_name,
-            experiment_param=None if resumed else self.parameters,
-        )
-        self.handler.client = client  # the handler's own prefers the environment's store to the given one
-        if resumed:
-            client.update_run(resumed.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
-            self.handler.cur_run = resumed  # type: ignore[assignment]
-        known = [client.get_metric_history(begun, key) for key in resumed.data.metrics] if resumed and begun else []
+        name = unique_run_name(self.run_name) if taken else self.run_name
+        run = resumed or client.create_run(experiment.experiment_id, run_name=name)
+        self._client, self._run_id = client, run.info.run_id
+        known = [client.get_metric_history(self._run_id, key) for key in run.data.metrics]
         self._logged = {(point.key, point.step) for history in known for point in history}
-        self.handler.start(engine)
-        engine.state.run_id = self.run_id
-        if self.datalist is not None and not resumed:
-            use = "training" if isinstance(engine, Trainer) else "evaluation"
-            client.log_inputs(self.run_id, [_dataset(self.datalist, use)])
+        if resumed:
+            client.update_run(self._run_id, RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            lengths = {"max_epochs": engine.state.max_epochs, "epoch_length": engine.state.epoch_length}
+            parameters = {**self.parameters, **lengths}
+            client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+            if self.datalist is not None:
+                use = "training" if isinstance(engine, Trainer) else "evaluation"
+                client.log_inputs(self._run_id, [_dataset(self.datalist, use)])
+        engine.state.run_id = self._run_id
         if self.id_file:
-            write_text_atomically(self.id_file, self.run_id)
+            write_text_atomically(self.id_file, self._run_id)
 
-    @property
-    def run_id(self) -> str:
-        if self.handler is None or self.handler.cur_run is None:
-            raise RuntimeError("MLflowRun: there is no run before the engine has started and after it has ended")
-        return self.handler.cur_run.info.run_id
+    def _close(self, status: int) -> None:
+        assert self._client is not None  # for the type checker
+        self._client.set_terminated(self._run_id, RunStatus.to_string(status))
+        self._client = None
 
     def iteration_completed(self, engine: Workflow) -> None:
         output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
@@ -166,7 +163,7 @@ class MLflowRun:
 
         MLflow does not take every character that the name of a variable or method may have; others become "_".
         """
-        if self.handler is None or self.handler.cur_run is None:
+        if self._client is None:
             return  # the validator also runs on its own
         now = int(1000 * time.time())
         found = {**(metrics or {}), **_scalars(engine.state.metrics)}
@@ -175,33 +172,32 @@ class MLflowRun:
             for key, value in ((re.sub(r"[^\w\-./ ]", "_", name), value) for name, value in found.items())
             if math.isfinite(value) and (key, engine.state.epoch) not in self._logged
         ]
-        self.handler.client.log_batch(self.run_id, metrics=entities)
+        self._client.log_batch(self._run_id, metrics=entities)
 
     def complete(self, engine: Workflow) -> None:
-        assert self.handler is not None  # for the type checker
+        assert self._client is not None  # for the type checker
         self.upload_folders()
         for path in self.artifacts:
             if path.is_file():
-                self.handler.client.log_artifact(self.run_id, str(path))
-        self.handler.close()
+                self._client.log_artifact(self._run_id, str(path))
+        self._close(RunStatus.FINISHED)
 
     def upload_folders(self) -> None:
         """Upload the files in the artifacts' folders that have not been uploaded yet."""
-        assert self.handler is not None  # for the type checker
+        assert self._client is not None  # for the type checker
         for folder in self.artifacts:
             for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
                 if file.is_file() and file not in self._uploaded:
                     self._uploaded.add(file)
                     place = Path(folder.name, file.relative_to(folder).parent)
-                    self.handler.client.log_artifact(self.run_id, str(file), artifact_path=place.as_posix())
+                    self._client.log_artifact(self._run_id, str(file), artifact_path=place.as_posix())
 
     def fail(self, engine: Workflow, error: BaseException) -> None:
-        if self.handler is not None and self.handler.cur_run is not None:
+        if self._client is not None:
             status = RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
-            self.handler.run_finish_status = RunStatus.to_string(status)
             try:
-                self.handler.client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
-                self.handler.close()
+                self._client.set_tag(self._run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+                self._close(status)
             except MlflowException as refusal:  # the store may be what has failed, or on the same full disk
                 LOGGER.warning("the MLflow run cannot be closed: %s", refusal)
         raise error  # ignite leaves it to the handlers of this event to raise
