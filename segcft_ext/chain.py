@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import segcft_ext
+from data_prep.options import read_image_size, read_vessel_size
+from data_prep.phantom_chest import ChestPhantom
+from data_prep.phantom_coronary import CoronaryPhantom
 from segcft_ext.chain_stages import Chain, project_code
-from segcft_ext.command_line import read_names, read_sizes, read_whole, run_command
+from segcft_ext.command_line import read_names, read_whole, run_command
 from segcft_ext.datalist import Datalist, read_datalist
 from segcft_ext.evaluation.draws import intervened_variables
 from segcft_ext.evaluation.tables import evaluation_tables
 from segcft_ext.evaluation.truth import Truth
-from segcft_ext.kinds import KINDS, Kind, kind_of
+from segcft_ext.kinds import KINDS, kind_of
 from segcft_ext.scheduler import StageError, run_stages
 from segcft_ext.stage_settings import Settings, merged_settings, read_settings
 from segcft_ext.stages import Stage
@@ -135,7 +138,7 @@ def demo(
     seed = read_whole("seed", seed, 0)
     shown = KINDS[kind]
     output = Path(output_dir or shown.demo_folder).absolute()
-    pixels = shown.demo_size if size is None else _phantom_size(size, shown)
+    pixels = shown.demo_size if size is None else _phantom_size(size, kind)
     phantoms = Stage(
         name="data_prep",
         program=("-m", "data_prep", "phantom"),
@@ -226,15 +229,14 @@ def _modelled_variables(stage: str, datalist: Datalist, settings: Settings) -> l
     return names
 
 
-def _phantom_size(given: Any, kind: Kind) -> tuple[int, int]:
-    """The size of a demo's phantoms from what is typed."""
-    numbers = read_sizes(given)
-    height, width = numbers * 2 if len(numbers) == 1 and kind.square else (*numbers, 0, 0)[:2]
-    lowest = kind.smallest
-    if len(numbers) > 2 or height < lowest[0] or width < lowest[1] or (kind.square and height != width):
-        form = f"a square from {lowest[0]} on, as 64" if kind.square else f"from {lowest[0]}x{lowest[1]} on, as 128x32"
-        raise ValueError(f"size: found {given!r}, expected {form}")
-    return height, width
+def _phantom_size(given: Any, kind: str) -> tuple[int, ...]:
+    """The size of a demo's phantoms, read and refused as ``data_prep phantom`` does, but before anything is run."""
+    if kind == "coronary":
+        return CoronaryPhantom(read_vessel_size(given, dims=2)).size
+    height, width = read_image_size(given)
+    if height != width:
+        raise ValueError(f"size: found {given!r}, expected one number or the same twice: a chest is square")
+    return (ChestPhantom(height).size,) * 2
 
 
 def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:

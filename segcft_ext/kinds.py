@@ -22,8 +22,6 @@ class Kind:
         hvae_size: largest image size, in pixels, that the HVAE of these configs reduces to one pixel.
         demo_folder: where the demo writes by default.
         demo_size: size of the demo's phantoms, in pixels.
-        smallest: smallest size in which its phantoms can be drawn, in pixels.
-        square: whether its images are square.
         demo_settings: settings of the demo by stage, which override the bundles'.
         positional: whether the phantoms' variables are measured in regions.
     """
@@ -33,8 +31,6 @@ class Kind:
     hvae_size: tuple[int, ...]
     demo_folder: str
     demo_size: tuple[int, int]
-    smallest: tuple[int, int]
-    square: bool
     demo_settings: Settings
     positional: bool
 
@@ -46,8 +42,6 @@ KINDS = {
         hvae_size=(64, 64),
         demo_folder="runs/demo",
         demo_size=(64, 64),
-        smallest=(32, 32),
-        square=True,
         demo_settings={
             "lung_heart_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
@@ -65,8 +59,6 @@ KINDS = {
         hvae_size=(256, 64, 64),
         demo_folder="runs/demo_coronary",
         demo_size=(128, 32),
-        smallest=(64, 24),
-        square=False,
         demo_settings={
             "plaque_lumen_segmentor": {"max_epochs": 80},
             "regressor": {"max_epochs": 80},
