@@ -264,6 +264,8 @@ def _validate_variable(
         raise fail(f"{where}.measurement.label", ruler.label, f"{labels[structure]}, that of {structure}")
     if region and (regions is None or region not in regions.names):
         raise fail(f"{where}.region", region, f"one of the regions {list(regions.names) if regions else []}")
+    if isinstance(ruler, RegionArea) and not region:
+        raise fail(f"{where}.region", region, "the region, one of the header's, that a RegionArea is of")
     if region and regions is not None:
         low, high = regions.limits(region)
         band = (regions.axis, regions.of, low, high)

@@ -157,6 +157,11 @@ FAULTS = [
     (["variables", 0, "structure"], "lung", r"variables\[0\].structure: found 'lung'"),
     (["variables", 0, "structure"], ["heart"], r"variables\[0\].structure: found \['heart'\]"),
     (["variables", 0, "structure"], "background", "label: found 1, expected 0, that of background"),
+    (
+        ["variables", 0, "measurement"],
+        LOWER,
+        r"variables\[0\].region: found '', expected the region, one of",
+    ),
     (["variables", 0, "region"], "upper", r"variables\[0\].region: found 'upper', expected one of the regions \[\]"),
 ]
 
