@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from segcft_ext import figures
@@ -103,9 +104,14 @@ def test_nothing_of_a_single_counterfactual_is_cut_off() -> None:
 
 
 def test_names_are_written_as_they_are() -> None:
-    for name in ("$x_$", "a $\\bad$"):
-        figures.to_png(figures.counterfactual_grid(panel(0), {name: [panel(1)]}, LABELS, name))
-        figures.to_png(figures.effectiveness_heatmap({name: np.ones((1, 1))}, ["a"], ["a"], name))
+    for name in ("$x_$", "a $\\bad$", "$x$"):
+        for figure in (
+            figures.counterfactual_grid(panel(0), {name: [panel(1)]}, LABELS, name),
+            figures.effectiveness_heatmap({name: np.ones((1, 1))}, ["a"], ["a"], name),
+        ):
+            figures.to_png(figure)
+            shown = [text for text in figure.findobj(Text) if name in text.get_text()]
+            assert shown and not any(text.get_parse_math() for text in shown)
 
 
 def test_equal_pictures_are_equal_files() -> None:

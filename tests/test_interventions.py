@@ -195,8 +195,8 @@ def test_no_area_is_negative_or_larger_than_the_image(variables, change, message
 
 
 def test_the_whole_range_is_an_area(variables):
-    for change in (0, 100, "-100%", "q0", "q100"):
-        resolve({"area": change}, variables, VALUES, measured=["area"])
+    for change, target in {0: 0, 100: 100, "-100%": 0, "q0": 0, "q100": 100}.items():
+        assert resolve({"area": change}, variables, VALUES, measured=["area"])["area"].tolist() == [target] * 2
 
 
 @pytest.mark.parametrize(
