@@ -20,7 +20,9 @@ __all__ = ["Asked", "CFTObjective", "CFTTerms", "Lagrangian", "draw_intervention
 
 WARM_UP_FROM = 0.05
 SMALLEST_SIZE = 0.1
-NEARBY, FINE = 16.0, 4.0  # pixels at an image of 256
+HUBER = 0.01  # error in scaled units from which the Huber loss grows linearly
+FOLDING_MARGIN = 0.2  # Jacobian determinant below which the folding barrier begins
+NEARBY, OUTSIDE, FINE = 16.0, 5.0, 4.0  # pixels at an image of 256
 CONTRAST = 10.0
 SEEN = DiceCELoss(softmax=True, include_background=False, batch=True)
 
@@ -91,7 +93,7 @@ class CFTTerms:
             contrast.
         smoothness: bending energy of the velocity in units of the image's shorter side; zero without a deformation
             head.
-        folding: mean squared shortfall of the Jacobian determinant below a margin; zero without a deformation head.
+        folding: mean squared shortfall of the Jacobian determinant below 0.2; zero without a deformation head.
         anatomy: Dice loss and cross-entropy of the label map that the deformation head predicts for the factual image;
             zero where it predicts none.
         preservation: size of what the guide's masks of variables that the action leaves unchanged gain and lose, in
@@ -173,7 +175,6 @@ class CFTObjective:
       that area.
 
     Args:
-        huber: error in scaled units from which the Huber loss grows linearly.
         anchored: shift targets by the guide's error on the factual image.
         relabelling: weight of the pixels that have to enter or leave a mask.
         others: weight of the variables that the action leaves unchanged, against 1 for those that it changes: a higher
@@ -193,14 +194,11 @@ class CFTObjective:
         smoothness: weight of the velocity's bending energy.
         folding: weight of the folding barrier: the exponential of a field cannot fold, its samples on a grid can.
         anatomy: weight of the deformation head's prediction of the label map.
-        folding_margin: Jacobian determinant at which the barrier begins.
-        dilation: pixels, at an image of 256, by which the structures are dilated before "outside" begins.
         warm_up: share of the training over which the weights of ``others``, ``locality``, ``preservation``, ``paint``,
             ``minimality`` and ``overshoot`` rise from a twentieth. An edit is found before it is confined: a network
             that does not know yet where a variable lives moves everything at once, and would learn to move nothing.
     """
 
-    huber: float = 0.01
     anchored: bool = True
     relabelling: float = 0.3
     others: float = 2.0
@@ -213,8 +211,6 @@ class CFTObjective:
     smoothness: float = 0.00023
     folding: float = 300.0
     anatomy: float = 1.0
-    folding_margin: float = 0.2
-    dilation: float = 5.0
     warm_up: float = 0.6
 
     def __call__(
@@ -251,7 +247,7 @@ class CFTObjective:
             minimality=(counterfactual.image - image).square().mean(),
             overshoot=_overshoot(image, counterfactual.image),
             smoothness=zero if moved is None else bending_energy(moved) * min(moved.shape[2:]) ** 2,
-            folding=zero if determinant is None else F.relu(self.folding_margin - determinant).square().mean(),
+            folding=zero if determinant is None else F.relu(FOLDING_MARGIN - determinant).square().mean(),
             anatomy=zero if anatomy is None else _unseen(anatomy, reference),
         )
 
@@ -261,7 +257,7 @@ class CFTObjective:
         # No anchor for a structure that is to vanish: it must vanish for the guide too, however much the guide saw.
         target = torch.where(asked.vanishes, 0, asked.wanted + anchor)
         error = torch.where(asked.changed | asked.kept, (after.values - target) * asked.scale, 0)
-        return F.huber_loss(error, torch.zeros_like(error), delta=self.huber, reduction="none") / self.huber
+        return F.huber_loss(error, torch.zeros_like(error), delta=HUBER, reduction="none") / HUBER
 
     def _outside(
         self, asked: Asked, image: Tensor, counterfactual: Tensor, before: GuidePrediction, after: GuidePrediction
@@ -272,7 +268,7 @@ class CFTObjective:
         """
         where = asked.changed.view(*asked.changed.shape, *[1] * (image.ndim - 2))
         inside = torch.where(where, torch.maximum(before.support, after.support.detach()), 0)
-        outside = 1 - max_near(inside.amax(1, keepdim=True), scaled_radius(self.dilation, image))
+        outside = 1 - max_near(inside.amax(1, keepdim=True), scaled_radius(OUTSIDE, image))
         sizes = (asked.changed * before.support.flatten(2).mean((0, 2))).sum(1).clamp(min=SMALLEST_SIZE)
         found = (outside * (counterfactual - image).abs()).flatten(1).mean(1) / sizes
         return torch.where(asked.changed.any(1), found, 0).mean()
