@@ -27,6 +27,7 @@ from segcft_ext.augmentation import BatchAugmentation
 from segcft_ext.batches import PrepareVariables
 from segcft_ext.checkpoints import CheckpointError, load_model, save_model
 from segcft_ext.compatibility import check_compatible
+from segcft_ext.constraint import Lagrangian
 from segcft_ext.dscm import DSCM, Abduction, Counterfactual, pretrained
 from segcft_ext.engines import CFTEvaluator, CFTTrainer, DSCMEvaluator, DSCMTrainer
 from segcft_ext.engines.case_evaluator import CaseEvaluator
@@ -36,7 +37,7 @@ from segcft_ext.measurements import Area
 from segcft_ext.networks.deformation import DeformationHead
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import CFTObjective, CFTTerms, Lagrangian
+from segcft_ext.objective import CFTObjective, CFTTerms
 
 NAMES = ["left", "right"]
 VARIABLES = [{"name": name, "kind": "continuous"} for name in NAMES]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from monai.networks.utils import one_hot
 
+from segcft_ext.constraint import Lagrangian
 from segcft_ext.dscm import Counterfactual
 from segcft_ext.guides import GuidePrediction, RegressorGuide, SegmentorGuide
 from segcft_ext.measurements import Area, RegionArea
 from segcft_ext.networks.regressor import Regressor
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.objective import Asked, CFTObjective, CFTTerms, Lagrangian, draw_interventions
+from segcft_ext.objective import Asked, CFTObjective, CFTTerms, draw_interventions
 from segcft_ext.variables import Variables
 
 DEFINITIONS = [{"name": "a", "kind": "continuous"}, {"name": "b", "kind": "continuous"}]

@@ -11,9 +11,10 @@ from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
+from segcft_ext.constraint import Lagrangian
 from segcft_ext.engines.guarded_trainer import GuardedTrainer, numbers
 from segcft_ext.guides import Guide
-from segcft_ext.objective import Asked, CFTObjective, Lagrangian, draw_interventions
+from segcft_ext.objective import Asked, CFTObjective, draw_interventions
 from segcft_ext.processes import mean_over_processes
 
 __all__ = ["CFTTrainer"]
