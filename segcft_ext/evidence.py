@@ -17,16 +17,16 @@ from torch import Tensor
 
 from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.dscm import DSCM
-from segcft_ext.evaluation.judge import Judge
 from segcft_ext.freezing import freeze
 from segcft_ext.interventions import expand_sweep, parse_intervention, resolve
 from segcft_ext.measurements import instantiate_measurement, value_limits
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.ruler import Ruler
 
 __all__ = ["factual_values", "segmentor_ruler"]
 
 
-def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
+def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Ruler:
     """A segmentor that measures the variables of a DSCM as they were measured in the data that both were trained on.
 
     It measures label maps, as a judge does: the area of a structure that it sees nowhere is exactly zero.
@@ -46,7 +46,7 @@ def segmentor_ruler(dscm: DSCM, segmentor: Segmentor) -> Judge:
         raise CheckpointError(
             f"{dscm.origin}: data.variables: none of {dscm.variables.names} is measured; a segmentor cannot tell them"
         )
-    return Judge(freeze(segmentor), measurements, max(segmentor.labels.values()) + 1)
+    return Ruler(freeze(segmentor), measurements, max(segmentor.labels.values()) + 1)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def factual_values(
     image: Tensor,
     intervention: str | Mapping[str, Any],
     given: str | Mapping[str, Any] | None = None,
-    ruler: Judge | None = None,
+    ruler: Ruler | None = None,
     spacing: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Tensor:

@@ -21,7 +21,7 @@ from segcft_ext.checkpoints import CheckpointError, SelfDescribing
 from segcft_ext.datalist import Datalist
 from segcft_ext.extra_state import EXTRA_STATE
 
-__all__ = ["check_unseen", "fingerprint", "summary", "upstream"]
+__all__ = ["check_independent", "check_unseen", "fingerprint", "summary", "upstream"]
 
 
 def fingerprint(model: SelfDescribing) -> str:
@@ -70,4 +70,47 @@ def check_unseen(model: SelfDescribing, datalist: Datalist) -> None:
             raise CheckpointError(
                 f"{model.origin}: {key}: found {len(seen)} of the {len(test)} test cases of {datalist.path}, such as "
                 f"{seen[0]!r}, expected none"
+            )
+
+
+def check_independent(judge: SelfDescribing, methods: Mapping[str, Any]) -> None:
+    """Refuse a judge that is, or resembles, the network that guided a method.
+
+    Judging with the guide rewards whatever fools the guide. The judge must have other weights, another architecture and
+    other training cases than each guide recorded in the checkpoints. Both must say which part of the training cases
+    they used (``use``): None stands for all of them. The cases themselves are compared as well, since the data may have
+    been split more than once.
+
+    Raises:
+        CheckpointError: names judge, method, key, and what both hold.
+    """
+    for name, method in methods.items():
+        guide = method.data.get("guide") if isinstance(method, SelfDescribing) else None
+        if guide is None:
+            continue
+        use, guided_use = judge.data.get("use"), guide["data"].get("use")
+        pairs = [
+            ("weights", fingerprint(judge), guide["fingerprint"], "another network"),
+            ("data.use", use, guided_use, "other training cases"),
+        ]
+        if guide["class"] == type(judge).__name__:
+            held, guided = judge.definition["architecture"], guide["definition"]["architecture"]
+            pairs.append(("definition.architecture", held, guided, "another architecture"))
+        for key, held, guided, expected in pairs:
+            if held == guided:
+                raise CheckpointError(
+                    f"{judge.origin}: {key}: the judge holds {held!r}, and so does the guide of method {name!r} "
+                    f"({method.origin}); an independent judge needs {expected}"
+                )
+        if use is None or guided_use is None:
+            raise CheckpointError(
+                f"{judge.origin}: data.use: the judge holds {use!r}, the guide of method {name!r} ({method.origin}) "
+                f"{guided_use!r}, and None stands for all cases; an independent judge needs other training cases"
+            )
+        shared = sorted({*judge.data.get("cases", ())} & {*guide["data"].get("cases", ())})
+        if shared:
+            raise CheckpointError(
+                f"{judge.origin}: data.cases: the judge was trained on {len(shared)} cases that the guide of method "
+                f"{name!r} ({method.origin}) was trained on, such as that with the fingerprint {shared[0]}; an "
+                "independent judge needs other training cases"
             )

@@ -31,7 +31,6 @@ from segcft_ext.dscm import DSCM, Counterfactual
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, reference_cases
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.files import write_evaluation
-from segcft_ext.evaluation.judge import Judge, check_independent
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.methods import FLOOR, ZERO, load_methods
 from segcft_ext.evaluation.summary import flat_metrics
@@ -40,7 +39,8 @@ from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.handlers import MLflowRun
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.population import growth_maps
-from segcft_ext.provenance import fingerprint, upstream
+from segcft_ext.provenance import check_independent, fingerprint, upstream
+from segcft_ext.ruler import Ruler
 
 AREAS = NAMES[:2]
 
@@ -237,13 +237,13 @@ def test_the_judge_measures_in_the_regions_of_the_factual_label_maps(
     datalist: Datalist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     references: list[torch.Tensor | None] = []
-    measure = Judge.measure
+    measure = Ruler.measure
 
-    def noted(self: Judge, label: Any, image: Any, spacing: Any = None, reference: Any = None) -> torch.Tensor:
+    def noted(self: Ruler, label: Any, image: Any, spacing: Any = None, reference: Any = None) -> torch.Tensor:
         references.append(reference)
         return measure(self, label, image, spacing, reference)
 
-    monkeypatch.setattr(Judge, "measure", noted)
+    monkeypatch.setattr(Ruler, "measure", noted)
     JudgeEvaluator("cpu", loader(datalist, batch_size=6), DiscJudge(), datalist, {"oracle": Oracle()}, None, 2).run()
     (factual,) = (batch["label"].as_tensor() for batch in loader(datalist, batch_size=6))
     assert len(references) == 1 + 2 * 2

@@ -14,12 +14,12 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM, Abduction, Counterfactual
 from segcft_ext.engines import CounterfactualEvaluator
 from segcft_ext.evaluation.cases import Cases
-from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.sweeps import sweep
 from segcft_ext.handlers import DSCMFigures
 from segcft_ext.measurements import RegionArea
 from segcft_ext.mechanisms import Conditioner, ZeroInflatedMechanism
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.ruler import Ruler
 from segcft_ext.scm import SCM
 
 PARENT, CHILD = "lumen_area", "calcified_plaque_area"
@@ -95,7 +95,7 @@ def test_after_an_action_the_regions_are_those_of_the_image_before(dscm: DSCM, m
     monkeypatch.setattr(DSCM, "predict", lambda self, abduction, wanted: Counterfactual(grown, wanted))
     low = float(dscm.variables.low[0])
     engine = CounterfactualEvaluator("cpu", [], dscm, {PARENT: low}, {PARENT: low, CHILD: 0})
-    engine.ruler = Judge(Bright(), {PARENT: RegionArea(1, 0, 0.0, 0.5, of="structure")}, num_classes=2)
+    engine.ruler = Ruler(Bright(), {PARENT: RegionArea(1, 0, 0.0, 0.5, of="structure")}, num_classes=2)
     measured = engine._counterfactuals(image, None)["measured"]
     torch.testing.assert_close(measured, torch.tensor([[[100 * 8 / 32], [100 * 12 / 32]]]))
 
@@ -149,7 +149,7 @@ def test_what_follows_from_an_intervention_is_told_where_no_case_had_it(
 def test_sweeps_of_an_evaluation(dscm: DSCM, datalist: Datalist, predicted: list[Tensor]) -> None:
     wanted = targets(dscm)
     measurements = datalist.measurements()
-    judge = Judge(Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,)), measurements, datalist.num_classes)
+    judge = Ruler(Segmentor(datalist.labels, "UNet", channels=(4, 4), strides=(2,)), measurements, datalist.num_classes)
     image = torch.zeros(1, 1, *datalist.size)
     case = Cases(
         ids=["one"],

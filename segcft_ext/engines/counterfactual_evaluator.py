@@ -19,10 +19,10 @@ from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.command_line import read_whole
 from segcft_ext.dscm import unwrap
 from segcft_ext.evaluation.draws import same_draws
-from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evidence import factual_values, segmentor_ruler
 from segcft_ext.interventions import beyond_training, expand_sweep, resolve
 from segcft_ext.networks.segmentor import Segmentor
+from segcft_ext.ruler import Ruler
 
 __all__ = ["CounterfactualEvaluator"]
 
@@ -97,7 +97,7 @@ class CounterfactualEvaluator(Evaluator):
         self.particles = read_whole("particles", particles, 0)
         if self.particles == 1:
             raise ValueError("particles: found 1, expected 0, or 2 and more")
-        self.ruler: Judge | None = None
+        self.ruler: Ruler | None = None
         self.warned: set[str] = set()
         self.add_event_handler(Events.STARTED, self._start)
 

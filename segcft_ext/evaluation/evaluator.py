@@ -31,7 +31,7 @@ from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
-from segcft_ext.evaluation.judge import Judge, check_independent, structure_scores
+from segcft_ext.evaluation.judge import structure_scores
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.locality import change, dilate, margin, region_of_change
 from segcft_ext.evaluation.methods import IDENTITY, Answer, Identity, Method, abducted, describe_methods
@@ -44,7 +44,8 @@ from segcft_ext.figures import picture
 from segcft_ext.freezing import freeze
 from segcft_ext.networks.folding import folding
 from segcft_ext.networks.segmentor import Segmentor
-from segcft_ext.provenance import check_unseen, fingerprint, summary, upstream
+from segcft_ext.provenance import check_independent, check_unseen, fingerprint, summary, upstream
+from segcft_ext.ruler import Ruler
 
 __all__ = ["JudgeEvaluator"]
 
@@ -121,7 +122,7 @@ class JudgeEvaluator(Evaluator):
         self.seed = seed
         self.draws = read_whole("interventions_per_case", interventions_per_case, 1)
         self.interventions = intervened_variables(datalist, interventions)
-        self.judge = Judge(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
+        self.judge = Ruler(freeze(network.to(device)), datalist.measurements(), datalist.num_classes, inferer)
         scm = next((method.scm for method in methods.values() if isinstance(method, DSCM)), None)
         self.methods: dict[str, Method] = {IDENTITY: Identity(datalist.variable_names, scm), **methods}
         for method in methods.values():

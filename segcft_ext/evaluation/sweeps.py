@@ -9,9 +9,9 @@ from torch import Tensor
 
 from segcft_ext.evaluation.cases import Cases
 from segcft_ext.evaluation.draws import same_draws
-from segcft_ext.evaluation.judge import Judge
 from segcft_ext.evaluation.methods import Method, abducted
 from segcft_ext.figures import Panel, picture
+from segcft_ext.ruler import Ruler
 from segcft_ext.wording import quantity
 
 __all__ = ["factual_panel", "panels", "sweep"]
@@ -35,7 +35,7 @@ def factual_panel(case: Cases, variable: str, unit: str) -> Panel:
 
 
 @torch.no_grad()
-def sweep(method: Method, judge: Judge, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
+def sweep(method: Method, judge: Ruler, case: Cases, variable: str, targets: Sequence[float], unit: str) -> list[Panel]:
     """Counterfactuals of one case for several targets of a variable, all with the same exogenous noise."""
     answer, made = abducted(method, case.image, case.of_method(method)), []
     for target in targets:
