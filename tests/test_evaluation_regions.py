@@ -19,7 +19,6 @@ from torch import Tensor
 from data_prep.regions import derive_regions, region_definition
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.dscm import Counterfactual
-from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.evaluator import JudgeEvaluator
 from segcft_ext.evaluation.methods import FLOOR, ZERO
 from segcft_ext.evaluation.summary import _each, _folding, _positional, _truth
@@ -28,6 +27,7 @@ from segcft_ext.evaluation.tally import Tally
 from segcft_ext.evaluation.writer import EvaluationWriter
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.report import report
+from segcft_ext.seeding import mixed, same_draws
 
 LABELS = {"background": 0, "plaque": 1}
 SIZE = (64, 16)
@@ -242,7 +242,7 @@ def test_the_smallest_determinant_is_that_of_the_worst_case() -> None:
 def test_draws_of_a_seed_are_not_those_of_another_seed_for_the_next_row() -> None:
     drawn = []
     for seed, row in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 1)):
-        with same_draws(seed, row):
+        with same_draws(mixed(seed, row)):
             drawn.append(float(torch.rand(1)))
     assert len(set(drawn[:4])) == 4 and drawn[4] == drawn[1]
 

@@ -16,6 +16,7 @@ from monai.utils import ForwardMode
 from torch import Tensor, nn
 
 from segcft_ext.dscm import unwrap
+from segcft_ext.seeding import same_draws
 
 __all__ = ["CaseEvaluator"]
 
@@ -74,9 +75,7 @@ class CaseEvaluator(Evaluator, ABC):
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Tensor]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
-        devices = [batch[0].device] if batch[0].device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self.mode(self.network):
-            torch.manual_seed(self.state.iteration)
+        with same_draws(self.state.iteration), self.mode(self.network):
             return self.figures(*batch)
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.command_line import read_whole
 from segcft_ext.dscm import unwrap
-from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evidence import factual_values, segmentor_ruler
 from segcft_ext.interventions import beyond_training, expand_sweep, resolve
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.ruler import Ruler
+from segcft_ext.seeding import mixed, same_draws
 
 __all__ = ["CounterfactualEvaluator"]
 
@@ -182,7 +182,7 @@ class CounterfactualEvaluator(Evaluator):
 
     def _uncertainty(self, image: Tensor, values: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Standard deviation of the counterfactuals over samples from the latents' posterior, (B, S, *spatial)."""
-        with same_draws(seed):
+        with same_draws(mixed(seed, 0)):
             particles = [self.dscm.abduct(image, values, temperature=1) for _ in range(self.particles)]
         return torch.cat(
             [

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from segcft_ext.command_line import read_names
 from segcft_ext.datalist import Datalist
 from segcft_ext.datalist_format import DatalistError
 
-__all__ = ["draw_targets", "intervened_variables", "reference_cases", "same_draws"]
-
-
-@contextmanager
-def same_draws(seed: int = 0, row: int = 0) -> Iterator[None]:
-    """A context in which PyTorch's global generator draws the same numbers each time; its state is restored after.
-
-    Args:
-        seed: seed of the draws.
-        row: row of the first case of a batch, so that two batches do not share their draws.
-    """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(np.random.SeedSequence([seed, row]).generate_state(1)[0]))
-        yield
+__all__ = ["draw_targets", "intervened_variables", "reference_cases"]
 
 
 def intervened_variables(datalist: Datalist, names: str | Sequence[str] | None = None) -> list[str]:

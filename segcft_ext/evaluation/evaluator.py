@@ -9,6 +9,7 @@ It is a MONAI evaluator. A batch holds ``image``, ``label``, ``variables``, ``sp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -30,7 +31,7 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import DSCM
 from segcft_ext.evaluation.axioms import composition, reversibility
 from segcft_ext.evaluation.cases import Cases
-from segcft_ext.evaluation.draws import draw_targets, intervened_variables, same_draws
+from segcft_ext.evaluation.draws import draw_targets, intervened_variables
 from segcft_ext.evaluation.judge import structure_scores
 from segcft_ext.evaluation.judged_batches import JudgedBatches
 from segcft_ext.evaluation.locality import change, dilate, margin, region_of_change
@@ -46,6 +47,7 @@ from segcft_ext.networks.folding import folding
 from segcft_ext.networks.segmentor import Segmentor
 from segcft_ext.provenance import check_independent, check_unseen, fingerprint, summary, upstream
 from segcft_ext.ruler import Ruler
+from segcft_ext.seeding import mixed, same_draws
 
 __all__ = ["JudgeEvaluator"]
 
@@ -209,10 +211,14 @@ class JudgeEvaluator(Evaluator):
         names = self.datalist.variable_names
         return Cases(list(batchdata["id"]), image, label, spacing, values, names, before, self.judge.names), judged
 
+    def _same_draws(self, cases: Cases) -> AbstractContextManager[None]:
+        """The same draws for all methods; other ones for each batch."""
+        return same_draws(mixed(self.seed, self.rows[cases.ids[0]]))
+
     def _compose(self, method: Method, cases: Cases) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for key, temperature in TEMPERATURES.items():
-            with same_draws(self.seed, self.rows[cases.ids[0]]):
+            with self._same_draws(cases):
                 errors = composition(method, cases.image, cases.of_method(method), self.interventions, temperature)
             found |= {f"{key}.{count}": error for count, error in errors.items()}
         return found
@@ -263,7 +269,7 @@ class JudgeEvaluator(Evaluator):
         self, method: Method, answer: Answer, question: _Question, cases: Cases
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         back = {question.variable: cases.of([question.variable])[:, 0]}
-        with same_draws(self.seed, self.rows[cases.ids[0]]):
+        with self._same_draws(cases):
             result = answer({question.variable: question.target})
             reversed_error = reversibility(method, cases.image, result.image, result.values, back)
         judged = self.judge.segment(result.image)

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from segcft_ext.seeding import same_draws
+
 __all__ = ["BottleneckFeatures", "realism"]
 
 SPLITS = 10
@@ -153,7 +155,5 @@ def _distances(features: Tensor, real: Tensor, seed: int) -> tuple[float, float]
     for metric in (fid, kid):
         metric.update(real, real=True)
         metric.update(features, real=False)
-    # the subsets of KID are drawn from the global generator
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with same_draws(seed):  # the subsets of KID are drawn from the global generator
         return float(fid.compute()), float(kid.compute()[0])

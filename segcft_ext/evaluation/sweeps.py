@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from segcft_ext.evaluation.cases import Cases
-from segcft_ext.evaluation.draws import same_draws
 from segcft_ext.evaluation.methods import Method, abducted
 from segcft_ext.figures import Panel, picture
 from segcft_ext.ruler import Ruler
+from segcft_ext.seeding import mixed, same_draws
 from segcft_ext.wording import quantity
 
 __all__ = ["factual_panel", "panels", "sweep"]
@@ -39,7 +39,7 @@ def sweep(method: Method, judge: Ruler, case: Cases, variable: str, targets: Seq
     """Counterfactuals of one case for several targets of a variable, all with the same exogenous noise."""
     answer, made = abducted(method, case.image, case.of_method(method)), []
     for target in targets:
-        with same_draws():
+        with same_draws(mixed(0, 0)):
             made.append(answer({variable: case.image.new_full((1,), target)}).image)
     images, cases = torch.cat(made), case.repeat(len(targets))
     masks = judge.segment(images)

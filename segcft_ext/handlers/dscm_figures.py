@@ -20,6 +20,7 @@ from segcft_ext.datalist import Datalist
 from segcft_ext.dscm import Counterfactual, unwrap
 from segcft_ext.figures import Panel, counterfactual_grid, picture, reconstruction_grid, sample_grid, save_figure
 from segcft_ext.guides import Guide, SegmentorGuide
+from segcft_ext.seeding import same_draws
 from segcft_ext.wording import quantity, words
 
 __all__ = ["DSCMFigures"]
@@ -97,8 +98,7 @@ class DSCMFigures:
     def figures(self, device: torch.device, epoch: int) -> Iterator[tuple[str, Figure]]:
         """The figures one by one, each with its file name, in which ``{}`` stands for the epoch."""
         count = max(self.cases, self.reconstructions)
-        with eval_mode(self.dscm), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)  # the same samples in every epoch
+        with eval_mode(self.dscm), same_draws(0):  # the same samples in every epoch
             batch = next(iter(DataLoader(Subset(self.dataset, range(count)), batch_size=count)))
             image, values, *_ = self.prepare_batch(batch, device, False)
             label = batch["label"].to(device)

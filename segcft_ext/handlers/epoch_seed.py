@@ -9,12 +9,14 @@ import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 
+from segcft_ext.seeding import mixed
+
 __all__ = ["EpochSeed", "seed_epoch"]
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
     """Seed Python, NumPy and PyTorch from (seed, epoch, rank); near seeds give unrelated streams."""
-    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    state = mixed(seed, epoch, rank)
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
