@@ -60,9 +60,10 @@ class Datalist:
         return [variable.name for variable in self.variables]
 
     @property
-    def measured_variables(self) -> list[dict[str, Any]]:
-        """The definition of each measured variable, see :meth:`definitions`."""
-        return self.definitions([v.name for v in self.variables if v.measurement is not None])
+    def may_be_zero(self) -> list[str]:
+        """The measured variables with a point mass at zero, see :meth:`definitions`."""
+        measured = self.definitions([v.name for v in self.variables if v.measurement is not None])
+        return [definition["name"] for definition in measured if definition.get("zero_inflated")]
 
     @property
     def spatial_dims(self) -> int:
@@ -76,9 +77,14 @@ class Datalist:
         return PreparedReader(self.size, label_maps, self.labels.values())
 
     @property
+    def foreground(self) -> dict[str, int]:
+        """The label value of each structure, in their order, without the background."""
+        return {name: value for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0}
+
+    @property
     def structures(self) -> list[str]:
         """The structures in the order of their label values, without the background."""
-        return [name for name, value in sorted(self.labels.items(), key=lambda item: item[1]) if value != 0]
+        return list(self.foreground)
 
     @property
     def num_classes(self) -> int:

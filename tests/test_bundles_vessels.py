@@ -105,7 +105,7 @@ def test_fine_tuning_adds_a_head_of_the_same_dimensions(ran: Path, datalist: Dat
 def test_a_head_is_added_to_a_model_of_some_of_the_variables(tmp_path: Path) -> None:
     whole = small_vessels(tmp_path / "whole", training=12)
     halves = derive_regions(whole.path, tmp_path / "datalist.json", region_definition(boundaries=[0, 0.5, 1]))
-    painted = [v["name"] for v in halves.measured_variables if v.get("zero_inflated")]
+    painted = halves.may_be_zero
     kept = ["lumen_area_proximal", painted[0]]
     hvae = {"channels": [4, 4], "strides": [2], "blocks": [0, 1], "latent_channels": 2}
     dscm = DSCM(halves.definitions(kept), hvae=hvae)

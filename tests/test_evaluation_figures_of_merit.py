@@ -268,7 +268,7 @@ def test_reversibility_takes_the_intervention_back() -> None:
 def test_structure_scores_by_hand() -> None:
     true = torch.tensor([[[[1, 1, 0, 0]]], [[[0, 0, 0, 0]]]])
     seen = torch.tensor([[[[1, 0, 0, 0]]], [[[1, 0, 0, 0]]]])
-    dice, percent = structure_scores(seen, true, {"background": 0, "disc": 1})["disc"]
+    dice, percent = structure_scores(seen, true, {"disc": 1})["disc"]
     assert float(dice[0]) == pytest.approx(2 / 3)
     assert float(percent[0]) == pytest.approx(50)
     assert math.isnan(dice[1]) and math.isnan(percent[1])  # nothing to find in the second

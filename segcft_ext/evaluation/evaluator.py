@@ -138,7 +138,7 @@ class JudgeEvaluator(Evaluator):
         test = [entry["id"] for entry in datalist.entries["test"]]
         self.rows = {key: row for row, key in enumerate(test)}
         self.targets = {name: draw_targets(datalist, name, len(test), self.draws, seed) for name in self.interventions}
-        self.may_be_zero = [v["name"] for v in datalist.measured_variables if v.get("zero_inflated")]
+        self.may_be_zero = datalist.may_be_zero
         self.regions = {v.name: (v.structure, v.region) for v in datalist.variables if v.region}
         self.evaluation: dict[str, Any] = {}
         self.pairs = pd.DataFrame()
@@ -185,7 +185,7 @@ class JudgeEvaluator(Evaluator):
     def _judge_batch(self, batchdata: Mapping[str, Any]) -> Tally:
         cases, judged = self.cases(batchdata)
         found = Tally()
-        for name, (dice, percent) in structure_scores(judged, cases.label, self.datalist.labels).items():
+        for name, (dice, percent) in structure_scores(judged, cases.label, self.datalist.foreground).items():
             found.structures[name] += list(zip(dice.tolist(), percent.tolist()))
         found.features["real"].append((list(cases.ids), self.features(cases.image).cpu()))
         found.cases.append(cases.frame({"before": cases.before, "factual": cases.factual}, method="judge"))
@@ -263,7 +263,7 @@ class JudgeEvaluator(Evaluator):
         image, label = map(self._tensor, self.truth(cases.ids, {variable: target.tolist()}))
         seen = self.judge.measure(self.judge.segment(image), image, cases.spacing, cases.label)
         gained = self._mask(label, variable, cases) - self._mask(cases.label, variable, cases)
-        return image, label, seen.masked_fill(_rows(image.isnan().flatten(1).any(1), seen), nan), gained
+        return image, label, seen.masked_fill(image.isnan().flatten(1).any(1, keepdim=True), nan), gained
 
     def _judge(
         self, method: Method, answer: Answer, question: _Question, cases: Cases
@@ -395,11 +395,6 @@ def _made(model: Any) -> Any:
     if isinstance(model, SelfDescribing):
         return {"fingerprint": fingerprint(model), "definition": model.definition}
     return type(model).__name__
-
-
-def _rows(mask: Tensor, figure: Tensor) -> Tensor:
-    """A mask of rows (B,) in the shape of a figure, (B,) or (B, J)."""
-    return mask.view(-1, *[1] * (figure.ndim - 1))
 
 
 def _joined(parts: Sequence[tuple[Sequence[str], Tensor]]) -> tuple[list[str], Tensor]:

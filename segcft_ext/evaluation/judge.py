@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcft_ext.evaluation.effectiveness import error, slope
+from segcft_ext.evaluation.effectiveness import error, mean, slope
 
 __all__ = ["floor", "structure_scores", "summarise_structures"]
 
@@ -23,7 +23,7 @@ def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -
     Args:
         judged: the judge's label maps, shape (B, 1, *spatial).
         label: the true label maps, same shape.
-        labels: value of each structure; the background is left out.
+        labels: value of each structure.
 
     Returns:
         For each structure its Dice and its absolute area error in percent of the true area, two tensors of shape (B,),
@@ -31,8 +31,6 @@ def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -
     """
     found = {}
     for name, value in labels.items():
-        if value == 0:
-            continue
         true, seen = ((maps == value).flatten(1) for maps in (label, judged))
         area, overlap = true.sum(1).double(), (true & seen).sum(1).double()
         dice = 2 * overlap / (area + seen.sum(1))
@@ -44,18 +42,11 @@ def structure_scores(judged: Tensor, label: Tensor, labels: Mapping[str, int]) -
 
 def summarise_structures(scores: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
     """``{structure: {"dice", "area_mape"}}``, means over the cases that show the structure; NaN if none does."""
-    return {
-        name: {
-            "dice": _known_mean([dice for dice, _ in rows]),
-            "area_mape": _known_mean([percent for _, percent in rows]),
-        }
-        for name, rows in scores.items()
-    }
-
-
-def _known_mean(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
+    means = {}
+    for name, rows in scores.items():
+        known = np.array([row for row in rows if np.isfinite(row).all()]).reshape(-1, 2)
+        means[name] = {"dice": mean(known[:, 0]), "area_mape": mean(known[:, 1])}
+    return means
 
 
 def floor(

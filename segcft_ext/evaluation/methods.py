@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -47,11 +48,6 @@ class Method(Protocol):
     ) -> Counterfactual: ...
 
 
-class _Listed:
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
-
-
 class Identity:
     """Doing nothing: the image stays as it is, whatever is asked for. The zero of every table.
 
@@ -62,7 +58,7 @@ class Identity:
     """
 
     def __init__(self, names: Sequence[str], scm: SCM | None = None) -> None:
-        self.variables = _Listed(names) if scm is None else scm.variables
+        self.variables: Names = SimpleNamespace(names=list(names)) if scm is None else scm.variables
         self.scm = scm
 
     def counterfactual(

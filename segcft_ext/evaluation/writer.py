@@ -147,7 +147,7 @@ class EvaluationWriter:
         batch = {key: item[key][None] for key in ("image", "label")}
         batch |= {key: torch.as_tensor(item[key])[None] for key in ("variables", "spacing")}
         case, _ = engine.cases({**batch, "id": [item["id"]]})
-        labels = {name: value for name, value in engine.datalist.labels.items() if value != 0}
+        labels = engine.datalist.foreground
         for variable in tqdm(engine.interventions, desc=f"drawing test case {number + 1}", unit="variable"):
             unit = engine.datalist.variable(variable).unit
             factual = factual_panel(case, variable, unit)

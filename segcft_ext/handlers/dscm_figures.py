@@ -64,7 +64,7 @@ class DSCMFigures:
         self.dscm = unwrap(network)
         self.dataset = dataset
         self.prepare_batch = prepare_batch
-        self.labels = {name: datalist.labels[name] for name in datalist.structures}
+        self.labels = datalist.foreground
         self.size = datalist.size
         self.folder = Path(folder)
         self.interval = interval

@@ -60,8 +60,7 @@ class SegmentationReport:
         header: dict[str, Any] | None = None,
         lesions: Sequence[str] = (),
     ) -> None:
-        self.structures = datalist.structures
-        self.labels = {name: datalist.labels[name] for name in self.structures}
+        self.labels = datalist.foreground
         self.measurements = datalist.measurements()
         self.units = {name: datalist.variable(name).unit for name in self.measurements}
         self.folder = Path(folder)
@@ -99,7 +98,7 @@ class SegmentationReport:
         for metric in self.metrics:
             for row, values in zip(self._cases, engine.state.metric_details[metric].tolist()):
                 known = [value if math.isfinite(value) else None for value in values]
-                row |= {f"{metric}_{name}": known[self.labels[name] - 1] for name in self.structures}
+                row |= {f"{metric}_{name}": known[self.labels[name] - 1] for name in self.labels}
         summary = self.summary()
         engine.state.metrics |= _flatten(summary)
         rows = [row.values() for row in self._cases]
@@ -111,7 +110,7 @@ class SegmentationReport:
     def _worst(self) -> Figure:
         """The cases that were outlined worst, by the first metric."""
         metric = self.metrics[0]
-        known = np.ma.masked_invalid([self._column(f"{metric}_{name}") for name in self.structures])
+        known = np.ma.masked_invalid([self._column(f"{metric}_{name}") for name in self.labels])
         scores = known.mean(0).filled(np.inf)
         order = np.argsort(scores, kind="stable")[:SHOWN]
         cases, truths = [], []
@@ -134,8 +133,7 @@ class SegmentationReport:
             with and without it. ``lesions``: see :meth:`_lesions`.
         """
         structures = {
-            name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics}
-            for name in self.structures
+            name: {metric: _mean(self._column(f"{metric}_{name}")) for metric in self.metrics} for name in self.labels
         }
         variables: dict[str, Any] = {}
         for name, unit in self.units.items():
