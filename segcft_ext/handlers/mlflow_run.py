@@ -89,8 +89,8 @@ class MLflowRun:
         self.validator = validator
         self.datalist = datalist
         self.id_file = Path(id_file) if id_file else None
-        self._client: MlflowClient | None = None  # from the start of the run to its end
-        self._run_id = ""
+        self._client: MlflowClient
+        self._run_id = ""  # from the start of the run to its end
         self._finite: dict[str, tuple[float, int]] = {}  # sum and number of this epoch's values
         self._uploaded: set[Path] = set()
         self._logged: set[tuple[str, int]] = set()  # metrics, with the epoch, that a resumed run has already
@@ -139,9 +139,8 @@ class MLflowRun:
             write_text_atomically(self.id_file, self._run_id)
 
     def _close(self, status: int) -> None:
-        assert self._client is not None  # for the type checker
         self._client.set_terminated(self._run_id, RunStatus.to_string(status))
-        self._client = None
+        self._run_id = ""
 
     def iteration_completed(self, engine: Workflow) -> None:
         output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
@@ -163,7 +162,7 @@ class MLflowRun:
 
         MLflow does not take every character that the name of a variable or method may have; others become "_".
         """
-        if self._client is None:
+        if not self._run_id:
             return  # the validator also runs on its own
         now = int(1000 * time.time())
         found = {**(metrics or {}), **_scalars(engine.state.metrics)}
@@ -175,7 +174,6 @@ class MLflowRun:
         self._client.log_batch(self._run_id, metrics=entities)
 
     def complete(self, engine: Workflow) -> None:
-        assert self._client is not None  # for the type checker
         self.upload_folders()
         for path in self.artifacts:
             if path.is_file():
@@ -184,7 +182,6 @@ class MLflowRun:
 
     def upload_folders(self) -> None:
         """Upload the files in the artifacts' folders that have not been uploaded yet."""
-        assert self._client is not None  # for the type checker
         for folder in self.artifacts:
             for file in sorted(folder.rglob("*")) if folder.is_dir() else []:
                 if file.is_file() and file not in self._uploaded:
@@ -193,7 +190,7 @@ class MLflowRun:
                     self._client.log_artifact(self._run_id, str(file), artifact_path=place.as_posix())
 
     def fail(self, engine: Workflow, error: BaseException) -> None:
-        if self._client is not None:
+        if self._run_id:
             status = RunStatus.KILLED if isinstance(error, KeyboardInterrupt) else RunStatus.FAILED
             try:
                 self._client.set_tag(self._run_id, "error", f"{type(error).__name__}: {error}"[:5000])
