@@ -125,29 +125,17 @@ class CounterfactualWriter:
         steps = [parse_intervention(intervention) for intervention in engine.interventions]
         texts = {name: [step[name].text for step in steps] for name in steps[0]}
         varied = [name for name, each in texts.items() if len(set(each)) > 1] or list(texts)
-        title = "; ".join(
-            [
-                ", ".join(map(words, varied)),
-                *(f"{words(n)} {each[0]}" for n, each in texts.items() if n not in varied),
-            ]
-        )
+        fixed = [f"{words(name)} {each[0]}" for name, each in texts.items() if name not in varied]
+        title = "; ".join([", ".join(map(words, varied)), *fixed])
         axis = int(np.argmin(masks.shape[1:]))  # of the model's size, since the file's may be shortest elsewhere
         images = [_shrunk(picture(image, axis)) for image in output["detailed"]]
-        factual = Panel(
-            images[0],
-            picture(masks[0], axis),
-            "factual",
-            _quantities(dscm, varied, output["values"]),
-        )
-        panels = [
-            Panel(
-                images[1 + step],
-                picture(masks[1 + step], axis),
-                ", ".join(texts[name][step] for name in varied) or "no action",
-                _quantities(dscm, varied, output["targets"][step]),
+        typed = [", ".join(texts[name][step] for name in varied) or "no action" for step in range(len(steps))]
+        factual, *panels = (
+            Panel(image, picture(mask, axis), text, _quantities(dscm, varied, values))
+            for image, mask, text, values in zip(
+                images, masks, ["factual", *typed], [output["values"], *output["targets"]], strict=True
             )
-            for step in range(len(steps))
-        ]
+        )
         rows = {}
         for start in range(0, len(panels), COLUMNS):
             row = panels[start : start + COLUMNS]
