@@ -24,8 +24,8 @@ from mlflow.exceptions import MlflowException
 
 from segcft_ext.command_line import read_names, run_command
 from segcft_ext.evaluation.methods import FLOOR, ZERO
-from segcft_ext.evaluation.table import Cell, Table, number
-from segcft_ext.evaluation.tables import evaluation_tables, summary_line
+from segcft_ext.evaluation.table import Cell, Table
+from segcft_ext.evaluation.tables import evaluation_tables, judge_rows, summary_line
 from segcft_ext.figures import curves, to_png
 from segcft_ext.html import figure, folded, listing, table, write_page
 from segcft_ext.runs import Run, finished_runs
@@ -189,14 +189,10 @@ def _cell(cell: Cell, digits: int) -> str:
 
 
 def _judge_table(evaluation: Mapping[str, Any]) -> str:
-    rows = [
-        (words(name), Cell(number(scores["dice"])).text(3), Cell(number(scores["area_mape"])).text(1))
-        for name, scores in evaluation["judge"].items()
-    ]
     return (
         '<h3>The judge on real test images</h3><p class="note">Dice overlap with the reference outlines, and the error '
         "of the area in %. The judge was trained on cases that no guide has seen.</p>"
-        + table(["", "Dice", "area error, %"], rows)
+        + table(["", "Dice", "area error, %"], judge_rows(evaluation))
     )
 
 

@@ -500,9 +500,9 @@ def test_figures_of_a_variable_with_a_slash_in_its_name_lie_beside_the_others(
     def draw(writer: EvaluationWriter, engine: JudgeEvaluator) -> None:
         writer._save(Figure(figsize=(1, 1)), "sweep-left/right_area-1", "sweep", "")
 
-    monkeypatch.setattr(EvaluationWriter, "_aggregates", draw)
+    monkeypatch.setattr(EvaluationWriter, "_errors", draw)
     EvaluationWriter(tmp_path, figure_cases=0)(judged[0])
-    (entry,) = json.loads((tmp_path / "figures" / "figures.json").read_text())
+    entry, *_ = json.loads((tmp_path / "figures" / "figures.json").read_text())
     assert (tmp_path / "figures" / entry["file"]).is_file()
 
 

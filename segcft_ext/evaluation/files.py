@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segcft_ext.evaluation.table import Cell, Table
-from segcft_ext.evaluation.tables import evaluation_tables, summary_line
+from segcft_ext.evaluation.table import Table
+from segcft_ext.evaluation.tables import evaluation_tables, judge_rows, summary_line
 from segcft_ext.folders import write_csv_atomically, write_json_atomically, write_text_atomically
-from segcft_ext.wording import words
 
 __all__ = ["finite", "to_markdown", "write_evaluation"]
 
@@ -51,9 +50,6 @@ def write_evaluation(evaluation: Mapping[str, Any], directory: str | os.PathLike
     write_csv_atomically(directory / "evaluation.csv", lines)
     head = f"# Evaluation: {evaluation['data']['name']}\n\n{summary_line(evaluation)}\n"
     judge = ["### The judge on real test images", "", "| | Dice | error of the area, % |", "|---|---|---|"]
-    judge += [
-        f"| {words(name)} | {Cell(scores['dice']).text(3)} | {Cell(scores['area_mape']).text(1)} |"
-        for name, scores in evaluation["judge"].items()
-    ]
+    judge += [f"| {' | '.join(row)} |" for row in judge_rows(evaluation)]
     markdown = "\n".join([head, *map(to_markdown, tables), "\n".join(judge)])
     write_text_atomically(directory / "evaluation.md", markdown + "\n")

@@ -101,13 +101,11 @@ def _mark_best(
 
 
 def cell(entry: Mapping[str, Any], figure: str, interval: str = "ci95") -> Cell:
+    """The cell of a figure from JSON, with the interval of this name if there is one."""
     bounds = entry.get(interval)
     return Cell(number(entry.get(figure)), (number(bounds[0]), number(bounds[1])) if bounds else None)
 
 
-def _do(name: str) -> str:
-    return f"do({words(name)})"
-
-
 def interventions(figures: Figures) -> dict[str, str]:
-    return {_do(do): do for do in figures[ZERO]["effectiveness"]}
+    """The intervened variables by the heading ``do(…)`` of their columns."""
+    return {f"do({words(do)})": do for do in figures[ZERO]["effectiveness"]}

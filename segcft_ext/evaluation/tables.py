@@ -18,7 +18,7 @@ from segcft_ext.evaluation.presence import GROUPS
 from segcft_ext.evaluation.table import Cell, Figures, Table, cell, interventions, number, table
 from segcft_ext.wording import words, written_unit
 
-__all__ = ["evaluation_tables", "summary_line"]
+__all__ = ["evaluation_tables", "judge_rows", "summary_line"]
 
 # More pairs of an intervened and a measured variable than this become a matrix for each method.
 MAX_PAIRS = 12
@@ -33,6 +33,14 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
         f"{', '.join(map(words, data['interventions']))} per case, the same for all methods (seed {data['seed']}), "
         f"judged by an independent segmentor ({data['judge']['definition']['architecture']})."
     )
+
+
+def judge_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Each structure with the judge's Dice and error of the area in %, on real test images, as text."""
+    return [
+        (words(name), Cell(number(scores["dice"])).text(3), Cell(number(scores["area_mape"])).text(1))
+        for name, scores in evaluation["judge"].items()
+    ]
 
 
 def evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:

@@ -65,7 +65,8 @@ class EvaluationWriter:
         write_text_atomically(self.output_dir / "pairs.csv", pairs)
         self._shown: list[dict[str, str]] = []
         self._sliced = " Of each volume the middle slice." if engine.datalist.spatial_dims == 3 else ""
-        self._aggregates(engine)
+        self._errors(engine)
+        self._maps(engine)
         dataset: Any = engine.loader.dataset if len(engine.methods) > 1 else []
         positions = np.unique(
             np.linspace(0, len(dataset) - 1, min(self.figure_cases, len(dataset))).round().astype(int)
@@ -83,7 +84,7 @@ class EvaluationWriter:
         caption += self._sliced if kind in PICTURES else ""
         self._shown.append({"file": path.name, "kind": kind, "caption": caption})
 
-    def _aggregates(self, engine: JudgeEvaluator) -> None:
+    def _errors(self, engine: JudgeEvaluator) -> None:
         evaluation, pairs = engine.evaluation, engine.pairs
         methods = {IDENTITY: evaluation["identity"], **evaluation["methods"]}
         units = evaluation["data"]["units"]
@@ -118,22 +119,20 @@ class EvaluationWriter:
             "Error of every variable (columns) under every intervention (rows), "
             + ("in % of the value it should have." if figure == "mape" else "in the unit of the variable."),
         )
-        maps = engine.change_maps()
-        if maps:
-            regions = engine.datalist.regions
-            fixed = regions is not None and regions.of == "image" and regions.axis == 0
+
+    def _maps(self, engine: JudgeEvaluator) -> None:
+        regions = engine.datalist.regions
+        fixed = regions is not None and regions.of == "image" and regions.axis == 0
+        lines = regions.boundaries[1:-1] if regions is not None and fixed else ()
+        if maps := engine.change_maps():
             self._save(
-                change_maps(
-                    maps, "mean absolute change", regions.boundaries[1:-1] if regions is not None and fixed else ()
-                ),
+                change_maps(maps, "mean absolute change", lines),
                 "change-maps",
                 "maps",
                 "Mean absolute change of the image by intervention (rows) and method (columns), over all test cases "
                 "and targets" + ("; the lines part the regions." if fixed else "."),
             )
-
-        gains = engine.gain_maps()
-        if gains:
+        if gains := engine.gain_maps():
             self._save(
                 change_maps(gains, "gain of the mask", signed=True),
                 "gain-maps",
