@@ -134,7 +134,37 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
     if content.get("format_version") != FORMAT_VERSION:
         raise fail("format_version", content.get("format_version"), str(FORMAT_VERSION))
 
-    image = content.get("image")
+    image = _validate_image(content.get("image"), fail)
+    dims = len(image["size"])
+    labels = content.get("labels")
+    if not (isinstance(labels, Mapping) and all(_is_int(v) and v >= 0 for v in labels.values())):
+        raise fail("labels", labels, "a whole number for each structure")
+    if labels.get("background") != 0 or len(set(labels.values())) != len(labels):
+        raise fail("labels", dict(labels), "distinct values, background 0")
+
+    regions = validate_regions(content["regions"], dims, fail) if content.get("regions") is not None else None
+    listed, truth = content.get("variables") or [], content.get("truth")
+    if not isinstance(listed, list):
+        raise fail("variables", listed, "a list")
+    variables = [_validate_variable(v, i, labels, regions, dims, fail) for i, v in enumerate(listed)]
+    names = [v.name for v in variables]
+    if not names or len(set(names)) != len(names):
+        raise fail("variables", names, "at least one, each name once")
+    if truth is not None and not (isinstance(truth, Mapping) and isinstance(truth.get("_target_"), str)):
+        raise fail("truth", truth, "an object with a _target_, or null")
+    return {
+        "name": str(content.get("name") or path.parent.name),
+        **image,
+        "labels": dict(labels),
+        "variables": tuple(variables),
+        "truth": truth,
+        "entries": _validate_entries(content, variables, dims, path, check_files, fail),
+        "regions": regions,
+    }
+
+
+def _validate_image(image: Any, fail: Any) -> dict[str, Any]:
+    """The header's ``image``."""
     if not isinstance(image, Mapping):
         raise fail("image", image, '{"size": [H, W], "intensity_range": [low, high]}')
     size, intensity = image.get("size"), image.get("intensity_range")
@@ -151,53 +181,9 @@ def validate(content: Any, path: Path, check_files: bool) -> dict[str, Any]:
         raise fail("image.window", window, "two numbers, the lower before the higher")
     if not isinstance(intensity_unit, str):
         raise fail("image.intensity_unit", intensity_unit, "a text")
-
-    labels = content.get("labels")
-    if not (isinstance(labels, Mapping) and all(_is_int(v) and v >= 0 for v in labels.values())):
-        raise fail("labels", labels, "a whole number for each structure")
-    if labels.get("background") != 0 or len(set(labels.values())) != len(labels):
-        raise fail("labels", dict(labels), "distinct values, background 0")
-
-    regions = validate_regions(content["regions"], len(size), fail) if content.get("regions") is not None else None
-    listed, truth = content.get("variables") or [], content.get("truth")
-    if not isinstance(listed, list):
-        raise fail("variables", listed, "a list")
-    variables = [_validate_variable(v, i, labels, regions, len(size), fail) for i, v in enumerate(listed)]
-    names = [v.name for v in variables]
-    if not names or len(set(names)) != len(names):
-        raise fail("variables", names, "at least one, each name once")
-    if truth is not None and not (isinstance(truth, Mapping) and isinstance(truth.get("_target_"), str)):
-        raise fail("truth", truth, "an object with a _target_, or null")
-
-    entries: dict[str, list[Mapping[str, Any]]] = {}
-    seen: dict[str, str] = {}
-    for split in SPLITS:
-        if not isinstance(content.get(split), list):
-            raise fail(split, content.get(split), "a list of cases")
-        entries[split] = content[split]
-        for index, entry in enumerate(entries[split]):
-            where = f"{split}[{index}]"
-            _validate_entry(entry, where, variables, len(size), fail)
-            for key in ("id", "image"):  # the same image in two splits would leak from one into the other
-                name = entry[key] if key == "id" else Path(entry[key])
-                same = seen.setdefault(f"{key} {name}", where)
-                if same != where:
-                    raise fail(f"{where}.{key}", entry[key], f"an {key} of its own (also at {same})")
-            if split == "training" and entry.get("use") not in USES:
-                raise fail(f"{where}.use", entry.get("use"), " or ".join(map(repr, USES)))
-            for key in ("image", "label"):
-                if check_files and not (path.parent / entry[key]).is_file():
-                    raise fail(f"{where}.{key}", entry[key], "an existing file")
-
     return {
-        "name": str(content.get("name") or path.parent.name),
         "size": tuple(size),
         "intensity_range": (float(intensity[0]), float(intensity[1])),
-        "labels": dict(labels),
-        "variables": tuple(variables),
-        "truth": truth,
-        "entries": entries,
-        "regions": regions,
         "window": None if window is None else (float(window[0]), float(window[1])),
         "intensity_unit": intensity_unit,
     }
@@ -273,6 +259,32 @@ def _validate_variable(
         if found != band:
             raise fail(f"{where}.measurement", measurement, f"that of the region: axis, of, low, high as {band}")
     return Variable(variable["name"], kind, unit, tuple(categories), measurement, structure, region)
+
+
+def _validate_entries(
+    content: Mapping[str, Any], variables: Sequence[Variable], dims: int, path: Path, check_files: bool, fail: Any
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The entries of each split."""
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        if not isinstance(content.get(split), list):
+            raise fail(split, content.get(split), "a list of cases")
+        entries[split] = content[split]
+        for index, entry in enumerate(entries[split]):
+            where = f"{split}[{index}]"
+            _validate_entry(entry, where, variables, dims, fail)
+            for key in ("id", "image"):  # the same image in two splits would leak from one into the other
+                name = entry[key] if key == "id" else Path(entry[key])
+                same = seen.setdefault(f"{key} {name}", where)
+                if same != where:
+                    raise fail(f"{where}.{key}", entry[key], f"an {key} of its own (also at {same})")
+            if split == "training" and entry.get("use") not in USES:
+                raise fail(f"{where}.use", entry.get("use"), " or ".join(map(repr, USES)))
+            for key in ("image", "label"):
+                if check_files and not (path.parent / entry[key]).is_file():
+                    raise fail(f"{where}.{key}", entry[key], "an existing file")
+    return entries
 
 
 def _validate_entry(entry: Any, where: str, variables: Sequence[Variable], dims: int, fail: Any) -> None:
