@@ -155,16 +155,10 @@ def demo(
         version=segcft_ext.__version__,
         code=project_code(),
     )
+    settings, folder = merged_settings(shown.demo_settings, read_settings(set)), _bundles(bundles)
+    datalist = phantoms.folder / "datalist.json"
     chain = Chain(
-        phantoms.folder / "datalist.json",
-        output,
-        seed,
-        device,
-        merged_settings(shown.demo_settings, read_settings(set)),
-        _bundles(bundles),
-        kind=shown,
-        positional=shown.positional,
-        size=pixels,
+        datalist, output, seed, device, settings, folder, kind=shown, positional=shown.positional, size=pixels
     )
     _execute(chain, [phantoms, *chain.stages(METHODS, _mechanisms(mechanisms))], jobs)
 
