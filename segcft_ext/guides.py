@@ -174,8 +174,6 @@ def prepare_fine_tuning(dscm: DSCM, guide: Guide | None, datalist: Datalist) -> 
         )
     if not isinstance(guide, SegmentorGuide):
         dscm.measure_nothing()
-    noted = None
-    if guide is not None and isinstance(guide.network, SelfDescribing):
-        noted = upstream(guide.network)
-    dscm.data["guide"] = noted
+    network = None if guide is None else guide.network
+    dscm.data["guide"] = upstream(network) if isinstance(network, SelfDescribing) else None
     dscm.data["cases"] = sorted({*dscm.data["cases"], *datalist.fingerprints("training")})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segcft_ext.checkpoints import CheckpointError
 from segcft_ext.command_line import read_whole
-from segcft_ext.dscm import unwrap
+from segcft_ext.dscm import Counterfactual, unwrap
 from segcft_ext.evidence import factual_values, segmentor_ruler
 from segcft_ext.interventions import beyond_training, expand_sweep, resolve
 from segcft_ext.networks.segmentor import Segmentor
@@ -143,24 +143,17 @@ class CounterfactualEvaluator(Evaluator):
         values = factual_values(dscm, image, self.intervention, self.given, self.ruler, spacing, label)
         abduction = dscm.abduct(image, values)
         seed = zlib.crc32(image.cpu().numpy().tobytes())
-        made, moved, displacements, targets, folding = [], [], [], [], []
+        made: list[Counterfactual] = []
         for intervention in self.interventions:
             do = resolve(intervention, dscm.variables, values, dscm.measured)
             noise = torch.Generator().manual_seed(seed)  # one draw for all steps of a sweep
             wanted = dscm.scm.counterfactual(values, do, noise)
             self._warn_beyond_training(do, values, wanted)
-            counterfactual = dscm.predict(abduction, wanted)
-            made.append(counterfactual.image)
-            displacement = counterfactual.displacement
-            if displacement is None or dscm.deformation is None:
-                displacements.append(torch.zeros_like(image).repeat(1, image.ndim - 2, *[1] * (image.ndim - 2)))
-                moved.append(image)
-            else:
-                displacements.append(displacement)
-                moved.append(dscm.deformation.warp(image, displacement))
-            targets.append(counterfactual.values)
-            folding.append(counterfactual.folded)
-        pred = torch.cat(made, dim=1)
+            made.append(dscm.predict(abduction, wanted))
+        images, still = [each.image for each in made], image.new_zeros(len(image), image.ndim - 2, *image.shape[2:])
+        displacements = [still if each.displacement is None else each.displacement for each in made]
+        moved = [image if dscm.deformation is None else dscm.deformation.warp(image, field) for field in displacements]
+        pred = torch.cat(images, dim=1)
         output = {
             "pred": pred,
             "difference": pred - image,
@@ -168,12 +161,12 @@ class CounterfactualEvaluator(Evaluator):
             "residual": pred - torch.cat(moved, dim=1),
             "reconstruction": abduction.posterior.mean.clamp(-1, 1),
             "values": values,
-            "targets": torch.stack(targets, dim=1),
-            "folding": torch.stack(folding, dim=1),
+            "targets": torch.stack([each.values for each in made], dim=1),
+            "folding": torch.stack([each.folded for each in made], dim=1),
         }
         if self.ruler is not None and label is not None:
-            masks = [label, *(self.ruler.segment(x) for x in made)]
-            measured = [self.ruler.measure(mask, x, spacing, label) for mask, x in zip(masks, [image, *made])]
+            masks = [label, *map(self.ruler.segment, images)]
+            measured = [self.ruler.measure(mask, x, spacing, label) for mask, x in zip(masks, [image, *images])]
             output["masks"] = torch.cat(masks, dim=1)
             output["measured"] = torch.stack(measured, dim=1)
         if self.particles:
