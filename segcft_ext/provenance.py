@@ -88,6 +88,7 @@ def check_independent(judge: SelfDescribing, methods: Mapping[str, Any]) -> None
         guide = method.data.get("guide") if isinstance(method, SelfDescribing) else None
         if guide is None:
             continue
+        by = f"the guide of method {name!r} ({method.origin})"
         use, guided_use = judge.data.get("use"), guide["data"].get("use")
         pairs = [
             ("weights", fingerprint(judge), guide["fingerprint"], "another network"),
@@ -96,21 +97,18 @@ def check_independent(judge: SelfDescribing, methods: Mapping[str, Any]) -> None
         if guide["class"] == type(judge).__name__:
             held, guided = judge.definition["architecture"], guide["definition"]["architecture"]
             pairs.append(("definition.architecture", held, guided, "another architecture"))
-        for key, held, guided, expected in pairs:
-            if held == guided:
-                raise CheckpointError(
-                    f"{judge.origin}: {key}: the judge holds {held!r}, and so does the guide of method {name!r} "
-                    f"({method.origin}); an independent judge needs {expected}"
-                )
+        faults = [
+            (key, f"the judge holds {held!r}, and so does {by}", needed)
+            for key, held, guided, needed in pairs
+            if held == guided
+        ]
         if use is None or guided_use is None:
-            raise CheckpointError(
-                f"{judge.origin}: data.use: the judge holds {use!r}, the guide of method {name!r} ({method.origin}) "
-                f"{guided_use!r}, and None stands for all cases; an independent judge needs other training cases"
+            found = f"the judge holds {use!r}, {by} {guided_use!r}, and None stands for all cases"
+            faults.append(("data.use", found, "other training cases"))
+        if shared := sorted({*judge.data.get("cases", ())} & {*guide["data"].get("cases", ())}):
+            found = f"the judge was trained on {len(shared)} cases that {by} was trained on"
+            faults.append(
+                ("data.cases", f"{found}, such as that with the fingerprint {shared[0]}", "other training cases")
             )
-        shared = sorted({*judge.data.get("cases", ())} & {*guide["data"].get("cases", ())})
-        if shared:
-            raise CheckpointError(
-                f"{judge.origin}: data.cases: the judge was trained on {len(shared)} cases that the guide of method "
-                f"{name!r} ({method.origin}) was trained on, such as that with the fingerprint {shared[0]}; an "
-                "independent judge needs other training cases"
-            )
+        for key, found, needed in faults:
+            raise CheckpointError(f"{judge.origin}: {key}: {found}; an independent judge needs {needed}")
