@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -78,8 +78,10 @@ def factual_values(
     variables, intervened = dscm.variables, list(expand_sweep(intervention)[0])
     continuous = [name for name, kind in zip(variables.names, variables.kinds) if kind == "continuous"]
     known = _absolute(given, continuous)
-    _check_names("variables", known, dscm)
-    _check_names("intervention", intervened, dscm)
+    for option, names in (("variables", known), ("intervention", intervened)):
+        if unknown := [name for name in names if name not in variables.names]:
+            found = f"--{option}: no variable {unknown[0]!r}"
+            raise ValueError(f"{found}; the variables of {dscm.origin} are {variables.names}")
     values = image.new_full((len(image), len(variables)), torch.nan)
     if ruler is not None:
         units = {name: measurement.unit for name, measurement in ruler.measurements.items()}
@@ -122,11 +124,3 @@ def _absolute(given: str | Mapping[str, Any] | None, continuous: Collection[str]
         signed = name in continuous and change.form == "additive"
         values[name] = change.amount if change.number or signed else change.text
     return values
-
-
-def _check_names(option: str, names: Iterable[str], dscm: DSCM) -> None:
-    for name in names:
-        if name not in dscm.variables.names:
-            raise ValueError(
-                f"--{option}: no variable {name!r}; the variables of {dscm.origin} are {dscm.variables.names}"
-            )
