@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.cases import Case, Item, Rejected, Source, rejecting
 from data_prep.centrelines import (
     CONVENTIONS,
     Vessel,
@@ -290,8 +290,13 @@ class _Planner:
     shortest: float
 
     def __call__(self, scan: Scan) -> list[_Planned]:
-        if not scan.centrelines:
-            return self._from_label(scan)
+        try:
+            with rejecting("unreadable", "the vessels cannot be found"):
+                return self._from_files(scan) if scan.centrelines else self._from_label(scan)
+        except Rejected as fault:
+            return [_Planned("vessel", fault=(fault.reason, fault.text))]
+
+    def _from_files(self, scan: Scan) -> list[_Planned]:
         files, unreadable = [], []
         for name, path in scan.centrelines:
             try:
@@ -317,15 +322,12 @@ class _Planner:
 
     def _from_label(self, scan: Scan) -> list[_Planned]:
         """The vessels found in the label volume; what is shorter than ``shortest`` is a fragment and no case."""
-        try:
-            _check_files(scan)
-            label = read_labels(scan.labels[0], self.values)
-            found = split_vessels(find_centrelines(label.voxels > 0, label.affine))
-        except Rejected as fault:
-            return [_Planned("vessel", fault=(fault.reason, fault.text))]
+        _check_files(scan)
+        label = read_labels(scan.labels[0], self.values)
+        found = split_vessels(find_centrelines(label.voxels > 0, label.affine))
         vessels = [vessel for vessel in found if arc_length(vessel.points)[-1] >= self.shortest]
         if not vessels:
-            return [_Planned("vessel", fault=("centreline_missing", f"no vessel of {self.shortest:g} mm is labelled"))]
+            raise Rejected("centreline_missing", f"no vessel of {self.shortest:g} mm is labelled")
         return [_Planned(f"vessel {i}", vessel) for i, vessel in enumerate(vessels, start=1)]
 
 

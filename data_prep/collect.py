@@ -21,14 +21,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.cases import Case, Item, Rejected, Source, rejecting
 from data_prep.chest_checks import check_chest
 from data_prep.executors import WorkersLost, default_workers, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE, to_uint16
 from data_prep.journal import Journal, input_digest, open_journal
 from data_prep.pictures import draw_contact_sheet, draw_variables
-from data_prep.readers import FAULTS, real_path
+from data_prep.readers import real_path
 from data_prep.splits import check_fractions, split_cases
 from data_prep.storage import SUFFIXES, write_array
 from data_prep.structures import check_label_map, measured_values, measured_variables
@@ -266,7 +266,8 @@ class _Worker:
 
     def _prepare(self, item: Item, identifier: str) -> Outcome:
         try:
-            case = self._load(item)
+            with rejecting("unreadable", "the case cannot be loaded", OSError):  # files of the source may be gone
+                case = self.source.load(item)
             check_label_map(case.label, self.source.labels, self.source.may_lack)
             check_chest(case.image, case.label, self.source.labels)
             if self.unit.startswith("mm") and case.spacing is None:
@@ -291,15 +292,6 @@ class _Worker:
                 for folder, array in (("images", pixels), ("labels", case.label))
             },
         )
-
-    def _load(self, item: Item) -> Case:
-        """Load one case. An error that no check foresaw rejects only this case, unless files of the source are gone."""
-        try:
-            return self.source.load(item)
-        except OSError:
-            raise
-        except FAULTS as error:
-            raise Rejected("unreadable", f"the case cannot be loaded ({type(error).__name__})") from error
 
     def _measure(self, case: Case, unit: str) -> dict[str, float]:
         variables = measured_variables(self.source.labels, unit, self.source.regions)

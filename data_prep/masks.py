@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, naming
 from data_prep.grey import Picture
 from data_prep.nifti import corners_apart
 from data_prep.readers import read_picture
@@ -69,11 +69,9 @@ class MaskFolders(Masks):
         _expect(files, self.structures)
         masks = {}
         for name in self.structures:
-            try:
+            with naming(name):
                 mask = read_picture(files[name], indexed=True)
                 masks[name] = threshold_mask(mask.pixels)
-            except Rejected as fault:
-                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
             _check_register(mask, image, name)
         return masks
 
@@ -107,10 +105,8 @@ class LabelMaps(Masks):
 
     def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
         _expect(files, list(self.folders))
-        try:
+        with naming("label map"):
             label_map = read_picture(files["label map"], indexed=True)
-        except Rejected as fault:
-            raise Rejected(fault.reason, f"label map: {fault.text}") from None
         _check_register(label_map, image, "the label map")
         values = _snapped(label_map.pixels)
         known = [*self._background, *(value for given in self._values.values() for value in given)]
@@ -161,10 +157,8 @@ class MaskTable(Masks):
         _expect(given, self.structures)
         masks = {}
         for name, column in self._columns.items():
-            try:
+            with naming(name):
                 masks[name] = decode_rle(row[column], image.pixels.shape)
-            except Rejected as fault:
-                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
         return masks
 
 

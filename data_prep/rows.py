@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import pandas as pd
 
@@ -45,8 +44,8 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = _read_text(path, "\t" if suffix in (".tsv", ".tab") else ",")
     except ImportError as error:
         raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
-    except (OSError, ValueError, KeyError, BadZipFile, csv.Error) as error:
-        raise ValueError(f"{path}: the table cannot be read: {str(error).strip()}") from error
+    except Exception as error:  # readers of damaged Excel and Parquet files raise errors of many types
+        raise ValueError(f"{path}: the table cannot be read: {str(error).strip() or type(error).__name__}") from error
     frame.columns = frame.columns.map(str)
     doubled = sorted({name for name in frame.columns[frame.columns.duplicated()] if name.strip()})
     if doubled:

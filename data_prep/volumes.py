@@ -17,10 +17,10 @@ import pydicom
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from pydicom.datadict import dictionary_description
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, rejecting
 from data_prep.dicom import decode_pixels
 from data_prep.nifti import corners_apart, is_nifti
-from data_prep.readers import FAULTS, quiet
+from data_prep.readers import quiet
 from segcft_ext.presentation import MILLIMETRES, is_dicom
 
 __all__ = ["SCALED", "Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
@@ -138,11 +138,8 @@ def check_same_grid(image: Volume, label: Volume) -> None:
 
 
 def _read(reader: Callable[[Path], Volume], kind: str, path: Path) -> Volume:
-    with quiet():
-        try:
-            volume = reader(path)
-        except FAULTS as error:
-            raise Rejected("unreadable", f"the {kind} cannot be decoded ({type(error).__name__})") from None
+    with quiet(), rejecting("unreadable", f"the {kind} cannot be decoded"):
+        volume = reader(path)
     if volume.voxels.ndim != 3 or min(volume.voxels.shape) < 4:
         raise Rejected("unreadable", f"the {kind} holds an array of shape {volume.voxels.shape}, not a volume")
     if not np.isfinite(volume.affine).all() or abs(np.linalg.det(volume.affine)) < 1e-9:

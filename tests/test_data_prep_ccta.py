@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from scipy.spatial import KDTree
 
+import data_prep.ccta
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource
@@ -433,6 +434,26 @@ def test_a_bad_centreline_costs_its_own_case_only(tmp_path, text):
     good, bad = sorted((item.name == "one/bad", item.index) for item in source.items)
     assert source.load(source.items[good[1]]).label.any()
     assert rejection(source, bad[1]).reason == "centreline_unreadable"
+
+
+@pytest.mark.parametrize("step", ["find_centrelines", "split_vessels"])
+def test_a_scan_whose_vessels_cannot_be_found_costs_its_own_case_only(tmp_path, monkeypatch, step):
+    for name in ("scan1", "scan2"):
+        write_scan(tmp_path, name)
+    if step == "find_centrelines":
+        shutil.rmtree(tmp_path / "centerlines")
+    whole, calls = getattr(data_prep.ccta, step), []
+
+    def fail_once(*given):
+        calls.append(given)
+        return whole(*given) if len(calls) > 1 else calls[0][99]  # an error that no check foresaw
+
+    monkeypatch.setattr(data_prep.ccta, step, fail_once)
+    source = source_of(tmp_path)
+    assert [item.name.split("/")[0] for item in source.items] == ["scan1", "scan2"]
+    fault = rejection(source)
+    assert fault.reason == "unreadable" and "the vessels cannot be found (IndexError in " in fault.text
+    assert source.load(source.items[1]).label.any()
 
 
 def test_a_file_whose_name_contradicts_its_compression_is_told_from_a_damaged_one(tmp_path):

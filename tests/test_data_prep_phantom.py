@@ -96,15 +96,18 @@ def test_the_truth_of_vessels_may_follow_the_causal_model(tmp_path):
         main(["phantom", "--kind", "chest", "--descendants", "--out", str(tmp_path / "chest")])
 
 
-def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OverflowError, ZeroDivisionError])
+def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch, error):
     class Broken(FlatPhantom):
         def render(self, variables, exogenous):
             if exogenous["grey"] < 0.3:
-                raise OverflowError("of this case only")
+                raise error("of this case only")
             return super().render(variables, exogenous)
 
     summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), tmp_path / "out", name="flat")
     assert 0 < summary.rejected["unreadable"] < 20
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert f"the case cannot be loaded ({error.__name__} in {__name__}.py, line " in rejected
     monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full; 0 of 12 cases"):
         make(tmp_path / "full")
