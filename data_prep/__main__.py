@@ -19,16 +19,15 @@ from data_prep.inspection import write_inspection
 from data_prep.label_faults import FAULTS
 from data_prep.masks import MaskTable
 from data_prep.options import (
-    read_boundaries,
     read_flag,
     read_fractions,
     read_image_size,
-    read_json,
     read_label_values,
-    read_list,
     read_mapping,
     read_masks,
     read_numbers,
+    read_region_definition,
+    read_variables,
     read_vessel_regions,
     read_vessel_size,
     read_workers,
@@ -40,11 +39,11 @@ from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.phantom_volumes import HeartPhantom, write_heart
 from data_prep.pictures import draw_variables
 from data_prep.readers import real_path
-from data_prep.regions import derive_regions, region_definition
+from data_prep.regions import derive_regions
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table
-from segcft_ext.command_line import read_whole, run_command
+from segcft_ext.command_line import read_names, read_whole, run_command
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 
@@ -95,8 +94,9 @@ def folder(
             from structure to folder, which then replaces --structures. With --labels, the folder of the label maps;
             with --mask_table, a mapping from structure to column, needed if their names differ.
         structures: names in the order of the label values 1, 2, ...; where masks overlap, the later one wins.
-        labels: JSON mapping from structure to its value, or list of values, in label maps: one file for each case
-            with all structures. Replaces --structures; values to be ignored are listed as "background".
+        labels: the values of each structure in label maps, "left_lung=50,heart=7" or "lumen=1-14"; as JSON, a mapping
+            from structure to its value or list of values. One file for each case holds all structures. Replaces
+            --structures; values to be ignored are listed as "background".
         mask_table: table of run-length encoded masks (CSV, TSV, Excel, Parquet), one row for each case, one column for
             each structure.
         table: CSV, TSV, Excel or Parquet with one row for each case.
@@ -135,10 +135,16 @@ def folder(
                 )
     rows = None
     if table is not None:
-        chosen = read_json("variables", variables)
-        chosen = chosen if isinstance(chosen, dict) else read_list(chosen)
         given = {option: read_mapping(option, value) for option, value in (("units", units), ("missing", missing))}
-        rows = Table(Path(table), chosen, given["units"], given["missing"], id_column, source_column, patient_column)
+        rows = Table(
+            Path(table),
+            read_variables(variables),
+            given["units"],
+            given["missing"],
+            id_column,
+            source_column,
+            patient_column,
+        )
         for note in rows.notes:
             print(note)
     elif variables or units or missing or source_column or patient_column:
@@ -274,8 +280,8 @@ def ccta(
         places: one or several folders or lists.
         out: folder to write to; what an earlier run left there is replaced.
         labels: the values of each structure in the label volumes, "lumen=1,calcified_plaque=2,noncalcified_plaque=3" by
-            default. Values to be ignored are listed as background ("background=20-23,lumen=1"); a value that is not
-            listed rejects the volume.
+            default; as JSON, a mapping from structure to its value or list of values. Values to be ignored are listed
+            as "background" ("background=20-23,lumen=1"); a value that is not listed rejects the volume.
         dims: 2 for longitudinal cuts, 3 for straightened volumes.
         size: number of samples along the vessel and across it; 256x64 by default.
         angles: angles of the longitudinal cuts in degrees, "0,90"; each cut of each vessel is a case. 0 is the
@@ -313,7 +319,7 @@ def ccta(
         read_label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
         size=read_vessel_size(size, read_whole("dims", dims)),
         spacing=read_numbers("across", across, 1)[0],
-        angles=read_numbers("angles", angles),
+        angles=tuple(read_numbers("angles", angles)),
         window=(low, high),
         regions=read_vessel_regions(regions, boundaries),
         order=read_whole("order", order),
@@ -446,8 +452,9 @@ def regions(
         structures: structures to divide, "left_lung,right_lung"; by default all that have an area. The others keep
             their whole areas.
     """
-    definition = region_definition(read_list(names or []), read_boundaries(boundaries), of, read_whole("axis", axis))
-    derived = derive_regions(datalist, out, definition, read_list(structures or []))
+    definition = read_region_definition("names", names, boundaries, of, read_whole("axis", axis))
+    divided = None if structures is None else read_names("structures", structures)
+    derived = derive_regions(datalist, out, definition, divided)
     draw_variables(derived, derived.path.with_name("variables.png"))
     regional = [variable.name for variable in derived.variables if variable.region]
     print(f"{len(regional)} regional variables: {', '.join(regional)}")

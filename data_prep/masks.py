@@ -81,24 +81,23 @@ class LabelMaps(Masks):
 
     Args:
         folder: folder of the label maps, relative to each root.
-        values: value, or values, of each structure in these files, in the order of the new label values. 0 is the
-            background, and so are values listed as ``background``; a value that is not listed rejects the case.
+        values: values of each structure in these files, in the order of the new label values. 0 is the background, and
+            so are values listed as ``background``; a value that is not listed rejects the case.
 
     Raises:
-        ValueError: when a value is no whole number or stands for two structures.
+        ValueError: when a value stands for two structures, or there is no structure but the background.
     """
 
-    def __init__(self, folder: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str, values: Mapping[str, Sequence[int]]) -> None:
         self.folders = {"label map": folder}
-        listed = {name: given if isinstance(given, list) else [given] for name, given in values.items()}
-        together = [value for given in listed.values() for value in given]
-        if not all(isinstance(value, int) and not isinstance(value, bool) for value in together):
-            raise ValueError(f"labels: found {values}, expected a whole number, or a list of them, for each structure")
-        if len(set(together)) != len(together) or any(0 in listed[name] for name in listed if name != "background"):
+        self._values = {name: list(given) for name, given in values.items() if name != "background"}
+        self._background = [0, *values.get("background", [])]
+        together = [value for given in values.values() for value in given]
+        if len(set(together)) != len(together) or any(0 in given for given in self._values.values()):
             raise ValueError(f"labels: found {values}, expected every value once and 0 for the background alone")
-        self._background = [0, *listed.pop("background", [])]
-        self._values = listed
-        self.structures = list(listed)
+        if not self._values:
+            raise ValueError(f"labels: found {values}, expected structures besides the background")
+        self.structures = list(self._values)
 
     def fingerprint(self, index: int) -> Any:
         return [self._background, self._values]
