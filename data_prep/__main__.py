@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from data_prep.cases import NOTES, Source
-from data_prep.ccta import SHORTEST, CctaSource
-from data_prep.collect import Summary, prepare
+from data_prep.ccta import CctaSource, Straightening
+from data_prep.collect import prepare
 from data_prep.executors import WorkersLost
 from data_prep.folder import FolderSource
 from data_prep.inspection import write_inspection
@@ -20,17 +20,16 @@ from data_prep.label_faults import FAULTS
 from data_prep.masks import MaskTable
 from data_prep.options import (
     read_flag,
-    read_fractions,
     read_image_size,
     read_label_values,
     read_mapping,
     read_masks,
     read_numbers,
     read_region_definition,
+    read_run,
     read_variables,
     read_vessel_regions,
     read_vessel_size,
-    read_workers,
 )
 from data_prep.padchest import PadChestSource, write_filters
 from data_prep.phantom import CoronarySource, PhantomSource
@@ -125,8 +124,13 @@ def folder(
     """
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
-    shares = read_fractions(fractions)
+    run = read_run(
+        out, mapping=mapping, salt=salt, name=name, unit=unit, strict=strict,
+        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
+    )  # fmt: skip
+    pixels = read_image_size(size)
     masks_from = read_masks(masks, structures, labels, mask_table, id_column)
+    columns, units, missing = read_variables(variables), read_mapping("units", units), read_mapping("missing", missing)
     for place in (Path(root, read) for root in folders for read in (images, *masks_from.folders.values())):
         for written in (Path(out, "images"), Path(out, "labels")):
             if real_path(written).is_relative_to(real_path(place)):
@@ -135,34 +139,12 @@ def folder(
                 )
     rows = None
     if table is not None:
-        given = {option: read_mapping(option, value) for option, value in (("units", units), ("missing", missing))}
-        rows = Table(
-            Path(table),
-            read_variables(variables),
-            given["units"],
-            given["missing"],
-            id_column,
-            source_column,
-            patient_column,
-        )
+        rows = Table(Path(table), columns, units, missing, id_column, source_column, patient_column)
         for note in rows.notes:
             print(note)
     elif variables or units or missing or source_column or patient_column:
         raise ValueError("variables, units, missing, source_column and patient_column need a --table")
-    source = FolderSource([Path(f) for f in folders], images, masks_from, read_image_size(size), rows)
-    _prepare_patients(
-        source,
-        Path(out),
-        mapping,
-        name=name,
-        seed=read_whole("seed", seed, 0),
-        fractions=shares,
-        unit=unit,
-        workers=read_workers(workers),
-        scheduler=scheduler,
-        strict=read_flag("strict", strict),
-        salt=salt,
-    )
+    _prepare(FolderSource([Path(f) for f in folders], images, masks_from, pixels, rows), run)
     if rows is not None and rows.unused:
         print(f"{rows.unused} rows of the table belong to no file")
     if isinstance(masks_from, MaskTable) and masks_from.unused:
@@ -216,26 +198,19 @@ def padchest(
     """
     if not images:
         raise ValueError("no folder of images given; see python -m data_prep padchest --help")
-    shares = read_fractions(fractions)
-    source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], read_image_size(size))
+    run = read_run(
+        out, mapping=mapping, salt=salt, name=name, strict=strict,
+        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
+    )  # fmt: skip
+    pixels = read_image_size(size)
+    source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], pixels)
     for what, count in source.counts.items():
         print(f"{what}: {count}")
     for archive in source.broken:
         print(f"  {archive}")
-    if source.broken and read_flag("strict", strict):
+    if source.broken and run["strict"]:
         raise ValueError(f"strict: {source.broken[0]}: this archive cannot be opened")
-    _prepare_patients(
-        source,
-        Path(out),
-        mapping,
-        name=name,
-        seed=read_whole("seed", seed, 0),
-        fractions=shares,
-        workers=read_workers(workers),
-        scheduler=scheduler,
-        strict=read_flag("strict", strict),
-        salt=salt,
-    )
+    _prepare(source, run)
     write_filters(source.counts, Path(out) / "filters.csv")
 
 
@@ -250,7 +225,7 @@ def ccta(
     window: Any = "-150,750",
     order: int = 1,
     smoothing: float = 1.0,
-    shortest: float = SHORTEST,
+    shortest: float = 20.0,
     coordinates: str = "LPS",
     regions: Any = None,
     boundaries: Any = None,
@@ -307,17 +282,15 @@ def ccta(
     """
     if not places:
         raise ValueError("no folder or list given; see python -m data_prep ccta --help")
-    shares = read_fractions(fractions)
-    paths = [Path(place) for place in places]
+    axes = read_whole("dims", dims)
+    run = read_run(
+        out, axes, mapping=mapping, salt=salt, name=name, strict=strict,
+        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
+    )  # fmt: skip
     low, high = read_numbers("window", window, 2)
-    scans = [find_scans(path) if path.is_dir() else list_scans(path) for path in paths]
-    sources = [found[0].source for found in scans]
-    if len(set(sources)) != len(sources):
-        raise ValueError(f"places: {sources} are to be the sources' names, so they must differ")
-    source = CctaSource(
-        [scan for found in scans for scan in found],
+    options = Straightening(
         read_label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
-        size=read_vessel_size(size, read_whole("dims", dims)),
+        size=read_vessel_size(size, axes),
         spacing=read_numbers("across", across, 1)[0],
         angles=tuple(read_numbers("angles", angles)),
         window=(low, high),
@@ -326,20 +299,12 @@ def ccta(
         sigma=read_numbers("smoothing", smoothing, 1)[0],
         shortest=read_numbers("shortest", shortest, 1)[0],
         convention=str(coordinates).upper(),
-        workers=read_workers(workers) or 1,
     )
-    _prepare_patients(
-        source,
-        Path(out),
-        mapping,
-        name=name,
-        seed=read_whole("seed", seed, 0),
-        fractions=shares,
-        workers=read_workers(workers),
-        scheduler=scheduler,
-        strict=read_flag("strict", strict),
-        salt=salt,
-    )
+    scans = [find_scans(path) if path.is_dir() else list_scans(path) for path in map(Path, places)]
+    sources = [found[0].source for found in scans]
+    if len(set(sources)) != len(sources):
+        raise ValueError(f"places: {sources} are to be the sources' names, so they must differ")
+    _prepare(CctaSource([scan for found in scans for scan in found], options, run["workers"] or 1), run)
 
 
 def phantom(
@@ -385,37 +350,30 @@ def phantom(
         scheduler: address of a Dask scheduler, such as tcp://localhost:8786, whose workers are used instead.
         name: what the data are called in reports; by default the name of the folder OUT.
     """
-    count, seed, shares = read_whole("count", count, 1), read_whole("seed", seed, 0), read_fractions(fractions)
-    follow = read_flag("descendants", descendants)
+    count, axes, follow = read_whole("count", count, 1), read_whole("dims", dims), read_flag("descendants", descendants)
+    run = read_run(
+        out, axes, names=False, name=name, seed=seed, fractions=fractions, workers=workers, scheduler=scheduler
+    )
     if kind == "chest":
-        if (read_whole("dims", dims), regions, boundaries, follow) != (2, None, None, False):
+        if (axes, regions, boundaries, follow) != (2, None, None, False):
             raise ValueError("dims, regions, boundaries and descendants are options of --kind coronary")
         height, pixels = read_image_size(64 if size is None else size)
         if height != pixels:
             raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
-        source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), seed, truth)
+        source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), run["seed"], truth)
     elif kind == "coronary":
         parts = read_vessel_regions(regions, boundaries)
-        vessels = CoronaryPhantom(read_vessel_size(size, read_whole("dims", dims)), parts, follow)
-        source = CoronarySource(vessels, count, seed)
+        vessels = CoronaryPhantom(read_vessel_size(size, axes), parts, follow)
+        source = CoronarySource(vessels, count, run["seed"])
     elif kind == "coronary_volumes":
         for i in tqdm(range(count), desc="rendering", unit="volume"):
-            write_heart(HeartPhantom(), seed * 100_000 + i, f"heart-{i:04d}", Path(out))
+            write_heart(HeartPhantom(), run["seed"] * 100_000 + i, f"heart-{i:04d}", Path(out))
         print(f"{count} volumes in {out}: python -m data_prep ccta {out} --out …")
         return
     else:
         raise ValueError(f"kind: found {kind!r}, expected 'chest', 'coronary' or 'coronary_volumes'")
-    summary = prepare(
-        source,
-        Path(out),
-        name=name,
-        seed=seed,
-        fractions=shares,
-        workers=read_workers(workers),
-        scheduler=scheduler,
-    )
-    _report(summary)
+    _prepare(source, run)
 
 
 def regions(
@@ -497,17 +455,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("data_prep: interrupted; the same command goes on with what is not finished")
 
 
-def _prepare_patients(source: Source, out: Path, mapping: str | None, **options: Any) -> None:
-    """Prepare a source whose case names may identify patients, keep the names in a separate file, and report.
-
-    ``options`` are those of :func:`data_prep.collect.prepare`.
-    """
-    names = Path(mapping) if mapping else out.absolute().with_name(f"{real_path(out).name}.mapping.json")
-    _report(prepare(source, out, mapping=names, **options))
-    print(f"names behind the ids (keep to yourself): {names}")
-
-
-def _report(summary: Summary) -> None:
+def _prepare(source: Source, run: Mapping[str, Any]) -> None:
+    """Prepare a source with the options of :func:`data_prep.options.read_run`, and report."""
+    summary = prepare(source, **run)
     datalist, rejected = summary.datalist, summary.rejected
     if summary.resumed:
         print(f"{summary.resumed} cases were finished before the interruption and are as they were")
@@ -523,6 +473,8 @@ def _report(summary: Summary) -> None:
     unknown = sum("spacing" not in entry for entry in entries)
     print(f"areas in {datalist.variables[0].unit} (pixel spacing unknown for {unknown} of {len(entries)} cases)")
     print(f"datalist: {datalist.path}")
+    if run.get("mapping"):
+        print(f"names behind the ids (keep to yourself): {run['mapping']}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -33,14 +33,68 @@ from data_prep.straightening import make_frames, sample_grid, sample_image, samp
 from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import AIR, Volume, align_axes, check_same_grid, read_ct, read_labels
 
-__all__ = ["SHORTEST", "CctaSource"]
+__all__ = ["CctaSource", "Straightening"]
 
-SHORTEST = 20.0
 LUMEN_HU = (50.0, 1000.0)
 """Range of the median over a lumen that is filled with contrast medium."""
 
 ENDS, WIDENING = 10.0, 1.25
 """A vessel whose last ``ENDS`` mm are wider than its first by the factor ``WIDENING`` may have been drawn backwards."""
+
+
+@dataclass(frozen=True)
+class Straightening:
+    """How vessels are straightened; checked when it is built, before any volume is read.
+
+    Attributes:
+        structures: the values of each structure in the label volumes, by its name in
+            :data:`~data_prep.coronary_vessel.LABELS`; values to be ignored are listed as ``background``.
+        size: number of samples along and across, two numbers for longitudinal cuts and three for volumes.
+        spacing: spacing of the samples across, mm.
+        angles: angles of the cuts in degrees, from the direction that points most to superior at the ostium.
+        window: HU that become 0 and 1.
+        regions: the datalist's ``regions``.
+        order: order of the interpolating splines, 1 (linear) or 3 (cubic).
+        sigma: standard deviation of the Gaussian that smooths the centrelines, mm.
+        shortest: length below which a centreline is rejected, mm.
+        convention: convention of the centrelines' coordinates, LPS or RAS.
+
+    Raises:
+        ValueError: when one of them is wrong.
+    """
+
+    structures: Mapping[str, Sequence[int]]
+    size: tuple[int, ...] = (256, 64)
+    spacing: float = 0.25
+    angles: tuple[float, ...] = (0.0,)
+    window: tuple[float, float] = WINDOW
+    regions: Mapping[str, Any] | None = None
+    order: int = 1
+    sigma: float = 1.0
+    shortest: float = 20.0
+    convention: str = "LPS"
+
+    def __post_init__(self) -> None:
+        _check_structures(self.structures)
+        angles = self.angles
+        for option, found, good, expected in (
+            (
+                "size",
+                self.size,
+                len(self.size) in (2, 3) and min(self.size) >= 8,
+                "two or three whole numbers from 8 on",
+            ),
+            ("across", self.spacing, 0 < self.spacing < 5, "mm, above 0 and below 5"),
+            ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
+            ("angles", angles, len(self.size) == 2 or angles == (0,), "0 alone, since a volume is not cut"),
+            ("window", self.window, self.window[0] < self.window[1], "the lower before the higher"),
+            ("order", self.order, self.order in (1, 3), "1 or 3"),
+            ("smoothing", self.sigma, 0 <= self.sigma <= 5, "0 to 5 mm"),
+            ("shortest", self.shortest, self.shortest >= 2, "2 mm or more"),
+            ("coordinates", self.convention, self.convention in CONVENTIONS, " or ".join(CONVENTIONS)),
+        ):
+            if not good:
+                raise ValueError(f"{option}: found {found}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -69,71 +123,29 @@ class CctaSource(Source):
 
     Args:
         scans: the volumes with their label volumes and centrelines.
-        structures: the values of each structure in the label volumes, by its name in
-            :data:`~data_prep.coronary_vessel.LABELS`; values to be ignored are listed as ``background``.
-        size: number of samples along and across, two numbers for longitudinal cuts and three for volumes.
-        spacing: spacing of the samples across, mm.
-        angles: angles of the cuts in degrees, from the direction that points most to superior at the ostium.
-        window: HU that become 0 and 1.
-        regions: the datalist's ``regions``.
-        order: order of the interpolating splines, 1 (linear) or 3 (cubic).
-        sigma: standard deviation of the Gaussian that smooths the centrelines, mm.
-        shortest: length below which a centreline is rejected, mm.
-        convention: convention of the centrelines' coordinates, LPS or RAS.
+        options: how the vessels are straightened.
         workers: processes for finding centrelines in label volumes.
 
     Raises:
-        ValueError: when an option is wrong, or there is no vessel.
+        ValueError: when there is no vessel.
     """
 
-    def __init__(
-        self,
-        scans: Sequence[Scan],
-        structures: Mapping[str, Sequence[int]],
-        *,
-        size: tuple[int, ...] = (256, 64),
-        spacing: float = 0.25,
-        angles: Sequence[float] = (0.0,),
-        window: tuple[float, float] = WINDOW,
-        regions: Mapping[str, Any] | None = None,
-        order: int = 1,
-        sigma: float = 1.0,
-        shortest: float = SHORTEST,
-        convention: str = "LPS",
-        workers: int = 1,
-    ) -> None:
-        _check_structures(structures)
-        for option, found, good, expected in (
-            ("size", size, len(size) in (2, 3) and min(size) >= 8, "two or three whole numbers from 8 on"),
-            ("across", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
-            ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
-            ("angles", angles, len(size) == 2 or tuple(angles) == (0,), "0 alone, since a volume is not cut"),
-            ("window", window, window[0] < window[1], "the lower before the higher"),
-            ("order", order, order in (1, 3), "1 or 3"),
-            ("smoothing", sigma, 0 <= sigma <= 5, "0 to 5 mm"),
-            ("shortest", shortest, shortest >= 2, "2 mm or more"),
-            ("coordinates", convention, convention in CONVENTIONS, " or ".join(CONVENTIONS)),
-        ):
-            if not good:
-                raise ValueError(f"{option}: found {found}, expected {expected}")
-        self.size = size
-        self.labels = {name: v for name, v in LABELS.items() if name == "background" or name in structures}
+    def __init__(self, scans: Sequence[Scan], options: Straightening, workers: int = 1) -> None:
+        self.size = options.size
+        self.labels = {name: v for name, v in LABELS.items() if name == "background" or name in options.structures}
         self.may_lack = [name for name in self.labels if name.endswith("plaque")]
-        self.window = (*window, "HU")
-        self._window = window
-        self.regions = regions
-        self._values = {LABELS[name]: tuple(values) for name, values in structures.items()}
-        self._spacing, self._order, self._sigma, self._shortest = spacing, order, sigma, shortest
-        self._convention = convention
+        self.window = (*options.window, "HU")
+        self.regions = options.regions
+        self._options = options
+        self._values = {LABELS[name]: tuple(values) for name, values in options.structures.items()}
         self._scans = list(scans)
-        self._plans = _plan_all(_Planner(self._values, convention, shortest), self._scans, workers)
-        turns = tuple(angles) if len(size) == 2 else (0.0,)
+        self._plans = _plan_all(_Planner(self._values, options.convention, options.shortest), self._scans, workers)
         self._cases: list[tuple[int, int, float]] = []
         self.items = []
         for s, (scan, plan) in enumerate(zip(self._scans, self._plans)):
             for p, planned in enumerate(plan):
-                for angle in turns:
-                    name = f"{scan.name}/{planned.name}" + (f"@{angle:g}" if len(turns) > 1 else "")
+                for angle in options.angles:
+                    name = f"{scan.name}/{planned.name}" + (f"@{angle:g}" if len(options.angles) > 1 else "")
                     self.items.append(Item(scan.source, name, len(self._cases), scan.patient))
                     self._cases.append((s, p, angle))
         if not self.items:
@@ -146,8 +158,7 @@ class CctaSource(Source):
         planned = [(p.name, p.fault, p.vessel and _as_list(p.vessel)) for p in self._plans[scan]]
         digest = hashlib.sha256(repr(planned).encode("utf-8", "surrogateescape")).hexdigest()
         files = [stamp(path) for path in (*self._scans[scan].volumes, *self._scans[scan].labels)]
-        options = [self._values, self._spacing, self._order, self._sigma, self._shortest, self._convention]
-        return [files, digest, position, angle, options]
+        return [files, digest, position, angle, asdict(self._options)]
 
     def load(self, item: Item) -> Case:
         """Straighten one vessel."""
@@ -155,7 +166,7 @@ class CctaSource(Source):
         planned = self._plans[scan][position]
         if planned.vessel is None:
             raise Rejected(*planned.fault)
-        check_centreline(planned.vessel.points, self._shortest)
+        check_centreline(planned.vessel.points, self._options.shortest)
         opened = self._open(scan)
         own = sum(p.vessel is not None for p in self._plans[scan][:position])
         axis = opened.axes[own]
@@ -166,18 +177,18 @@ class CctaSource(Source):
         # the label is taken at the middle one.
         each = 1 + 2 * int(np.ceil(max(0.0, along / (2 * opened.image.spacing.min()) - 1)))
         frames = make_frames(axis.points, each * self.size[0])
-        across = self.size[1:]
-        grid = sample_grid(frames, across, self._spacing, angle, opened.image.affine)
-        image = sample_image(opened.image.voxels, grid, self._order, AIR)
+        across, spacing = self.size[1:], self._options.spacing
+        grid = sample_grid(frames, across, spacing, angle, opened.image.affine)
+        image = sample_image(opened.image.voxels, grid, self._options.order, AIR)
         image = image.reshape(self.size[0], each, *across).mean(1)
         grid = grid[:, each // 2 :: each]
         label = sample_labels(opened.label.voxels, grid)
         label[self._foreign(opened, own, grid, label)] = 0
         _check_image(image, label)
         return Case(
-            image=to_window(image, self._window),
+            image=to_window(image, self._options.window),
             label=label,
-            spacing=(along, *[self._spacing] * len(across)),
+            spacing=(along, *[spacing] * len(across)),
             arc_length=(axis.start, axis.start + axis.length),
             notes=("centreline_reversed",) if _widens(axis, planned.vessel) else (),
         )
@@ -203,12 +214,12 @@ class CctaSource(Source):
         if not label.voxels.any():
             raise Rejected("empty_structure", "the label volume holds no vessel")
         vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
-        return _Opened(image, label, trace_axes(vessels, label, self._sigma))
+        return _Opened(image, label, trace_axes(vessels, label, self._options.sigma))
 
     def _check_place(self, axis: Axis, vessel: Vessel, opened: _Opened) -> None:
         outside = 1 - _share_inside(axis.points, opened.image)
         if outside > 0:
-            other = next(name for name in CONVENTIONS if name != self._convention)
+            other = next(name for name in CONVENTIONS if name != self._options.convention)
             mirrored = vessel.points * CONVENTIONS["LPS"]
             hint = f"; read as {other} it would lie inside" if _share_inside(mirrored, opened.image) == 1 else ""
             text = f"{100 * outside:.0f} % of the centreline lie outside the volume{hint}"
@@ -216,10 +227,10 @@ class CctaSource(Source):
         within = float((axis.radii > 0).mean())
         if within < 0.5:
             text = f"{100 * within:.0f} % of the centreline run in the labelled vessel; are its coordinates"
-            raise Rejected("centreline_off_vessel", f"{text} {self._convention}?")
-        if axis.length < self._shortest:
+            raise Rejected("centreline_off_vessel", f"{text} {self._options.convention}?")
+        if axis.length < self._options.shortest:
             text = f"outside the vessel that it comes from the side branch is {axis.length:.1f} mm long"
-            raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
+            raise Rejected("centreline_short", f"{text}, less than {self._options.shortest:g} mm")
 
     def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Whether each sample's label is another vessel's or another limb's, boolean, of the shape of ``label``."""
@@ -227,7 +238,9 @@ class CctaSource(Source):
         labelled = np.nonzero(label)
         affine = opened.image.affine
         places = np.stack([axis_of[labelled] for axis_of in grid], axis=1) @ affine[:3, :3].T + affine[:3, 3]
-        offsets = [(index - (count - 1) / 2) * self._spacing for index, count in zip(labelled[1:], label.shape[1:])]
+        offsets = [
+            (index - (count - 1) / 2) * self._options.spacing for index, count in zip(labelled[1:], label.shape[1:])
+        ]
         at = (labelled[0] + 0.5) * axis.length / self.size[0]
         radius = np.interp(at, arc_length(axis.points), axis.radii)
         depth = radius - np.sqrt(sum(offset**2 for offset in offsets))

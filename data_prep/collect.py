@@ -37,7 +37,7 @@ from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.folders import writable_folder, write_csv_atomically
 from segcft_ext.measurements import instantiate_measurement
 
-__all__ = ["Summary", "prepare"]
+__all__ = ["Summary", "check_options", "prepare"]
 
 ENVIRONMENT = ("no_decoder", "unreadable")
 """Reasons that may lie in the machine (a decoder that is not installed, a file that may not be read) and not in the
@@ -83,6 +83,35 @@ class Summary:
     resumed: int = 0
 
 
+def check_options(
+    out: Path,
+    dims: int,
+    *,
+    fractions: Mapping[str, float] | None = None,
+    unit: str = "auto",
+    workers: int | None = None,
+    salt: str | None = None,
+    mapping: Path | None = None,
+) -> None:
+    """Check options of :func:`prepare`, of a source with this number of image axes, before the source reads anything.
+
+    Raises:
+        ValueError: when one of them is wrong, or the mapping of an earlier run holds no salt.
+    """
+    units = ("auto", "percent", f"mm{dims}")
+    if unit not in units:
+        raise ValueError(f"unit: found {unit!r}, expected one of {', '.join(units)}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: found {workers}, expected 1 or more")
+    if mapping is not None and real_path(out) in real_path(mapping).parents:
+        raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
+    if salt == "":
+        raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
+    if salt is None and mapping is not None and mapping.is_file():
+        read_salt(mapping)
+    check_fractions(fractions)
+
+
 def prepare(
     source: Source,
     out: Path,
@@ -121,15 +150,8 @@ def prepare(
         WorkersLost: when the processes die; what is finished is kept.
     """
     metric = _metric(source)
-    if unit not in ("auto", "percent", metric):
-        raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: found {workers}, expected 1 or more")
-    if mapping is not None and real_path(out) in real_path(mapping).parents:
-        raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
-    if salt == "":
-        raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
-    check_fractions(fractions)
+    dims = len(source.size)
+    check_options(out, dims, fractions=fractions, unit=unit, workers=workers, salt=salt, mapping=mapping)
     for possible in (metric, "percent") if unit == "auto" else (unit,):
         validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):

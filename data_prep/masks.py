@@ -33,7 +33,11 @@ class Masks(ABC):
     folders: Mapping[str, str]
 
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        """Take note of all cases, as (folder's name, file's name without suffix), before any is read."""
+        """Take note of all cases, as (folder's name, file's name without suffix), before any is read.
+
+        Raises:
+            ValueError: when a table of masks cannot be read or lacks a column.
+        """
         return
 
     def fingerprint(self, index: int) -> Any:
@@ -124,24 +128,21 @@ class MaskTable(Masks):
         columns: column of each structure, in the order of the label values.
         id_column: the column with the image's file name, with or without suffix.
 
-    Raises:
-        ValueError: when the table cannot be read or lacks a column.
+    Attributes:
+        unused: number of rows that belong to no case, once :meth:`match` has read the table.
     """
+
+    unused = 0
 
     def __init__(self, path: Path, columns: Mapping[str, str], id_column: str = "id") -> None:
         self.folders = {}
         self.structures = list(columns)
-        self._columns = columns
-        self._rows = Rows(path, list(columns.values()), id_column)
+        self._path, self._columns, self._id_column = path, columns, id_column
         self._matches: list[Match] = []
 
-    @property
-    def unused(self) -> int:
-        """Number of rows that belong to no case."""
-        return self._rows.unused
-
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        self._matches = self._rows.match(cases)
+        rows = Rows(self._path, list(self._columns.values()), self._id_column)
+        self._matches, self.unused = rows.match(cases), rows.unused
 
     def fingerprint(self, index: int) -> Any:
         match = self._matches[index]

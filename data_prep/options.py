@@ -11,24 +11,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_prep.collect import check_options
 from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
+from data_prep.readers import real_path
 from data_prep.regions import region_definition
 from data_prep.splits import FRACTIONS, check_fractions
 from segcft_ext.command_line import read_names, read_sizes, read_whole
 
 __all__ = [
     "read_flag",
-    "read_fractions",
     "read_image_size",
     "read_label_values",
     "read_mapping",
     "read_masks",
     "read_numbers",
     "read_region_definition",
+    "read_run",
     "read_variables",
     "read_vessel_regions",
     "read_vessel_size",
-    "read_workers",
 ]
 
 EXAMPLES = {
@@ -36,6 +37,39 @@ EXAMPLES = {
     "missing": '{"age": 0}',
     "units": '{"age": "years"}',
 }
+
+
+def read_run(
+    out: str, dims: int = 2, *, names: bool = True, mapping: str | None = None, **given: Any
+) -> dict[str, Any]:
+    """The options that all sources have in common, read and checked.
+
+    Args:
+        out: the output folder.
+        dims: number of the images' axes.
+        names: whether case names may identify patients, so that they are kept in a file, ``mapping``.
+        mapping: this file, by default beside the output folder.
+        given: other options of :func:`data_prep.collect.prepare`, as they were typed.
+
+    Returns:
+        The arguments of :func:`data_prep.collect.prepare`.
+
+    Raises:
+        ValueError: as :func:`data_prep.collect.check_options`.
+    """
+    folder = Path(out)
+    if names:
+        beside = folder.absolute().with_name(f"{real_path(folder).name}.mapping.json")
+        given["mapping"] = Path(mapping) if mapping else beside
+    run = given | {
+        "seed": read_whole("seed", given["seed"], 0),
+        "fractions": check_fractions(read_mapping("fractions", given["fractions"])),
+        "workers": None if given["workers"] is None else read_whole("workers", given["workers"]),
+        "strict": read_flag("strict", given.get("strict", False)),
+    }
+    checked = ("fractions", "unit", "workers", "salt", "mapping")
+    check_options(folder, dims, **{option: run[option] for option in checked if option in run})
+    return {"out": folder, **run}
 
 
 def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_column: str) -> Masks:
@@ -74,20 +108,10 @@ def read_mapping(option: str, given: Any) -> dict[str, Any] | None:
     return found
 
 
-def read_fractions(given: Any) -> dict[str, float]:
-    """The share of each split, from JSON; the default ones for None."""
-    return check_fractions(read_mapping("fractions", given))
-
-
 def read_variables(given: Any) -> dict[str, Any] | list[str]:
     """A JSON mapping from each variable to its kind, or names alone."""
     found = _read_json("variables", given)
     return found if isinstance(found, dict) else read_names("variables", found)
-
-
-def read_workers(given: Any) -> int | None:
-    """A number of processes, or None."""
-    return None if given is None else read_whole("workers", given)
 
 
 def read_vessel_size(given: Any, dims: int) -> tuple[int, ...]:

@@ -94,6 +94,7 @@ class Rows:
         patient_column: the column that names the case's patient.
 
     Attributes:
+        path: the table.
         frame: the columns, as text.
         unused: number of rows that :meth:`match` gave to no case.
 
@@ -109,6 +110,7 @@ class Rows:
         source_column: str | None = None,
         patient_column: str | None = None,
     ) -> None:
+        self.path = path
         frame = read_table(path)
         wanted = list(dict.fromkeys([id_column, *columns, *filter(None, (source_column, patient_column))]))
         unknown = [column for column in wanted if column not in frame.columns]

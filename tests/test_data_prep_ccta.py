@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 import data_prep.ccta
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
-from data_prep.ccta import CctaSource
+from data_prep.ccta import CctaSource, Straightening
 from data_prep.centrelines import Vessel, arc_length
 from data_prep.collect import _Worker
 from data_prep.executors import _batches
@@ -31,7 +31,7 @@ LENGTH = float(arc_length(centreline(2000))[-1])
 
 
 def source_of(root: Path, **options) -> CctaSource:
-    return CctaSource(find_scans(root), LABELS, **{"size": (96, 32), "spacing": 0.4} | options)
+    return CctaSource(find_scans(root), Straightening(LABELS, **{"size": (96, 32), "spacing": 0.4} | options))
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
         line = "centerlines/one.coronary_left_centerline.csv"
         rows.append(",".join([*(str(scan / file) for file in (*files, line)), vessel, patient]))
     table.write_text("\n".join(rows), encoding="utf-8")
-    source = CctaSource(list_scans(table), LABELS, size=(96, 32))
+    source = CctaSource(list_scans(table), Straightening(LABELS, size=(96, 32)))
     assert [(item.source, item.patient, item.name.rsplit("/", 1)[1]) for item in source.items] == [
         ("list", "p1", "LAD"), ("list", "p1", "again"),
     ]  # fmt: skip
@@ -565,17 +565,17 @@ def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_i
         ({"convention": "XYZ"}, "coordinates"), ({"shortest": 0}, "shortest"), ({"sigma": -1}, "smoothing"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_named(scan, options, text):
+def test_wrong_options_are_named(options, text):
     with pytest.raises(ValueError, match=text):
-        source_of(scan, **options)
+        Straightening(LABELS, **options)
 
 
 @pytest.mark.parametrize(
     "structures", [{}, {"lumen": (0,)}, {"lumen": (1,), "calcified_plaque": (1,)}, {"plaque": (1,)}]
 )
-def test_wrong_labels_are_named(scan, structures):
+def test_wrong_labels_are_named(structures):
     with pytest.raises(ValueError, match="labels"):
-        CctaSource(find_scans(scan), structures)
+        Straightening(structures)
 
 
 @pytest.mark.parametrize(
@@ -596,11 +596,20 @@ def test_wrong_labels_are_named(scan, structures):
         (["--regions", "none", "--boundaries", "0,0.5,1"], "boundaries: found '0,0.5,1', expected none for whole"),
         (["--angles", "0,nan"], "angles: found '0,nan', expected one or several finite"),
         (["--window", "-150,inf"], "window: found .* expected 2 finite"),
+        (["--order", "2"], "order: found 2, expected 1 or 3"),
+        (["--coordinates", "XYZ"], "coordinates: found XYZ, expected LPS or RAS"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "{out}/names.json"], "which is to be free of names"),
     ],
 )
-def test_command_line_mistakes_end_with_one_line(scan, tmp_path, options, message):
+def test_command_line_mistakes_end_with_one_line_before_anything_is_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("data_prep.__main__.find_scans", lambda path: pytest.fail("a folder was read"))
+    scan, out = tmp_path, tmp_path / "out"
     with pytest.raises(SystemExit, match=message):
-        main(["ccta", str(scan), "--out", str(tmp_path / "out"), *options])
+        main(["ccta", str(scan), "--out", str(out), *(option.replace("{out}", str(out)) for option in options)])
 
 
 def test_two_places_of_one_name_are_refused(scan, tmp_path):

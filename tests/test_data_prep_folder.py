@@ -429,6 +429,37 @@ def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
     assert not (chests / "out" / "datalist.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "4"], "size: found '4'"),
+        (["--unit", "mm3"], "unit: found 'mm3', expected one of auto, percent, mm2"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--fractions", '{"training": 1}'], "fractions"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "out/names.json"], "mapping: out/names.json lies in out"),
+        (["--mapping", "cases.csv"], "cases.csv: expected the mapping of an earlier run"),
+        (["--out", "north"], "out: north/images lies in the folder"),
+        (["--labels", "heart"], "labels: found 'heart'"),
+        (["--labels", "heart=1,left_lung=1"], "labels: found"),
+        (["--structures", "heart,"], "structures: found"),
+        (["--variables", '{"age": "real"}'], "variables: 'age' is 'real'"),
+        (["--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
+        (["--variables", "age", "--missing", "0"], "missing: found '0'"),
+    ],
+)
+def test_options_are_checked_before_any_table_or_folder_is_read(chests, monkeypatch, options, message):
+    monkeypatch.chdir(chests)
+    monkeypatch.setattr("data_prep.rows.read_table", lambda path: pytest.fail("a table was read"))
+    monkeypatch.setattr("data_prep.folder._find_files", lambda folders: pytest.fail("a folder was read"))
+    tables = ["--table", "cases.csv", *(["--mask_table", "cases.csv"] if "--labels" not in options else [])]
+    with pytest.raises(SystemExit, match=message):
+        main(["folder", "north", *tables, "--out", "out", *options])
+    assert not (chests / "out").exists()
+
+
 def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):
     (chests / "elsewhere").mkdir()
     for folder in ("images", *(f"masks/{name}" for name in STRUCTURES)):

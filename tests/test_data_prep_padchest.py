@@ -333,6 +333,25 @@ def test_mistakes_end_with_one_line(tmp_path, change, message):
         run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "4"], "size: found '4'"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "out/names.json"], "mapping: out/names.json lies in out"),
+    ],
+)
+def test_options_are_checked_before_the_tables_are_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    for reader in ("_read_table", "find_files", "index_masks"):
+        monkeypatch.setattr(f"data_prep.padchest.{reader}", lambda *_: pytest.fail("something was read"))
+    with pytest.raises(SystemExit, match=message):
+        main(["padchest", "images", "--table", "a.csv", "--chexmask", "b.csv", "--out", "out", *options])
+
+
 def test_a_packed_table_of_masks_is_to_be_unpacked(tmp_path):
     for name in ("chexmask.csv.gz", "chexmask.csv"):  # whatever it is called
         (tmp_path / name).write_bytes(gzip.compress(b"ImageID,Dice RCA (Mean)"))
