@@ -80,7 +80,8 @@ def test_no_identifier_of_padchest_reaches_the_output(tmp_path):
             (tmp_path / "images" / "0" / name).write_bytes(b"broken")
     write_tables(tmp_path, list(rows.values()), rows_of(tmp_path / "chexmask.csv"))
     run(tmp_path)
-    planted = [b"study77", b"patient88", b"1951", b"20130417", b"001.png", str(tmp_path).encode()]
+    planted = [b"study77", b"patient88", b"1951", b"20130417", str(tmp_path).encode(), *map(str.encode, rows)]
+    assert b"000.png" in planted and reasons(tmp_path) == {"000.png": "unsupported_format"}
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file() and path.suffix != ".png":
             assert not [text for text in planted if text in path.read_bytes()], path.name

@@ -39,10 +39,10 @@ def test_straightened_volumes_have_the_areas_of_the_phantom(hearts):
 def test_wrong_options_end_with_one_line(hearts, tmp_path):
     folder, _ = hearts
     for arguments, text in (
-        (["--labels", "aorta=1"], "labels"),
-        (["--angles", "left"], "angles"),
-        (["--window", "5"], "window"),
-        (["--coordinates", "XYZ"], "coordinates"),
+        (["--labels", "aorta=1"], r"labels: found \['aorta'\], expected lumen"),
+        (["--angles", "left"], "angles: found 'left'"),
+        (["--window", "5"], "window: found '5', expected 2"),
+        (["--coordinates", "XYZ"], "coordinates: found XYZ"),
     ):
         with pytest.raises(SystemExit, match=text):
             main(["ccta", str(folder), "--out", str(tmp_path / "out"), *arguments])
