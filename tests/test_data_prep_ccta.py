@@ -606,7 +606,7 @@ def test_wrong_labels_are_named(structures):
     ],
 )
 def test_command_line_mistakes_end_with_one_line_before_anything_is_read(tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr("data_prep.__main__.find_scans", lambda path: pytest.fail("a folder was read"))
+    monkeypatch.setattr("data_prep.commands.find_scans", lambda path: pytest.fail("a folder was read"))
     scan, out = tmp_path, tmp_path / "out"
     with pytest.raises(SystemExit, match=message):
         main(["ccta", str(scan), "--out", str(out), *(option.replace("{out}", str(out)) for option in options)])
