@@ -179,6 +179,11 @@ class Source(ABC):
     truth: Mapping[str, Any] | None = None
     items: Sequence[Item]
 
+    @property
+    def metric(self) -> str:
+        """Unit of the measured variables where the spacing is known: mm2, or mm3 of volumes."""
+        return f"mm{len(self.size)}"
+
     @abstractmethod
     def fingerprint(self, item: Item) -> Any:
         """Plain values that change whenever :meth:`load` would give another case; a resumed run compares them.

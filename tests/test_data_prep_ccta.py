@@ -17,9 +17,9 @@ from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource, Straightening
 from data_prep.centrelines import Vessel, arc_length
-from data_prep.collect import _Worker
 from data_prep.executors import _batches
 from data_prep.journal import stamp
+from data_prep.outcomes import Worker
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import Volume, read_ct, read_labels
@@ -676,7 +676,7 @@ def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims)
 def test_a_run_with_another_window_takes_nothing_over(tmp_path):
     root = write_scan(tmp_path / "set")
     digests = {
-        _Worker(source, tmp_path, "auto", "salt").input_digest(source.items[0])
+        Worker(source, tmp_path, "auto", "salt").input_digest(source.items[0])
         for window in ((-150, 750), (-150, 750), (-100, 500))
         for source in [source_of(root, window=window)]
     }

@@ -108,7 +108,7 @@ def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_pat
     assert 0 < summary.rejected["unreadable"] < 20
     rejected = (tmp_path / "out" / "rejected.csv").read_text()
     assert f"the case cannot be loaded ({error.__name__} in {__name__}.py, line " in rejected
-    monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("data_prep.outcomes.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full; 0 of 12 cases"):
         make(tmp_path / "full")
 
