@@ -5,29 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from data_prep.cases import Case, Item, Rejected, Source, rejecting
-from data_prep.centrelines import (
-    CONVENTIONS,
-    Vessel,
-    arc_length,
-    check_centreline,
-    find_centrelines,
-    join_lines,
-    read_centrelines,
-    split_vessels,
-)  # fmt: skip
+from data_prep.cases import Case, Item, Rejected, Source
+from data_prep.centrelines import CONVENTIONS, Vessel, arc_length, check_centreline
 from data_prep.coronary_vessel import LABELS
 from data_prep.ct import WINDOW, to_window
 from data_prep.journal import stamp
-from data_prep.polydata import Polylines
+from data_prep.planning import check_files, plan_vessels
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
 from data_prep.territories import Axis, foreign, other_limb, trace_axes
@@ -98,15 +86,6 @@ class Straightening:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A vessel that was found, or the fault (reason and text) because of which there is none."""
-
-    name: str
-    vessel: Vessel | None = None
-    fault: tuple[str, str] = ("", "")
-
-
-@dataclass(frozen=True)
 class _Opened:
     """The volumes of a scan, and all of its vessels within them."""
 
@@ -139,7 +118,7 @@ class CctaSource(Source):
         self._options = options
         self._values = {LABELS[name]: tuple(values) for name, values in options.structures.items()}
         self._scans = list(scans)
-        self._plans = _plan_all(_Planner(self._values, options.convention, options.shortest), self._scans, workers)
+        self._plans = plan_vessels(self._scans, self._values, options.convention, options.shortest, workers)
         self._cases: list[tuple[int, int, float]] = []
         self.items = []
         for s, (scan, plan) in enumerate(zip(self._scans, self._plans)):
@@ -207,7 +186,7 @@ class CctaSource(Source):
         return last[1]
 
     def _read(self, scan: int) -> _Opened:
-        _check_files(self._scans[scan])
+        check_files(self._scans[scan])
         image = read_ct(self._scans[scan].volumes[0])
         label = align_axes(read_labels(self._scans[scan].labels[0], self._values), image)
         check_same_grid(image, label)
@@ -270,15 +249,6 @@ def _widens(axis: Axis, vessel: Vessel) -> bool:
     return vessel.start == 0 and not vessel.marked and last > WIDENING * first
 
 
-def _check_files(scan: Scan) -> None:
-    if not scan.volumes:
-        raise Rejected("missing_image", "there is a label volume or a centreline, but no CT volume")
-    if not scan.labels:
-        raise Rejected("missing_mask", "there is no label volume")
-    if len(scan.volumes) > 1 or len(scan.labels) > 1:
-        raise Rejected("duplicate_name", "there are several CT or label volumes of the same name")
-
-
 def _check_image(image: np.ndarray, label: np.ndarray) -> None:
     if not np.isfinite(image).all():
         raise Rejected("not_finite", f"{int((~np.isfinite(image)).sum())} samples are NaN or infinite")
@@ -292,61 +262,3 @@ def _share_inside(points: np.ndarray, volume: Volume) -> float:
     inverse = np.linalg.inv(volume.affine)
     voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
     return float(((voxels >= -0.5) & (voxels <= np.array(volume.voxels.shape) - 0.5)).all(1).mean())
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Finds the vessels of one scan; pickled to worker processes."""
-
-    values: Mapping[int, Sequence[int]]
-    convention: str
-    shortest: float
-
-    def __call__(self, scan: Scan) -> list[_Planned]:
-        try:
-            with rejecting("unreadable", "the vessels cannot be found"):
-                return self._from_files(scan) if scan.centrelines else self._from_label(scan)
-        except Rejected as fault:
-            return [_Planned("vessel", fault=(fault.reason, fault.text))]
-
-    def _from_files(self, scan: Scan) -> list[_Planned]:
-        files, unreadable = [], []
-        for name, path in scan.centrelines:
-            try:
-                files.append((name, read_centrelines(path, self.convention)))
-            except Rejected as fault:
-                unreadable.append(_Planned(name, fault=(fault.reason, fault.text)))
-        return self._from_lines(files) + unreadable
-
-    def _from_lines(self, files: Sequence[tuple[str, Polylines]]) -> list[_Planned]:
-        """The vessels of all files taken together, since they may share a stem; named after the files they end in."""
-        if not files:
-            return []
-        owners = [owner for owner, (_, lines) in enumerate(files) for _ in lines.lines]
-        vessels = split_vessels(join_lines([lines for _, lines in files]))
-        of_file = [[v for v in vessels if owners[v.line] == owner] for owner in range(len(files))]
-        planned = []
-        for vessel in vessels:
-            name, own = files[owners[vessel.line]][0], of_file[owners[vessel.line]]
-            number = next(i for i, other in enumerate(own, start=1) if other is vessel)
-            planned.append(_Planned(name if len(own) == 1 else f"{name} {number}", vessel))
-        fault = "centreline_short", "nothing of the centreline is left beside the others of the scan"
-        return planned + [_Planned(name, fault=fault) for (name, _), own in zip(files, of_file) if not own]
-
-    def _from_label(self, scan: Scan) -> list[_Planned]:
-        """The vessels found in the label volume; what is shorter than ``shortest`` is a fragment and no case."""
-        _check_files(scan)
-        label = read_labels(scan.labels[0], self.values)
-        found = split_vessels(find_centrelines(label.voxels > 0, label.affine))
-        vessels = [vessel for vessel in found if arc_length(vessel.points)[-1] >= self.shortest]
-        if not vessels:
-            raise Rejected("centreline_missing", f"no vessel of {self.shortest:g} mm is labelled")
-        return [_Planned(f"vessel {i}", vessel) for i, vessel in enumerate(vessels, start=1)]
-
-
-def _plan_all(planner: _Planner, scans: Sequence[Scan], workers: int) -> list[list[_Planned]]:
-    bar = {"total": len(scans), "desc": "finding vessels", "unit": "volume"}
-    if workers == 1 or all(scan.centrelines for scan in scans):
-        return list(tqdm(map(planner, scans), **bar))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return list(tqdm(pool.map(planner, scans), **bar))

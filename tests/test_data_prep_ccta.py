@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from scipy.spatial import KDTree
 
-import data_prep.ccta
+import data_prep.planning
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
 from data_prep.ccta import CctaSource, Straightening
@@ -442,13 +442,13 @@ def test_a_scan_whose_vessels_cannot_be_found_costs_its_own_case_only(tmp_path, 
         write_scan(tmp_path, name)
     if step == "find_centrelines":
         shutil.rmtree(tmp_path / "centerlines")
-    whole, calls = getattr(data_prep.ccta, step), []
+    whole, calls = getattr(data_prep.planning, step), []
 
     def fail_once(*given):
         calls.append(given)
         return whole(*given) if len(calls) > 1 else calls[0][99]  # an error that no check foresaw
 
-    monkeypatch.setattr(data_prep.ccta, step, fail_once)
+    monkeypatch.setattr(data_prep.planning, step, fail_once)
     source = source_of(tmp_path)
     assert [item.name.split("/")[0] for item in source.items] == ["scan1", "scan2"]
     fault = rejection(source)
