@@ -198,4 +198,5 @@ class Source(ABC):
 
         Raises:
             Rejected: when the case cannot be used.
+            OSError: when files of the source are gone, which ends the run.
         """

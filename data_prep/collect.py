@@ -24,12 +24,12 @@ from data_prep.executors import WorkersLost, default_workers, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
 from data_prep.intensity import INTENSITY_RANGE
 from data_prep.journal import Journal, open_journal
+from data_prep.measured import measured_variables
+from data_prep.names import real_path
 from data_prep.outcomes import Outcome, Worker
 from data_prep.pictures import draw_contact_sheet, draw_variables
-from data_prep.readers import real_path
 from data_prep.splits import check_fractions, split_cases
 from data_prep.storage import SUFFIXES
-from data_prep.structures import measured_variables
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.folders import writable_folder, write_csv_atomically

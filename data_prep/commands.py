@@ -13,6 +13,7 @@ from data_prep.ccta import CctaSource, Straightening
 from data_prep.collect import prepare
 from data_prep.folder import FolderSource
 from data_prep.masks import MaskTable
+from data_prep.names import real_path
 from data_prep.options import (
     read_flag,
     read_image_size,
@@ -30,7 +31,6 @@ from data_prep.phantom import CoronarySource, PhantomSource
 from data_prep.phantom_chest import ChestPhantom
 from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.phantom_volumes import HeartPhantom, write_heart
-from data_prep.readers import real_path
 from data_prep.scans import find_scans, list_scans
 from data_prep.structures import CHEST
 from data_prep.table import Table

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.collect import check_options
 from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
-from data_prep.readers import real_path
+from data_prep.names import real_path
 from data_prep.regions import region_definition
 from data_prep.splits import FRACTIONS, check_fractions
 from segcft_ext.command_line import read_names, read_sizes, read_whole

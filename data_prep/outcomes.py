@@ -13,8 +13,9 @@ from data_prep.cases import Case, Item, Rejected, Source, rejecting
 from data_prep.chest_checks import check_chest
 from data_prep.intensity import to_uint16
 from data_prep.journal import input_digest
+from data_prep.measured import measured_values, measured_variables
 from data_prep.storage import SUFFIXES, write_array
-from data_prep.structures import check_label_map, measured_values, measured_variables
+from data_prep.structures import check_label_map
 from segcft_ext.measurements import instantiate_measurement
 
 __all__ = ["Outcome", "Worker"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import threading
 import warnings
 import zipfile
@@ -26,28 +25,10 @@ from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
 from segcft_ext.presentation import is_dicom, raster_pixels
 
-__all__ = ["MAX_BYTES", "SUFFIXES", "quiet", "read_picture", "real_path", "source_name", "strip_suffix"]
-
-SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
-"""Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
+__all__ = ["MAX_BYTES", "quiet", "read_picture"]
 
 MAX_BYTES = 2**29
 """Largest file that is read, 512 MiB; a picture of 8192 x 8192 pixels of 32 bits has half of that."""
-
-
-def strip_suffix(name: str) -> str:
-    """The name without its suffix, if that is one of :data:`SUFFIXES`."""
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
-
-
-def source_name(name: str) -> str:
-    """A folder's or a file's name as that of a source: one whose bytes are not UTF-8 could be written to no output."""
-    return name.encode("utf-8", "replace").decode()
-
-
-def real_path(path: Path) -> Path:
-    """The path without links; in a circle of links as far as possible (pathlib raises there before Python 3.13)."""
-    return Path(os.path.realpath(path))
 
 
 def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:

@@ -15,8 +15,8 @@ from typing import Any
 from monai.utils.module import optional_import
 from tqdm import tqdm
 
-from data_prep.readers import real_path
-from data_prep.structures import measured_values, regional_variables
+from data_prep.measured import measured_values, regional_variables
+from data_prep.names import real_path
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
 from segcft_ext.datalist_format import SPLITS, validate_regions
 from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.readers import strip_suffix
+from data_prep.names import strip_suffix
 
 __all__ = ["LONGEST_CELL", "Match", "Rows", "is_missing", "read_table"]
 

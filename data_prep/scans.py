@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.readers import source_name
+from data_prep.names import source_name
 
 __all__ = ["Scan", "find_scans", "list_scans"]
 

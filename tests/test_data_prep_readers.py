@@ -14,7 +14,8 @@ from dicom_files import write_dicom
 from PIL import Image
 
 from data_prep.cases import Rejected, rejecting
-from data_prep.readers import quiet, read_picture, strip_suffix
+from data_prep.names import strip_suffix
+from data_prep.readers import quiet, read_picture
 
 PIXELS = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 100
 

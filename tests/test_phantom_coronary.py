@@ -13,9 +13,9 @@ import torch
 
 from data_prep.__main__ import main
 from data_prep.coronary_vessel import LABELS
+from data_prep.measured import measured_variables
 from data_prep.phantom_coronary import CoronaryPhantom
 from data_prep.regions import region_definition
-from data_prep.structures import measured_variables
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
 from segcft_ext.evaluation.truth import Truth
