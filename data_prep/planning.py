@@ -49,11 +49,7 @@ def plan_vessels(
 
 
 def check_files(scan: Scan) -> None:
-    """Check that a scan has one CT volume and one label volume.
-
-    Raises:
-        Rejected: when it has not.
-    """
+    """Reject a scan that has not exactly one CT volume and one label volume."""
     if not scan.volumes:
         raise Rejected("missing_image", "there is a label volume or a centreline, but no CT volume")
     if not scan.labels:

@@ -28,6 +28,8 @@ def is_missing(cell: str) -> bool:
 def read_table(path: Path) -> pd.DataFrame:
     """A table with every cell as text, empty where missing: CSV, TSV (.tsv, .tab), Excel (.xlsx, .xls) or Parquet.
 
+    The index of a CSV or TSV table holds the number of each row's line in the file.
+
     Raises:
         ValueError: when the table cannot be read, a row of a CSV or TSV file has more or fewer cells than its header,
             or two columns have one name.
@@ -63,7 +65,7 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     for line, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f"line {line}: found {len(cells)} cells, expected {len(header)}")
-    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=str)
+    return pd.DataFrame([cells for _, cells in rows], [line for line, _ in rows], header, dtype=str)
 
 
 @dataclass(frozen=True)
