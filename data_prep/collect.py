@@ -34,7 +34,7 @@ from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.folders import writable_folder, write_csv_atomically
 
-__all__ = ["Summary", "check_options", "prepare"]
+__all__ = ["Run", "Summary", "check_unit", "prepare"]
 
 ENVIRONMENT = ("no_decoder", "unreadable")
 """Reasons that may lie in the machine (a decoder that is not installed, a file that may not be read) and not in the
@@ -60,53 +60,11 @@ class Summary:
     resumed: int = 0
 
 
-def check_options(
-    out: Path,
-    dims: int,
-    *,
-    fractions: Mapping[str, float] | None = None,
-    unit: str = "auto",
-    workers: int | None = None,
-    salt: str | None = None,
-    mapping: Path | None = None,
-) -> None:
-    """Check options of :func:`prepare`, of a source with this number of image axes, before the source reads anything.
+@dataclass(frozen=True)
+class Run:
+    """Where a run writes to, and its options; checked when it is built, before a source reads anything.
 
-    Raises:
-        ValueError: when one of them is wrong, or the mapping of an earlier run holds no salt.
-    """
-    units = ("auto", "percent", f"mm{dims}")
-    if unit not in units:
-        raise ValueError(f"unit: found {unit!r}, expected one of {', '.join(units)}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: found {workers}, expected 1 or more")
-    if mapping is not None and real_path(out) in real_path(mapping).parents:
-        raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
-    if salt == "":
-        raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
-    if salt is None and mapping is not None and mapping.is_file():
-        read_salt(mapping)
-    check_fractions(fractions)
-
-
-def prepare(
-    source: Source,
-    out: Path,
-    *,
-    name: str | None = None,
-    seed: int = 0,
-    fractions: Mapping[str, float] | None = None,
-    unit: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-    strict: bool = False,
-    salt: str | None = None,
-    mapping: Path | None = None,
-) -> Summary:
-    """Prepare all cases of a source; after an interruption, those that are not finished or have changed since.
-
-    Args:
-        source: where the cases come from.
+    Attributes:
         out: folder for ``datalist.json``, ``images/``, ``labels/``, ``rejected.csv`` and the two pictures.
         name: what the data are called in reports; by default the name of the folder ``out``.
         seed: seed of the splits.
@@ -121,18 +79,60 @@ def prepare(
         mapping: file, outside ``out``, for the salt and the names behind the ids; None writes no such file.
 
     Raises:
-        ValueError: when an option is wrong, which is found before anything in ``out`` is touched; when too few cases
-            are accepted to fill every split; or when a case is rejected and ``strict`` is set.
+        ValueError: when an option is wrong, or the mapping of an earlier run holds no salt.
+    """
+
+    out: Path
+    name: str | None = None
+    seed: int = 0
+    fractions: Mapping[str, float] | None = None
+    unit: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
+    strict: bool = False
+    salt: str | None = None
+    mapping: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: found {self.workers}, expected 1 or more")
+        if self.mapping is not None and real_path(self.out) in real_path(self.mapping).parents:
+            found = f"{self.mapping} lies in {self.out}"
+            raise ValueError(f"mapping: {found}, which is to be free of names; choose another folder")
+        if self.salt == "":
+            raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
+        if self.salt is None and self.mapping is not None and self.mapping.is_file():
+            read_salt(self.mapping)
+        check_fractions(self.fractions)
+
+
+def check_unit(unit: str, metric: str) -> None:
+    """Check the unit of a run for a source of this metric unit.
+
+    Raises:
+        ValueError: when the areas cannot be in this unit.
+    """
+    if unit not in ("auto", "percent", metric):
+        raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
+
+
+def prepare(source: Source, run: Run) -> Summary:
+    """Prepare all cases of a source; after an interruption, those that are not finished or have changed since.
+
+    Raises:
+        ValueError: when the source's header or the unit is wrong, which is found before anything in ``run.out`` is
+            touched; when too few cases are accepted to fill every split; or when a case is rejected and the run is
+            strict.
         OSError: when something cannot be written; what is finished is kept.
         WorkersLost: when the processes die; what is finished is kept.
     """
-    metric, dims = source.metric, len(source.size)
-    check_options(out, dims, fractions=fractions, unit=unit, workers=workers, salt=salt, mapping=mapping)
+    out, mapping, unit, metric, suffix = run.out, run.mapping, run.unit, source.metric, SUFFIXES[len(source.size)]
+    check_unit(unit, metric)
     for possible in (metric, "percent") if unit == "auto" else (unit,):
-        validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
+        validate(_header(source, run.name or "", possible), out / "datalist.json", check_files=False)
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         writable_folder(folder)
-    salt = salt if salt is not None else read_salt(mapping) if mapping else ""
+    salt = run.salt if run.salt is not None else read_salt(mapping) if mapping else ""
     cases = _identify(source, salt)
     with open_journal(out) as journal:
         # An interrupted run must not look like a complete one, and must go on with the same salt.
@@ -143,14 +143,14 @@ def prepare(
         found = _take_over(journal, worker, cases)
         resumed = len(found)
         try:
-            _work_off(worker, cases, found, journal, workers, scheduler, strict)
+            _work_off(worker, cases, found, journal, run)
         except (OSError, WorkersLost) as error:
             kept = f"{len(found)} of {len(cases)} cases are finished and kept, the same command goes on from there"
             place = getattr(error, "filename", None) or out
             text = f"{place}: {getattr(error, 'strerror', None) or error}; {kept}"
             raise (OSError(text) if isinstance(error, OSError) else WorkersLost(text)) from error
         outcomes = _reject_duplicates({identifier: found[identifier] for identifier in cases if identifier in found})
-        if strict:
+        if run.strict:
             _stop_at_rejected(cases, outcomes)
         _write_rejected(out / "rejected.csv", cases, outcomes)
         if mapping is not None:
@@ -158,16 +158,16 @@ def prepare(
         rejected = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
         accepted = {identifier: outcome for identifier, outcome in outcomes.items() if not outcome.reason}
         if not accepted:
-            table = out / "rejected.csv"
-            raise ValueError(f"none of {len(outcomes)} cases was accepted: {dict(rejected)}; see {table}")
-        _remove_strangers(out, accepted.keys(), SUFFIXES[dims])
+            none = f"none of {len(outcomes)} cases was accepted: {dict(rejected)}"
+            raise ValueError(f"{none}; see {out / 'rejected.csv'}")
+        _remove_strangers(out, accepted.keys(), suffix)
 
-        parts = split_cases([cases[identifier] for identifier in accepted], seed, fractions)
+        parts = split_cases([cases[identifier] for identifier in accepted], run.seed, run.fractions)
         if unit == "auto":
             unit = metric if all(metric in outcome.measured for outcome in accepted.values()) else "percent"
-        content = _header(source, name or real_path(out).name, unit)
+        content = _header(source, run.name or real_path(out).name, unit)
         for (identifier, outcome), (split, use) in zip(accepted.items(), parts):
-            content[split].append(_entry(identifier, cases[identifier].source, outcome, unit, use, SUFFIXES[dims]))
+            content[split].append(_entry(identifier, cases[identifier].source, outcome, unit, use, suffix))
         datalist = write_datalist(out / "datalist.json", content)
         draw_contact_sheet(datalist, out / "contact_sheet.png")
         draw_variables(datalist, out / "variables.png")
@@ -208,27 +208,21 @@ def _take_over(journal: Journal, worker: Worker, cases: Mapping[str, Item]) -> d
 
 
 def _work_off(
-    worker: Worker,
-    cases: Mapping[str, Item],
-    outcomes: dict[str, Outcome],
-    journal: Journal,
-    workers: int | None,
-    scheduler: str | None,
-    strict: bool,
+    worker: Worker, cases: Mapping[str, Item], outcomes: dict[str, Outcome], journal: Journal, run: Run
 ) -> None:
-    """Prepare the cases that have no outcome yet and add their outcomes; if ``strict``, stop at a rejection."""
-    if strict and any(outcome.reason for outcome in outcomes.values()):
+    """Prepare the cases that have no outcome yet and add their outcomes; if strict, stop at a rejection."""
+    if run.strict and any(outcome.reason for outcome in outcomes.values()):
         return
     todo = [(item, identifier) for identifier, item in cases.items() if identifier not in outcomes]
     with (
         tqdm(total=len(cases), initial=len(outcomes), desc="preparing", unit="case") as bar,
-        closing(run_cases(worker, todo, workers or default_workers(len(todo)), scheduler)) as lines,
+        closing(run_cases(worker, todo, run.workers or default_workers(len(todo)), run.scheduler)) as lines,
     ):
         for line in lines:
             record = journal.append(line)
             outcome = outcomes[record["id"]] = Outcome(**record["outcome"])
             bar.update()
-            if strict and outcome.reason:
+            if run.strict and outcome.reason:
                 return
 
 

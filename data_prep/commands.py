@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from data_prep.cases import NOTES, Source
 from data_prep.ccta import CctaSource, Straightening
-from data_prep.collect import prepare
+from data_prep.collect import Run, check_unit, prepare
 from data_prep.folder import FolderSource
 from data_prep.masks import MaskTable
 from data_prep.names import real_path
@@ -121,6 +120,7 @@ def folder(
         out, mapping=mapping, salt=salt, name=name, unit=unit, strict=strict,
         seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
     )  # fmt: skip
+    check_unit(unit, "mm2")
     pixels = read_image_size(size)
     masks_from = read_masks(masks, structures, labels, mask_table, id_column)
     columns, units, missing = read_variables(variables), read_mapping("units", units), read_mapping("missing", missing)
@@ -201,7 +201,7 @@ def padchest(
         print(f"{what}: {count}")
     for archive in source.broken:
         print(f"  {archive}")
-    if source.broken and run["strict"]:
+    if source.broken and run.strict:
         raise ValueError(f"strict: {source.broken[0]}: this archive cannot be opened")
     _prepare(source, run)
     write_filters(source.counts, Path(out) / "filters.csv")
@@ -277,7 +277,7 @@ def ccta(
         raise ValueError("no folder or list given; see python -m data_prep ccta --help")
     axes = read_whole("dims", dims)
     run = read_run(
-        out, axes, mapping=mapping, salt=salt, name=name, strict=strict,
+        out, mapping=mapping, salt=salt, name=name, strict=strict,
         seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     low, high = read_numbers("window", window, 2)
@@ -297,7 +297,7 @@ def ccta(
     sources = [found[0].source for found in scans]
     if len(set(sources)) != len(sources):
         raise ValueError(f"places: {sources} are to be the sources' names, so they must differ")
-    _prepare(CctaSource([scan for found in scans for scan in found], options, run["workers"] or 1), run)
+    _prepare(CctaSource([scan for found in scans for scan in found], options, run.workers or 1), run)
 
 
 def phantom(
@@ -344,9 +344,7 @@ def phantom(
         name: what the data are called in reports; by default the name of the folder OUT.
     """
     count, axes, follow = read_whole("count", count, 1), read_whole("dims", dims), read_flag("descendants", descendants)
-    run = read_run(
-        out, axes, names=False, name=name, seed=seed, fractions=fractions, workers=workers, scheduler=scheduler
-    )
+    run = read_run(out, names=False, name=name, seed=seed, fractions=fractions, workers=workers, scheduler=scheduler)
     if kind == "chest":
         if (axes, regions, boundaries, follow) != (2, None, None, False):
             raise ValueError("dims, regions, boundaries and descendants are options of --kind coronary")
@@ -354,14 +352,14 @@ def phantom(
         if height != pixels:
             raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
-        source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), run["seed"], truth)
+        source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), run.seed, truth)
     elif kind == "coronary":
         parts = read_vessel_regions(regions, boundaries)
         vessels = CoronaryPhantom(read_vessel_size(size, axes), parts, follow)
-        source = CoronarySource(vessels, count, run["seed"])
+        source = CoronarySource(vessels, count, run.seed)
     elif kind == "coronary_volumes":
         for i in tqdm(range(count), desc="rendering", unit="volume"):
-            write_heart(HeartPhantom(), run["seed"] * 100_000 + i, f"heart-{i:04d}", Path(out))
+            write_heart(HeartPhantom(), run.seed * 100_000 + i, f"heart-{i:04d}", Path(out))
         print(f"{count} volumes in {out}: python -m data_prep ccta {out} --out …")
         return
     else:
@@ -369,9 +367,9 @@ def phantom(
     _prepare(source, run)
 
 
-def _prepare(source: Source, run: Mapping[str, Any]) -> None:
-    """Prepare a source with the options of :func:`data_prep.options.read_run`, and report."""
-    summary = prepare(source, **run)
+def _prepare(source: Source, run: Run) -> None:
+    """Prepare a source and report."""
+    summary = prepare(source, run)
     datalist, rejected = summary.datalist, summary.rejected
     if summary.resumed:
         print(f"{summary.resumed} cases were finished before the interruption and are as they were")
@@ -387,5 +385,5 @@ def _prepare(source: Source, run: Mapping[str, Any]) -> None:
     unknown = sum("spacing" not in entry for entry in entries)
     print(f"areas in {datalist.variables[0].unit} (pixel spacing unknown for {unknown} of {len(entries)} cases)")
     print(f"datalist: {datalist.path}")
-    if run.get("mapping"):
-        print(f"names behind the ids (keep to yourself): {run['mapping']}")
+    if run.mapping:
+        print(f"names behind the ids (keep to yourself): {run.mapping}")

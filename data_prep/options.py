@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_prep.collect import check_options
+from data_prep.collect import Run
 from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
 from data_prep.names import real_path
 from data_prep.regions import region_definition
@@ -19,57 +19,30 @@ from data_prep.splits import FRACTIONS, check_fractions
 from segcft_ext.command_line import read_names, read_sizes, read_whole
 
 __all__ = [
-    "read_flag",
-    "read_image_size",
-    "read_label_values",
-    "read_mapping",
-    "read_masks",
-    "read_numbers",
-    "read_region_definition",
-    "read_run",
-    "read_variables",
-    "read_vessel_regions",
-    "read_vessel_size",
-]
+    "read_flag", "read_image_size", "read_label_values", "read_mapping", "read_masks", "read_numbers",
+    "read_region_definition", "read_run", "read_variables", "read_vessel_regions", "read_vessel_size",
+]  # fmt: skip
 
-EXAMPLES = {
-    "fractions": json.dumps(FRACTIONS),
-    "missing": '{"age": 0}',
-    "units": '{"age": "years"}',
-}
+EXAMPLES = {"fractions": json.dumps(FRACTIONS), "missing": '{"age": 0}', "units": '{"age": "years"}'}
 
 
-def read_run(
-    out: str, dims: int = 2, *, names: bool = True, mapping: str | None = None, **given: Any
-) -> dict[str, Any]:
-    """The options that all sources have in common, read and checked.
+def read_run(out: str, *, names: bool = True, mapping: str | None = None, strict: Any = False, **given: Any) -> Run:
+    """The options that all sources have in common.
 
     Args:
         out: the output folder.
-        dims: number of the images' axes.
         names: whether case names may identify patients, so that they are kept in a file, ``mapping``.
         mapping: this file, by default beside the output folder.
-        given: other options of :func:`data_prep.collect.prepare`, as they were typed.
-
-    Returns:
-        The arguments of :func:`data_prep.collect.prepare`.
-
-    Raises:
-        ValueError: as :func:`data_prep.collect.check_options`.
+        strict: whether to stop at a rejected case.
+        given: other options of :class:`~data_prep.collect.Run`, as they were typed.
     """
     folder = Path(out)
-    if names:
-        beside = folder.absolute().with_name(f"{real_path(folder).name}.mapping.json")
-        given["mapping"] = Path(mapping) if mapping else beside
-    run = given | {
-        "seed": read_whole("seed", given["seed"], 0),
-        "fractions": check_fractions(read_mapping("fractions", given["fractions"])),
-        "workers": None if given["workers"] is None else read_whole("workers", given["workers"]),
-        "strict": read_flag("strict", given.get("strict", False)),
-    }
-    checked = ("fractions", "unit", "workers", "salt", "mapping")
-    check_options(folder, dims, **{option: run[option] for option in checked if option in run})
-    return {"out": folder, **run}
+    beside = folder.absolute().with_name(f"{real_path(folder).name}.mapping.json") if names else None
+    given["seed"] = read_whole("seed", given["seed"], 0)
+    given["fractions"] = check_fractions(read_mapping("fractions", given["fractions"]))
+    if given["workers"] is not None:
+        given["workers"] = read_whole("workers", given["workers"])
+    return Run(folder, mapping=Path(mapping) if mapping else beside, strict=read_flag("strict", strict), **given)
 
 
 def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_column: str) -> Masks:

@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit
 
 from data_prep.cases import REASONS
-from data_prep.collect import prepare
+from data_prep.collect import Run, prepare
 from data_prep.folder import FolderSource
 from data_prep.identity import case_id
 from data_prep.masks import MaskFolders
@@ -138,7 +138,7 @@ def peak_memory():
 def test_damaged_files_are_accepted_or_rejected_with_a_reason(tmp_path):
     source = write_mutants(tmp_path, np.random.default_rng(SEED), COUNT)
     before = peak_memory()
-    summary = prepare(source, tmp_path / "out")
+    summary = prepare(source, Run(tmp_path / "out"))
     assert peak_memory() - before < MAX_MEMORY
 
     datalist = read_datalist(tmp_path / "out" / "datalist.json")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.collect import prepare
+from data_prep.collect import Run, prepare
 from data_prep.phantom import PhantomSource
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
@@ -31,7 +31,7 @@ class FlatPhantom:
 
 def make(out, count=12, seed=0):
     source = PhantomSource(FlatPhantom(), count, (16, 16), seed, TRUTH)
-    return prepare(source, out, name="flat", seed=seed).datalist
+    return prepare(source, Run(out, name="flat", seed=seed)).datalist
 
 
 def entries_of(datalist):
@@ -104,7 +104,7 @@ def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_pat
                 raise error("of this case only")
             return super().render(variables, exogenous)
 
-    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), tmp_path / "out", name="flat")
+    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), Run(tmp_path / "out", name="flat"))
     assert 0 < summary.rejected["unreadable"] < 20
     rejected = (tmp_path / "out" / "rejected.csv").read_text()
     assert f"the case cannot be loaded ({error.__name__} in {__name__}.py, line " in rejected
@@ -126,5 +126,5 @@ def test_what_the_datalist_cannot_hold_is_refused_before_an_earlier_result_is_to
         for name, value in change.items():
             setattr(source, name, value)
         with pytest.raises(ValueError, match=text):
-            prepare(source, tmp_path / "out", **options)
+            prepare(source, Run(tmp_path / "out", **options))
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
