@@ -60,7 +60,6 @@ REASONS = {
     "bad_label": "the label volume holds numbers that are not whole",
 }
 
-
 NOTES = {
     "missing_row": "the table has no row for the case, so its variables are missing",
     "detector_spacing": "the pixel spacing is the detector's, so areas are those of the shadow",

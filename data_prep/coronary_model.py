@@ -68,10 +68,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "outline": waves(4, 0.05, 9, 35, 4),
         "wobble": waves(2, 0.30, 18, 90, 3),
         "rough": waves(1, 0.12, 3, 9, 3),
-        "steps": [
-            [plain(x) for x in rng.uniform(0.08, 0.92, steps)],
-            [plain(x) for x in rng.normal(0, 0.22, steps)],
-        ],
+        "steps": [[plain(x) for x in rng.uniform(0.08, 0.92, steps)], [plain(x) for x in rng.normal(0, 0.22, steps)]],
     }
     lesions = []
     for _ in THIRDS:

@@ -69,8 +69,9 @@ def read_dicom(data: bytes, indexed: bool = False) -> Picture:
         pixels = single_channel(decode_pixels(dataset))
     else:
         raise Rejected("colour")
-    spacing, notes = _spacing(dataset)
-    return Picture(pixels, spacing, (*notes, *_burned_in(dataset)))
+    spacing, at_detector = dicom_spacing(dataset)
+    notes = (*(("detector_spacing",) if at_detector else ()), *_burned_in(dataset))
+    return Picture(pixels, None if spacing is None else check_spacing(*spacing), notes)
 
 
 def decode_pixels(dataset: Dataset) -> np.ndarray:
@@ -133,11 +134,6 @@ def _declared_shape(encoded: bytes) -> tuple[int, int] | None:
             height, width = struct.unpack_from(">HH", encoded, position + 5)
             return height, width
         position += 2 + length
-
-
-def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    found, at_detector = dicom_spacing(dataset)
-    return (None if found is None else check_spacing(*found)), ("detector_spacing",) if at_detector else ()
 
 
 def _burned_in(dataset: Dataset) -> tuple[str, ...]:

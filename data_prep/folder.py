@@ -42,12 +42,7 @@ class FolderSource(Source):
     size: tuple[int, int]
 
     def __init__(
-        self,
-        roots: Sequence[Path],
-        images: str,
-        masks: Masks,
-        size: tuple[int, int],
-        table: Table | None = None,
+        self, roots: Sequence[Path], images: str, masks: Masks, size: tuple[int, int], table: Table | None = None
     ) -> None:
         self.size = size
         self.labels = label_values(masks.structures)

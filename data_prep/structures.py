@@ -10,14 +10,7 @@ from scipy import ndimage
 
 from data_prep.cases import Rejected
 
-__all__ = [
-    "CHEST",
-    "MAX_OVERLAP",
-    "check_label_map",
-    "combine_masks",
-    "label_values",
-    "threshold_mask",
-]
+__all__ = ["CHEST", "MAX_OVERLAP", "check_label_map", "combine_masks", "label_values", "threshold_mask"]
 
 CHEST = ("left_lung", "right_lung", "heart")
 MAX_OVERLAP = 0.5
