@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset, PersistentDataset, SmartCacheDataset, ThreadDataLoader
 from monai.transforms import Compose, Rand2DElasticd, RandAdjustContrastd
 
-from data_prep.collect import prepare
+from data_prep.collect import Run, prepare
 from data_prep.phantom import PhantomSource
 from data_prep.phantom_chest import ChestPhantom
 from segcft_ext.augmentation import BatchAugmentation
@@ -134,7 +134,7 @@ def main() -> None:
     folder = given.out / f"phantoms{given.size}"
     if not (folder / "datalist.json").exists():
         renderer = ChestPhantom(size=given.size)
-        prepare(PhantomSource(renderer, given.count, (given.size,) * 2, 0, {"_target_": "none"}), folder)
+        prepare(PhantomSource(renderer, given.count, (given.size,) * 2, 0, {"_target_": "none"}), Run(folder))
     parser = ConfigParser(json.loads(CONFIG.read_text()))
     parser["datalist"], parser["device"] = str(folder / "datalist.json"), torch.device("cpu")
     datalist = read_datalist(folder / "datalist.json")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.ccta import CctaSource
+from data_prep.ccta import CctaSource, Straightening
 from data_prep.coronary_vessel import LABELS, STRUCTURES, Grid
 from data_prep.phantom_volumes import Artery, HeartPhantom, write_heart
 from data_prep.scans import find_scans
@@ -74,7 +74,7 @@ def main(hearts: int = 6, seed: int = 1) -> None:
         labels = {structure: (LABELS[structure],) for structure in STRUCTURES}
         for size, angles, unit in (((256, 64, 64), (0.0,), "mm³"), ((256, 64), (0.0, 90.0), "mm²")):
             begin, begin_wall = time.process_time(), time.perf_counter()
-            source = CctaSource(find_scans(root), labels, size=size, angles=angles)
+            source = CctaSource(find_scans(root), Straightening(labels, size=size, angles=angles))
             cases = [source.load(item) for item in source.items]
             seconds, wall = time.process_time() - begin, time.perf_counter() - begin_wall
             found = np.stack([measure(case.label, float(np.prod(case.spacing or ()))) for case in cases])

@@ -52,7 +52,7 @@ def find_files(roots: Sequence[Path], suffix: str) -> tuple[dict[str, list[Place
                 try:
                     with zipfile.ZipFile(path) as archive:
                         members = archive.namelist()
-                except (OSError, zipfile.BadZipFile):
+                except Exception:  # damaged archives raise errors of many types
                     broken.append(path)
                     continue
                 for member in members:

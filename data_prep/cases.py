@@ -6,14 +6,17 @@ A source knows which cases there are (:attr:`Source.items`) and how to load one 
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["NOTES", "REASONS", "Case", "Item", "Rejected", "Source"]
+__all__ = ["NOTES", "REASONS", "Case", "Item", "Rejected", "Source", "naming", "rejecting"]
 
 REASONS = {
     "unsupported_format": "the file is none of PNG, TIFF, DICOM, NIfTI",
@@ -57,7 +60,6 @@ REASONS = {
     "bad_label": "the label volume holds numbers that are not whole",
 }
 
-
 NOTES = {
     "missing_row": "the table has no row for the case, so its variables are missing",
     "detector_spacing": "the pixel spacing is the detector's, so areas are those of the shadow",
@@ -79,6 +81,38 @@ class Rejected(Exception):
         self.reason = reason
         self.text = text or REASONS[reason]
         super().__init__(reason, self.text)  # both arguments, so that it survives pickling between processes
+
+
+@contextmanager
+def rejecting(reason: str, text: str, *besides: type[Exception]) -> Iterator[None]:
+    """Reject the case, and only this one, if a reader fails in a way that no check foresaw: with any error at all.
+
+    The text ends with the error's type and the line of the program that raised it. The error's message is left out: it
+    may quote the file, and with it the patient's name.
+
+    Args:
+        reason: the reason code.
+        text: what cannot be done.
+        besides: errors that do not lie in the case and are passed on.
+    """
+    passed: tuple[type[Exception], ...] = (Rejected, *besides)
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+        raise Rejected(reason, f"{text} ({where})") from error
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Say in a rejection's text which part of the case is at fault."""
+    try:
+        yield
+    except Rejected as fault:
+        raise Rejected(fault.reason, f"{part}: {fault.text}") from fault
 
 
 @dataclass(frozen=True)
@@ -144,6 +178,11 @@ class Source(ABC):
     truth: Mapping[str, Any] | None = None
     items: Sequence[Item]
 
+    @property
+    def metric(self) -> str:
+        """Unit of the measured variables where the spacing is known: mm2, or mm3 of volumes."""
+        return f"mm{len(self.size)}"
+
     @abstractmethod
     def fingerprint(self, item: Item) -> Any:
         """Plain values that change whenever :meth:`load` would give another case; a resumed run compares them.
@@ -158,4 +197,5 @@ class Source(ABC):
 
         Raises:
             Rejected: when the case cannot be used.
+            OSError: when files of the source are gone, which ends the run.
         """

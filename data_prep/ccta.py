@@ -5,37 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.cases import Case, Item, Rejected, Source
-from data_prep.centrelines import (
-    CONVENTIONS,
-    Vessel,
-    arc_length,
-    check_centreline,
-    find_centrelines,
-    join_lines,
-    read_centrelines,
-    split_vessels,
-)  # fmt: skip
+from data_prep.centrelines import CONVENTIONS, Vessel, arc_length, check_centreline
 from data_prep.coronary_vessel import LABELS
 from data_prep.ct import WINDOW, to_window
 from data_prep.journal import stamp
-from data_prep.polydata import Polylines
+from data_prep.planning import check_files, plan_vessels
 from data_prep.scans import Scan
 from data_prep.straightening import make_frames, sample_grid, sample_image, sample_labels
 from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import AIR, Volume, align_axes, check_same_grid, read_ct, read_labels
 
-__all__ = ["SHORTEST", "CctaSource"]
+__all__ = ["CctaSource", "Straightening"]
 
-SHORTEST = 20.0
 LUMEN_HU = (50.0, 1000.0)
 """Range of the median over a lumen that is filled with contrast medium."""
 
@@ -44,12 +31,58 @@ ENDS, WIDENING = 10.0, 1.25
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """A vessel that was found, or the fault (reason and text) because of which there is none."""
+class Straightening:
+    """How vessels are straightened; checked when it is built, before any volume is read.
 
-    name: str
-    vessel: Vessel | None = None
-    fault: tuple[str, str] = ("", "")
+    Attributes:
+        structures: the values of each structure in the label volumes, by its name in
+            :data:`~data_prep.coronary_vessel.LABELS`; values to be ignored are listed as ``background``.
+        size: number of samples along and across, two numbers for longitudinal cuts and three for volumes.
+        spacing: spacing of the samples across, mm.
+        angles: angles of the cuts in degrees, from the direction that points most to superior at the ostium.
+        window: HU that become 0 and 1.
+        regions: the datalist's ``regions``.
+        order: order of the interpolating splines, 1 (linear) or 3 (cubic).
+        sigma: standard deviation of the Gaussian that smooths the centrelines, mm.
+        shortest: length below which a centreline is rejected, mm.
+        convention: convention of the centrelines' coordinates, LPS or RAS.
+
+    Raises:
+        ValueError: when one of them is wrong.
+    """
+
+    structures: Mapping[str, Sequence[int]]
+    size: tuple[int, ...] = (256, 64)
+    spacing: float = 0.25
+    angles: tuple[float, ...] = (0.0,)
+    window: tuple[float, float] = WINDOW
+    regions: Mapping[str, Any] | None = None
+    order: int = 1
+    sigma: float = 1.0
+    shortest: float = 20.0
+    convention: str = "LPS"
+
+    def __post_init__(self) -> None:
+        _check_structures(self.structures)
+        angles = self.angles
+        for option, found, good, expected in (
+            (
+                "size",
+                self.size,
+                len(self.size) in (2, 3) and min(self.size) >= 8,
+                "two or three whole numbers from 8 on",
+            ),
+            ("across", self.spacing, 0 < self.spacing < 5, "mm, above 0 and below 5"),
+            ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
+            ("angles", angles, len(self.size) == 2 or angles == (0,), "0 alone, since a volume is not cut"),
+            ("window", self.window, self.window[0] < self.window[1], "the lower before the higher"),
+            ("order", self.order, self.order in (1, 3), "1 or 3"),
+            ("smoothing", self.sigma, 0 <= self.sigma <= 5, "0 to 5 mm"),
+            ("shortest", self.shortest, self.shortest >= 2, "2 mm or more"),
+            ("coordinates", self.convention, self.convention in CONVENTIONS, " or ".join(CONVENTIONS)),
+        ):
+            if not good:
+                raise ValueError(f"{option}: found {found}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -69,71 +102,29 @@ class CctaSource(Source):
 
     Args:
         scans: the volumes with their label volumes and centrelines.
-        structures: the values of each structure in the label volumes, by its name in
-            :data:`~data_prep.coronary_vessel.LABELS`; values to be ignored are listed as ``background``.
-        size: number of samples along and across, two numbers for longitudinal cuts and three for volumes.
-        spacing: spacing of the samples across, mm.
-        angles: angles of the cuts in degrees, from the direction that points most to superior at the ostium.
-        window: HU that become 0 and 1.
-        regions: the datalist's ``regions``.
-        order: order of the interpolating splines, 1 (linear) or 3 (cubic).
-        sigma: standard deviation of the Gaussian that smooths the centrelines, mm.
-        shortest: length below which a centreline is rejected, mm.
-        convention: convention of the centrelines' coordinates, LPS or RAS.
+        options: how the vessels are straightened.
         workers: processes for finding centrelines in label volumes.
 
     Raises:
-        ValueError: when an option is wrong, or there is no vessel.
+        ValueError: when there is no vessel.
     """
 
-    def __init__(
-        self,
-        scans: Sequence[Scan],
-        structures: Mapping[str, Sequence[int]],
-        *,
-        size: tuple[int, ...] = (256, 64),
-        spacing: float = 0.25,
-        angles: Sequence[float] = (0.0,),
-        window: tuple[float, float] = WINDOW,
-        regions: Mapping[str, Any] | None = None,
-        order: int = 1,
-        sigma: float = 1.0,
-        shortest: float = SHORTEST,
-        convention: str = "LPS",
-        workers: int = 1,
-    ) -> None:
-        _check_structures(structures)
-        for option, found, good, expected in (
-            ("size", size, len(size) in (2, 3) and min(size) >= 8, "two or three whole numbers from 8 on"),
-            ("across", spacing, 0 < spacing < 5, "mm, above 0 and below 5"),
-            ("angles", angles, 0 < len(angles) == len(set(angles)), "one or several, each once"),
-            ("angles", angles, len(size) == 2 or tuple(angles) == (0,), "0 alone, since a volume is not cut"),
-            ("window", window, window[0] < window[1], "the lower before the higher"),
-            ("order", order, order in (1, 3), "1 or 3"),
-            ("smoothing", sigma, 0 <= sigma <= 5, "0 to 5 mm"),
-            ("shortest", shortest, shortest >= 2, "2 mm or more"),
-            ("coordinates", convention, convention in CONVENTIONS, " or ".join(CONVENTIONS)),
-        ):
-            if not good:
-                raise ValueError(f"{option}: found {found}, expected {expected}")
-        self.size = size
-        self.labels = {name: v for name, v in LABELS.items() if name == "background" or name in structures}
+    def __init__(self, scans: Sequence[Scan], options: Straightening, workers: int = 1) -> None:
+        self.size = options.size
+        self.labels = {name: v for name, v in LABELS.items() if name == "background" or name in options.structures}
         self.may_lack = [name for name in self.labels if name.endswith("plaque")]
-        self.window = (*window, "HU")
-        self._window = window
-        self.regions = regions
-        self._values = {LABELS[name]: tuple(values) for name, values in structures.items()}
-        self._spacing, self._order, self._sigma, self._shortest = spacing, order, sigma, shortest
-        self._convention = convention
+        self.window = (*options.window, "HU")
+        self.regions = options.regions
+        self._options = options
+        self._values = {LABELS[name]: tuple(values) for name, values in options.structures.items()}
         self._scans = list(scans)
-        self._plans = _plan_all(_Planner(self._values, convention, shortest), self._scans, workers)
-        turns = tuple(angles) if len(size) == 2 else (0.0,)
+        self._plans = plan_vessels(self._scans, self._values, options.convention, options.shortest, workers)
         self._cases: list[tuple[int, int, float]] = []
         self.items = []
         for s, (scan, plan) in enumerate(zip(self._scans, self._plans)):
             for p, planned in enumerate(plan):
-                for angle in turns:
-                    name = f"{scan.name}/{planned.name}" + (f"@{angle:g}" if len(turns) > 1 else "")
+                for angle in options.angles:
+                    name = f"{scan.name}/{planned.name}" + (f"@{angle:g}" if len(options.angles) > 1 else "")
                     self.items.append(Item(scan.source, name, len(self._cases), scan.patient))
                     self._cases.append((s, p, angle))
         if not self.items:
@@ -146,8 +137,7 @@ class CctaSource(Source):
         planned = [(p.name, p.fault, p.vessel and _as_list(p.vessel)) for p in self._plans[scan]]
         digest = hashlib.sha256(repr(planned).encode("utf-8", "surrogateescape")).hexdigest()
         files = [stamp(path) for path in (*self._scans[scan].volumes, *self._scans[scan].labels)]
-        options = [self._values, self._spacing, self._order, self._sigma, self._shortest, self._convention]
-        return [files, digest, position, angle, options]
+        return [files, digest, position, angle, asdict(self._options)]
 
     def load(self, item: Item) -> Case:
         """Straighten one vessel."""
@@ -155,7 +145,7 @@ class CctaSource(Source):
         planned = self._plans[scan][position]
         if planned.vessel is None:
             raise Rejected(*planned.fault)
-        check_centreline(planned.vessel.points, self._shortest)
+        check_centreline(planned.vessel.points, self._options.shortest)
         opened = self._open(scan)
         own = sum(p.vessel is not None for p in self._plans[scan][:position])
         axis = opened.axes[own]
@@ -166,18 +156,18 @@ class CctaSource(Source):
         # the label is taken at the middle one.
         each = 1 + 2 * int(np.ceil(max(0.0, along / (2 * opened.image.spacing.min()) - 1)))
         frames = make_frames(axis.points, each * self.size[0])
-        across = self.size[1:]
-        grid = sample_grid(frames, across, self._spacing, angle, opened.image.affine)
-        image = sample_image(opened.image.voxels, grid, self._order, AIR)
+        across, spacing = self.size[1:], self._options.spacing
+        grid = sample_grid(frames, across, spacing, angle, opened.image.affine)
+        image = sample_image(opened.image.voxels, grid, self._options.order, AIR)
         image = image.reshape(self.size[0], each, *across).mean(1)
         grid = grid[:, each // 2 :: each]
         label = sample_labels(opened.label.voxels, grid)
         label[self._foreign(opened, own, grid, label)] = 0
         _check_image(image, label)
         return Case(
-            image=to_window(image, self._window),
+            image=to_window(image, self._options.window),
             label=label,
-            spacing=(along, *[self._spacing] * len(across)),
+            spacing=(along, *[spacing] * len(across)),
             arc_length=(axis.start, axis.start + axis.length),
             notes=("centreline_reversed",) if _widens(axis, planned.vessel) else (),
         )
@@ -196,19 +186,19 @@ class CctaSource(Source):
         return last[1]
 
     def _read(self, scan: int) -> _Opened:
-        _check_files(self._scans[scan])
+        check_files(self._scans[scan])
         image = read_ct(self._scans[scan].volumes[0])
         label = align_axes(read_labels(self._scans[scan].labels[0], self._values), image)
         check_same_grid(image, label)
         if not label.voxels.any():
             raise Rejected("empty_structure", "the label volume holds no vessel")
         vessels = [planned.vessel for planned in self._plans[scan] if planned.vessel is not None]
-        return _Opened(image, label, trace_axes(vessels, label, self._sigma))
+        return _Opened(image, label, trace_axes(vessels, label, self._options.sigma))
 
     def _check_place(self, axis: Axis, vessel: Vessel, opened: _Opened) -> None:
         outside = 1 - _share_inside(axis.points, opened.image)
         if outside > 0:
-            other = next(name for name in CONVENTIONS if name != self._convention)
+            other = next(name for name in CONVENTIONS if name != self._options.convention)
             mirrored = vessel.points * CONVENTIONS["LPS"]
             hint = f"; read as {other} it would lie inside" if _share_inside(mirrored, opened.image) == 1 else ""
             text = f"{100 * outside:.0f} % of the centreline lie outside the volume{hint}"
@@ -216,10 +206,10 @@ class CctaSource(Source):
         within = float((axis.radii > 0).mean())
         if within < 0.5:
             text = f"{100 * within:.0f} % of the centreline run in the labelled vessel; are its coordinates"
-            raise Rejected("centreline_off_vessel", f"{text} {self._convention}?")
-        if axis.length < self._shortest:
+            raise Rejected("centreline_off_vessel", f"{text} {self._options.convention}?")
+        if axis.length < self._options.shortest:
             text = f"outside the vessel that it comes from the side branch is {axis.length:.1f} mm long"
-            raise Rejected("centreline_short", f"{text}, less than {self._shortest:g} mm")
+            raise Rejected("centreline_short", f"{text}, less than {self._options.shortest:g} mm")
 
     def _foreign(self, opened: _Opened, own: int, grid: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Whether each sample's label is another vessel's or another limb's, boolean, of the shape of ``label``."""
@@ -227,7 +217,9 @@ class CctaSource(Source):
         labelled = np.nonzero(label)
         affine = opened.image.affine
         places = np.stack([axis_of[labelled] for axis_of in grid], axis=1) @ affine[:3, :3].T + affine[:3, 3]
-        offsets = [(index - (count - 1) / 2) * self._spacing for index, count in zip(labelled[1:], label.shape[1:])]
+        offsets = [
+            (index - (count - 1) / 2) * self._options.spacing for index, count in zip(labelled[1:], label.shape[1:])
+        ]
         at = (labelled[0] + 0.5) * axis.length / self.size[0]
         radius = np.interp(at, arc_length(axis.points), axis.radii)
         depth = radius - np.sqrt(sum(offset**2 for offset in offsets))
@@ -257,15 +249,6 @@ def _widens(axis: Axis, vessel: Vessel) -> bool:
     return vessel.start == 0 and not vessel.marked and last > WIDENING * first
 
 
-def _check_files(scan: Scan) -> None:
-    if not scan.volumes:
-        raise Rejected("missing_image", "there is a label volume or a centreline, but no CT volume")
-    if not scan.labels:
-        raise Rejected("missing_mask", "there is no label volume")
-    if len(scan.volumes) > 1 or len(scan.labels) > 1:
-        raise Rejected("duplicate_name", "there are several CT or label volumes of the same name")
-
-
 def _check_image(image: np.ndarray, label: np.ndarray) -> None:
     if not np.isfinite(image).all():
         raise Rejected("not_finite", f"{int((~np.isfinite(image)).sum())} samples are NaN or infinite")
@@ -279,59 +262,3 @@ def _share_inside(points: np.ndarray, volume: Volume) -> float:
     inverse = np.linalg.inv(volume.affine)
     voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
     return float(((voxels >= -0.5) & (voxels <= np.array(volume.voxels.shape) - 0.5)).all(1).mean())
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Finds the vessels of one scan; pickled to worker processes."""
-
-    values: Mapping[int, Sequence[int]]
-    convention: str
-    shortest: float
-
-    def __call__(self, scan: Scan) -> list[_Planned]:
-        if not scan.centrelines:
-            return self._from_label(scan)
-        files, unreadable = [], []
-        for name, path in scan.centrelines:
-            try:
-                files.append((name, read_centrelines(path, self.convention)))
-            except Rejected as fault:
-                unreadable.append(_Planned(name, fault=(fault.reason, fault.text)))
-        return self._from_lines(files) + unreadable
-
-    def _from_lines(self, files: Sequence[tuple[str, Polylines]]) -> list[_Planned]:
-        """The vessels of all files taken together, since they may share a stem; named after the files they end in."""
-        if not files:
-            return []
-        owners = [owner for owner, (_, lines) in enumerate(files) for _ in lines.lines]
-        vessels = split_vessels(join_lines([lines for _, lines in files]))
-        of_file = [[v for v in vessels if owners[v.line] == owner] for owner in range(len(files))]
-        planned = []
-        for vessel in vessels:
-            name, own = files[owners[vessel.line]][0], of_file[owners[vessel.line]]
-            number = next(i for i, other in enumerate(own, start=1) if other is vessel)
-            planned.append(_Planned(name if len(own) == 1 else f"{name} {number}", vessel))
-        fault = "centreline_short", "nothing of the centreline is left beside the others of the scan"
-        return planned + [_Planned(name, fault=fault) for (name, _), own in zip(files, of_file) if not own]
-
-    def _from_label(self, scan: Scan) -> list[_Planned]:
-        """The vessels found in the label volume; what is shorter than ``shortest`` is a fragment and no case."""
-        try:
-            _check_files(scan)
-            label = read_labels(scan.labels[0], self.values)
-            found = split_vessels(find_centrelines(label.voxels > 0, label.affine))
-        except Rejected as fault:
-            return [_Planned("vessel", fault=(fault.reason, fault.text))]
-        vessels = [vessel for vessel in found if arc_length(vessel.points)[-1] >= self.shortest]
-        if not vessels:
-            return [_Planned("vessel", fault=("centreline_missing", f"no vessel of {self.shortest:g} mm is labelled"))]
-        return [_Planned(f"vessel {i}", vessel) for i, vessel in enumerate(vessels, start=1)]
-
-
-def _plan_all(planner: _Planner, scans: Sequence[Scan], workers: int) -> list[list[_Planned]]:
-    bar = {"total": len(scans), "desc": "finding vessels", "unit": "volume"}
-    if workers == 1 or all(scan.centrelines for scan in scans):
-        return list(tqdm(map(planner, scans), **bar))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return list(tqdm(pool.map(planner, scans), **bar))

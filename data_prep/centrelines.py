@@ -23,7 +23,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, rejecting
 from data_prep.polydata import Polylines, parse_polydata
 
 __all__ = [
@@ -85,11 +85,8 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
         Rejected: when the file cannot be read, or holds coordinates that are not finite, or points that all lie at one
             place or farther apart than in any heart.
     """
-    try:
+    with rejecting("centreline_unreadable", "the centreline's file cannot be opened"):
         data = path.read_bytes()
-    except OSError as error:
-        text = f"the centreline's file cannot be opened ({type(error).__name__})"
-        raise Rejected("centreline_unreadable", text) from None
     is_vtk = data.startswith(b"# vtk DataFile") or b"<VTKFile" in data[:1000]
     found = parse_polydata(data) if is_vtk else _parse_csv(data)
     if not np.isfinite(found.points).all():
@@ -103,13 +100,11 @@ def read_centrelines(path: Path, convention: str) -> Polylines:
 
 
 def _parse_csv(data: bytes) -> Polylines:
-    try:
+    text = "the centreline is neither VTK polydata nor CSV with numbers in the columns x, y, z"
+    with rejecting("centreline_unreadable", text):
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
         rows = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
         points = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]).reshape(-1, 3)
-    except (UnicodeDecodeError, csv.Error, ValueError, TypeError, KeyError):
-        text = "the centreline is neither VTK polydata nor CSV with numbers in the columns x, y, z"
-        raise Rejected("centreline_unreadable", text) from None
     names = np.array([row.get("line") or "" for row in rows])
     lines = [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
     if not any(line.size > 1 for line in lines):

@@ -18,7 +18,6 @@ from data_prep.structures import CHEST
 
 __all__ = ["check_chest"]
 
-
 LARGEST_PIECE = 0.7
 """Smallest share of a lung or heart that must be in one piece; 0.92 is the least in the public radiographs."""
 

@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, naming
 from data_prep.rle import decode_rle
 from data_prep.rows import LONGEST_CELL
 
@@ -111,10 +111,8 @@ def read_masks(path: Path, name: str, row: MaskRow) -> tuple[dict[str, np.ndarra
         shape = int(height), int(width)
     masks = {}
     for structure, column in STRUCTURES.items():
-        try:
+        with naming(structure):
             masks[structure] = decode_rle(values[column], shape or PREPROCESSED)
-        except Rejected as fault:
-            raise Rejected(fault.reason, f"{structure}: {fault.text}") from None
     return masks, shape
 
 

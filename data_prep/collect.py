@@ -9,59 +9,36 @@ Each record is written to a journal at once, so that a run can be resumed, whate
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.cases import Case, Item, Rejected, Source
-from data_prep.chest_checks import check_chest
+from data_prep.cases import Item, Source
 from data_prep.executors import WorkersLost, default_workers, run_cases
 from data_prep.identity import case_id, read_salt, write_mapping
-from data_prep.intensity import INTENSITY_RANGE, to_uint16
-from data_prep.journal import Journal, input_digest, open_journal
+from data_prep.intensity import INTENSITY_RANGE
+from data_prep.journal import Journal, open_journal
+from data_prep.measured import measured_variables
+from data_prep.names import real_path
+from data_prep.outcomes import Outcome, Worker
 from data_prep.pictures import draw_contact_sheet, draw_variables
-from data_prep.readers import FAULTS, real_path
 from data_prep.splits import check_fractions, split_cases
-from data_prep.storage import SUFFIXES, write_array
-from data_prep.structures import check_label_map, measured_values, measured_variables
+from data_prep.storage import SUFFIXES
 from segcft_ext.datalist import Datalist, write_datalist
 from segcft_ext.datalist_format import FORMAT_VERSION, SPLITS, validate
 from segcft_ext.folders import writable_folder, write_csv_atomically
-from segcft_ext.measurements import instantiate_measurement
 
-__all__ = ["Summary", "prepare"]
+__all__ = ["Run", "Summary", "check_unit", "prepare"]
 
 ENVIRONMENT = ("no_decoder", "unreadable")
 """Reasons that may lie in the machine (a decoder that is not installed, a file that may not be read) and not in the
 case: a resumed run tries such cases again, since no file of theirs need have changed."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one case: a reason and a text when it was rejected, else what its entry needs.
-
-    ``measured`` holds the measured variables for each unit in which the case can be measured; ``digest`` tells whether
-    two cases are the same picture; ``written`` is the size in bytes of each file, by its path in the output folder.
-    """
-
-    reason: str = ""
-    text: str = ""
-    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    spacing: tuple[float, ...] | None = None
-    arc_length: tuple[float, float] | None = None
-    variables: Mapping[str, float | int | None] = field(default_factory=dict)
-    exogenous: Mapping[str, Any] | None = None
-    notes: tuple[str, ...] = ()
-    digest: str = ""
-    written: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,24 +60,11 @@ class Summary:
     resumed: int = 0
 
 
-def prepare(
-    source: Source,
-    out: Path,
-    *,
-    name: str | None = None,
-    seed: int = 0,
-    fractions: Mapping[str, float] | None = None,
-    unit: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-    strict: bool = False,
-    salt: str | None = None,
-    mapping: Path | None = None,
-) -> Summary:
-    """Prepare all cases of a source; after an interruption, those that are not finished or have changed since.
+@dataclass(frozen=True)
+class Run:
+    """Where a run writes to, and its options; checked when it is built, before a source reads anything.
 
-    Args:
-        source: where the cases come from.
+    Attributes:
         out: folder for ``datalist.json``, ``images/``, ``labels/``, ``rejected.csv`` and the two pictures.
         name: what the data are called in reports; by default the name of the folder ``out``.
         seed: seed of the splits.
@@ -111,71 +75,104 @@ def prepare(
             fewer for few cases (see :func:`~data_prep.executors.default_workers`).
         scheduler: address of a Dask scheduler, whose workers are used instead of processes of this machine.
         strict: stop at the first rejected case.
-        salt: salt of the ids; by default that of ``mapping``, or a random one.
+        salt: salt of the ids; by default that of ``mapping``, or a new random one; without a mapping, none.
         mapping: file, outside ``out``, for the salt and the names behind the ids; None writes no such file.
 
     Raises:
-        ValueError: when an option is wrong, which is found before anything in ``out`` is touched; when too few cases
-            are accepted to fill every split; or when a case is rejected and ``strict`` is set.
+        ValueError: when an option is wrong, or the mapping of an earlier run holds no salt.
+    """
+
+    out: Path
+    name: str | None = None
+    seed: int = 0
+    fractions: Mapping[str, float] | None = None
+    unit: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
+    strict: bool = False
+    salt: str | None = None
+    mapping: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: found {self.workers}, expected 1 or more")
+        if self.mapping is not None and real_path(self.out) in real_path(self.mapping).parents:
+            found = f"{self.mapping} lies in {self.out}"
+            raise ValueError(f"mapping: {found}, which is to be free of names; choose another folder")
+        if self.salt == "":
+            raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
+        if self.salt is None and self.mapping is not None and self.mapping.is_file():
+            read_salt(self.mapping)
+        check_fractions(self.fractions)
+
+
+def check_unit(unit: str, metric: str) -> None:
+    """Check the unit of a run for a source of this metric unit.
+
+    Raises:
+        ValueError: when the areas cannot be in this unit.
+    """
+    if unit not in ("auto", "percent", metric):
+        raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
+
+
+def prepare(source: Source, run: Run) -> Summary:
+    """Prepare all cases of a source; after an interruption, those that are not finished or have changed since.
+
+    Raises:
+        ValueError: when the source's header or the unit is wrong, which is found before anything in ``run.out`` is
+            touched; when too few cases are accepted to fill every split; or when a case is rejected and the run is
+            strict.
         OSError: when something cannot be written; what is finished is kept.
         WorkersLost: when the processes die; what is finished is kept.
     """
-    metric = _metric(source)
-    if unit not in ("auto", "percent", metric):
-        raise ValueError(f"unit: found {unit!r}, expected one of auto, percent, {metric}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: found {workers}, expected 1 or more")
-    if mapping is not None and real_path(out) in real_path(mapping).parents:
-        raise ValueError(f"mapping: {mapping} lies in {out}, which is to be free of names; choose another folder")
-    if salt == "":
-        raise ValueError("salt: found an empty text, expected another one, or none for a random salt")
-    check_fractions(fractions)
+    out, mapping, unit, metric, suffix = run.out, run.mapping, run.unit, source.metric, SUFFIXES[len(source.size)]
+    check_unit(unit, metric)
     for possible in (metric, "percent") if unit == "auto" else (unit,):
-        validate(_header(source, name or "", possible), out / "datalist.json", check_files=False)
+        validate(_header(source, run.name or "", possible), out / "datalist.json", check_files=False)
     for folder in (out, out / "images", out / "labels", *([mapping.parent] if mapping else [])):
         writable_folder(folder)
-    salt = salt if salt is not None else read_salt(mapping) if mapping else ""
-    ids = _case_ids(source, salt)
+    salt = run.salt if run.salt is not None else read_salt(mapping) if mapping else ""
+    cases = _identify(source, salt)
     with open_journal(out) as journal:
         # An interrupted run must not look like a complete one, and must go on with the same salt.
         (out / "datalist.json").unlink(missing_ok=True)
         if mapping is not None:
-            _write_names(mapping, salt, source, ids, {})
-        worker = _Worker(source, out, unit, salt)
-        found = _take_over(journal, worker, ids)
+            _write_names(mapping, salt, cases, {})
+        worker = Worker(source, out, unit, salt)
+        found = _take_over(journal, worker, cases)
         resumed = len(found)
         try:
-            _work_off(worker, ids, found, journal, workers, scheduler, strict)
+            _work_off(worker, cases, found, journal, run)
         except (OSError, WorkersLost) as error:
-            kept = f"{len(found)} of {len(ids)} cases are finished and kept, the same command goes on from there"
+            kept = f"{len(found)} of {len(cases)} cases are finished and kept, the same command goes on from there"
             place = getattr(error, "filename", None) or out
             text = f"{place}: {getattr(error, 'strerror', None) or error}; {kept}"
             raise (OSError(text) if isinstance(error, OSError) else WorkersLost(text)) from error
-        found = _reject_duplicates({identifier: found[identifier] for identifier in ids if identifier in found})
-        if strict:
-            _stop_at_rejected(source, ids, found)
-        outcomes = list(found.values())
-        _write_rejected(out / "rejected.csv", source, ids, outcomes)
+        outcomes = _reject_duplicates({identifier: found[identifier] for identifier in cases if identifier in found})
+        if run.strict:
+            _stop_at_rejected(cases, outcomes)
+        _write_rejected(out / "rejected.csv", cases, outcomes)
         if mapping is not None:
-            _write_names(mapping, salt, source, ids, found)
-        rejected = Counter(outcome.reason for outcome in outcomes if outcome.reason)
-        accepted = [i for i, outcome in enumerate(outcomes) if not outcome.reason]
+            _write_names(mapping, salt, cases, outcomes)
+        rejected = Counter(outcome.reason for outcome in outcomes.values() if outcome.reason)
+        accepted = {identifier: outcome for identifier, outcome in outcomes.items() if not outcome.reason}
         if not accepted:
-            table = out / "rejected.csv"
-            raise ValueError(f"none of {len(outcomes)} cases was accepted: {dict(rejected)}; see {table}")
-        _remove_strangers(out, {ids[i] for i in accepted}, SUFFIXES[len(source.size)])
+            none = f"none of {len(outcomes)} cases was accepted: {dict(rejected)}"
+            raise ValueError(f"{none}; see {out / 'rejected.csv'}")
+        _remove_strangers(out, accepted.keys(), suffix)
 
-        parts = split_cases([source.items[i] for i in accepted], seed, fractions)
+        parts = split_cases([cases[identifier] for identifier in accepted], run.seed, run.fractions)
         if unit == "auto":
-            unit = metric if all(metric in outcomes[i].measured for i in accepted) else "percent"
-        content = _header(source, name or real_path(out).name, unit)
-        for i, (split, use) in zip(accepted, parts):
-            content[split].append(_entry(ids[i], source, source.items[i], outcomes[i], unit, use))
+            unit = metric if all(metric in outcome.measured for outcome in accepted.values()) else "percent"
+        content = _header(source, run.name or real_path(out).name, unit)
+        for (identifier, outcome), (split, use) in zip(accepted.items(), parts):
+            content[split].append(_entry(identifier, cases[identifier].source, outcome, unit, use, suffix))
         datalist = write_datalist(out / "datalist.json", content)
         draw_contact_sheet(datalist, out / "contact_sheet.png")
         draw_variables(datalist, out / "variables.png")
         journal.remove()
-    notes = Counter(note for i in accepted for note in outcomes[i].notes)
+    notes = Counter(note for outcome in accepted.values() for note in outcome.notes)
     return Summary(datalist, len(outcomes), rejected, notes, resumed)
 
 
@@ -197,10 +194,10 @@ def _header(source: Source, name: str, unit: str) -> dict[str, Any]:
     return header if source.regions is None else header | {"regions": dict(source.regions)}
 
 
-def _take_over(journal: Journal, worker: _Worker, ids: list[str]) -> dict[str, Outcome]:
+def _take_over(journal: Journal, worker: Worker, cases: Mapping[str, Item]) -> dict[str, Outcome]:
     """The outcomes of the interrupted run that still hold, by id."""
     outcomes = {}
-    for item, identifier in zip(worker.source.items, ids):
+    for identifier, item in cases.items():
         record = journal.records.get(identifier)
         if record and record["input"] == worker.input_digest(item):
             outcome = Outcome(**record["outcome"])
@@ -211,110 +208,45 @@ def _take_over(journal: Journal, worker: _Worker, ids: list[str]) -> dict[str, O
 
 
 def _work_off(
-    worker: _Worker,
-    ids: list[str],
-    outcomes: dict[str, Outcome],
-    journal: Journal,
-    workers: int | None,
-    scheduler: str | None,
-    strict: bool,
+    worker: Worker, cases: Mapping[str, Item], outcomes: dict[str, Outcome], journal: Journal, run: Run
 ) -> None:
-    """Prepare the cases that have no outcome yet and add their outcomes; if ``strict``, stop at a rejection."""
-    if strict and any(outcome.reason for outcome in outcomes.values()):
+    """Prepare the cases that have no outcome yet and add their outcomes; if strict, stop at a rejection."""
+    if run.strict and any(outcome.reason for outcome in outcomes.values()):
         return
-    todo = [(item, identifier) for item, identifier in zip(worker.source.items, ids) if identifier not in outcomes]
+    todo = [(item, identifier) for identifier, item in cases.items() if identifier not in outcomes]
     with (
-        tqdm(total=len(ids), initial=len(outcomes), desc="preparing", unit="case") as bar,
-        closing(run_cases(worker, todo, workers or default_workers(len(todo)), scheduler)) as lines,
+        tqdm(total=len(cases), initial=len(outcomes), desc="preparing", unit="case") as bar,
+        closing(run_cases(worker, todo, run.workers or default_workers(len(todo)), run.scheduler)) as lines,
     ):
         for line in lines:
             record = journal.append(line)
             outcome = outcomes[record["id"]] = Outcome(**record["outcome"])
             bar.update()
-            if strict and outcome.reason:
+            if run.strict and outcome.reason:
                 return
 
 
-def _stop_at_rejected(source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:
+def _stop_at_rejected(cases: Mapping[str, Item], outcomes: Mapping[str, Outcome]) -> None:
     """Refuse rejected cases, for ``strict``.
 
     Raises:
         ValueError: when a case is rejected, naming the first such case.
     """
-    for item, identifier in zip(source.items, ids):
-        outcome = outcomes.get(identifier)
-        if outcome and outcome.reason:
-            text = f"case {identifier} of {item.source} is rejected as {outcome.reason}: {outcome.text}"
+    for identifier, outcome in outcomes.items():
+        if outcome.reason:
+            text = f"case {identifier} of {cases[identifier].source} is rejected as {outcome.reason}: {outcome.text}"
             raise ValueError(f"strict: {text}; what is finished is kept")
 
 
-class _Worker:
-    """Loads, checks, measures and writes one case and returns its journal line; pickled once to every process."""
-
-    def __init__(self, source: Source, out: Path, unit: str, salt: str) -> None:
-        self.source, self.out, self.unit, self.salt = source, out.absolute(), unit, salt
-
-    def __call__(self, item: Item, identifier: str) -> str:
-        digest = self.input_digest(item)  # before the files are read: a later change must be seen
-        return json.dumps({"id": identifier, "input": digest, "outcome": asdict(self._prepare(item, identifier))})
-
-    def input_digest(self, item: Item) -> str:
-        """What the case's outcome depends on."""
-        source = self.source
-        header = [source.labels, source.variables, source.size, source.window, source.regions, source.truth, self.unit]
-        return input_digest(self.salt, header, source.fingerprint(item))
-
-    def _prepare(self, item: Item, identifier: str) -> Outcome:
-        try:
-            case = self._load(item)
-            check_label_map(case.label, self.source.labels, self.source.may_lack)
-            check_chest(case.image, case.label, self.source.labels)
-            if self.unit.startswith("mm") and case.spacing is None:
-                raise Rejected("spacing_unknown")
-        except Rejected as fault:
-            return Outcome(fault.reason, fault.text)
-        pixels = to_uint16(case.image)
-        units = ("percent", _metric(self.source)) if case.spacing else ("percent",)
-        suffix = SUFFIXES[pixels.ndim]
-        return Outcome(
-            measured={unit: self._measure(case, unit) for unit in units},
-            spacing=case.spacing,
-            arc_length=case.arc_length,
-            variables=case.variables,
-            exogenous=case.exogenous,
-            notes=case.notes,
-            digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
-            written={
-                f"{folder}/{identifier}{suffix}": write_array(
-                    self.out / folder / f"{identifier}{suffix}", array, case.spacing
-                )
-                for folder, array in (("images", pixels), ("labels", case.label))
-            },
-        )
-
-    def _load(self, item: Item) -> Case:
-        """Load one case. An error that no check foresaw rejects only this case, unless files of the source are gone."""
-        try:
-            return self.source.load(item)
-        except OSError:
-            raise
-        except FAULTS as error:
-            raise Rejected("unreadable", f"the case cannot be loaded ({type(error).__name__})") from error
-
-    def _measure(self, case: Case, unit: str) -> dict[str, float]:
-        variables = measured_variables(self.source.labels, unit, self.source.regions)
-        measurements = {v["name"]: instantiate_measurement(v["measurement"]) for v in variables}
-        return measured_values(measurements, case.label, max(self.source.labels.values()) + 1, case.spacing)
-
-
-def _case_ids(source: Source, salt: str) -> list[str]:
+def _identify(source: Source, salt: str) -> dict[str, Item]:
+    """The source's cases by id, in their order."""
     seen: Counter[tuple[str, str]] = Counter()
-    ids = []
+    cases = {}
     for item in source.items:
         key = (item.source, item.name)
-        ids.append(case_id(item, salt, seen[key]))
+        cases[case_id(item, salt, seen[key])] = item
         seen[key] += 1
-    return ids
+    return cases
 
 
 def _reject_duplicates(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
@@ -331,15 +263,11 @@ def _reject_duplicates(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     return checked
 
 
-def _metric(source: Source) -> str:
-    return f"mm{len(source.size)}"
-
-
-def _entry(identifier: str, source: Source, item: Item, outcome: Outcome, unit: str, use: str | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": identifier, "source": item.source}
+def _entry(identifier: str, source: str, outcome: Outcome, unit: str, use: str | None, suffix: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": identifier, "source": source}
     if use is not None:
         entry["use"] = use
-    file = f"{identifier}{SUFFIXES[len(source.size)]}"
+    file = f"{identifier}{suffix}"
     entry |= {"image": f"images/{file}", "label": f"labels/{file}"}
     if outcome.spacing is not None:
         entry["spacing"] = [float(f"{s:.7g}") for s in outcome.spacing]
@@ -360,7 +288,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _remove_strangers(out: Path, ids: set[str], suffix: str) -> None:
+def _remove_strangers(out: Path, ids: Collection[str], suffix: str) -> None:
     """Remove images and label maps that an earlier run has left: only files whose names have the form of an id."""
     for folder in ("images", "labels"):
         for path in (out / folder).iterdir():
@@ -369,26 +297,26 @@ def _remove_strangers(out: Path, ids: set[str], suffix: str) -> None:
                 path.unlink()
 
 
-def _write_rejected(path: Path, source: Source, ids: list[str], outcomes: list[Outcome]) -> None:
+def _write_rejected(path: Path, cases: Mapping[str, Item], outcomes: Mapping[str, Outcome]) -> None:
     rows = [
-        (identifier, item.source, outcome.reason, outcome.text)
-        for item, identifier, outcome in zip(source.items, ids, outcomes)
+        (identifier, cases[identifier].source, outcome.reason, outcome.text)
+        for identifier, outcome in outcomes.items()
         if outcome.reason
     ]
     write_csv_atomically(path, [("id", "source", "reason", "text"), *rows])
 
 
-def _write_names(mapping: Path, salt: str, source: Source, ids: list[str], outcomes: Mapping[str, Outcome]) -> None:
+def _write_names(mapping: Path, salt: str, cases: Mapping[str, Item], outcomes: Mapping[str, Outcome]) -> None:
     def text(outcome: Outcome | None) -> str:
         return "not finished" if outcome is None else f"rejected: {outcome.reason}" if outcome.reason else "accepted"
 
-    cases = {
+    names = {
         identifier: {
             "source": item.source,
             "name": item.name,
             "patient": item.patient,
             "outcome": text(outcomes.get(identifier)),
         }
-        for item, identifier in zip(source.items, ids)
+        for identifier, item in cases.items()
     }
-    write_mapping(mapping, salt, cases)
+    write_mapping(mapping, salt, names)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from data_prep.coronary_tissues import draw_scan, draw_surroundings
+from data_prep.coronary_tissues import draw_scan, draw_surroundings, plain
 from data_prep.coronary_vessel import Band, Vessel
 
 __all__ = ["THIRDS", "draw", "factual", "lumen_loss"]
@@ -42,16 +42,16 @@ SHARED = 0.7  # correlation of a plaque's liability with the burden
 def draw(rng: np.random.Generator) -> dict[str, Any]:
     """All exogenous noise of a case: plain numbers."""
 
-    def normal(limit: float = 2.3) -> float:
-        return round(float(np.clip(rng.normal(), -limit, limit)), 5)
+    def normal() -> float:
+        return plain(np.clip(rng.normal(), -2.3, 2.3))
 
     def waves(rows: int, amplitude: float, shortest: float, longest: float, count: int) -> list[list[list[float]]]:
         return [
             [
                 [
                     round(amplitude * abs(normal()) / count**0.5, 5),
-                    round(float(np.exp(rng.uniform(np.log(shortest), np.log(longest)))), 4),
-                    round(float(rng.uniform(0, 2 * np.pi)), 5),
+                    plain(np.exp(rng.uniform(np.log(shortest), np.log(longest))), 4),
+                    plain(rng.uniform(0, 2 * np.pi)),
                 ]
                 for _ in range(count)
             ]
@@ -60,18 +60,15 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
 
     steps = int(rng.integers(0, 3))
     vessel = {
-        "length": round(float(rng.uniform(80, 160)), 3),
-        "radius": round(float(np.clip(1.72 * np.exp(0.13 * normal()), 1.25, 2.2)), 5),
-        "taper": round(float(rng.uniform(0.46, 0.68)), 5),
-        "branch": round(float(rng.uniform(0.15, 0.6)), 5),
+        "length": plain(rng.uniform(80, 160), 3),
+        "radius": plain(np.clip(1.72 * np.exp(0.13 * normal()), 1.25, 2.2)),
+        "taper": plain(rng.uniform(0.46, 0.68)),
+        "branch": plain(rng.uniform(0.15, 0.6)),
         "wiggle": waves(1, 0.045, 7, 40, 5),
         "outline": waves(4, 0.05, 9, 35, 4),
         "wobble": waves(2, 0.30, 18, 90, 3),
         "rough": waves(1, 0.12, 3, 9, 3),
-        "steps": [
-            [round(float(x), 5) for x in rng.uniform(0.08, 0.92, steps)],
-            [round(float(x), 5) for x in rng.normal(0, 0.22, steps)],
-        ],
+        "steps": [[plain(x) for x in rng.uniform(0.08, 0.92, steps)], [plain(x) for x in rng.normal(0, 0.22, steps)]],
     }
     lesions = []
     for _ in THIRDS:
@@ -81,8 +78,8 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
             {
                 "site": round(site, 5),
                 "angle": round(angle, 5),
-                "eccentricity": round(float(rng.uniform(0.35, 0.8)), 5),
-                "reach": round(float(rng.uniform(2.0, 5.0)), 5),
+                "eccentricity": plain(rng.uniform(0.35, 0.8)),
+                "reach": plain(rng.uniform(2.0, 5.0)),
                 "calcified_plaque": [_calcium(rng, angle, i) for i in range(int(rng.integers(2, 6)))],
                 "noncalcified_plaque": [_soft(rng, angle, i) for i in range(int(rng.integers(1, 4)))],
             }
@@ -91,7 +88,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "burden": normal(),
         **{f"{structure}_{name}": [normal(), normal()] for structure in PRESENT for name in THIRDS},
         **{f"lumen_{name}": normal() for name in THIRDS},
-        "remodelling": [round(float(np.clip(rng.normal(0.40, 0.28), -0.2, 1.1)), 5) for _ in THIRDS],
+        "remodelling": [plain(np.clip(rng.normal(0.40, 0.28), -0.2, 1.1)) for _ in THIRDS],
     }
     exogenous = {
         "vessel": vessel,
@@ -101,33 +98,33 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "scan": draw_scan(rng),
         "texture_seed": int(rng.integers(2**31)),
     }
-    vessel["diffuse"] = round(float(rng.uniform(0.2, 0.35)), 5)  # share of a narrowing that is not at the lesions
+    vessel["diffuse"] = plain(rng.uniform(0.2, 0.35))  # share of a narrowing that is not at the lesions
     return exogenous
 
 
 def _calcium(rng: np.random.Generator, angle: float, i: int) -> dict[str, float]:
     spread = 1.0 if i == 0 else 5.0
     return {
-        "shift": round(float(rng.normal(0, spread)), 5),
+        "shift": plain(rng.normal(0, spread)),
         "angle": round(angle + float(rng.normal(0, 0.3) + np.pi * (i > 0 and rng.uniform() < 0.25)), 5),
-        "length": round(float(rng.uniform(1.6, 4.2)), 5),
-        "width": round(float(rng.uniform(0.9, 1.6)), 5),
-        "thickness": round(float(rng.uniform(0.55, 0.95)), 5),
-        "depth": round(float(rng.uniform(0.0, 0.35)), 5),
-        "delay": round(float(i * rng.uniform(0.1, 0.4)), 5),
-        "peak": round(float(rng.uniform(680, 1300)), 2),
+        "length": plain(rng.uniform(1.6, 4.2)),
+        "width": plain(rng.uniform(0.9, 1.6)),
+        "thickness": plain(rng.uniform(0.55, 0.95)),
+        "depth": plain(rng.uniform(0.0, 0.35)),
+        "delay": plain(i * rng.uniform(0.1, 0.4)),
+        "peak": plain(rng.uniform(680, 1300), 2),
     }
 
 
 def _soft(rng: np.random.Generator, angle: float, i: int) -> dict[str, float]:
     return {
-        "shift": round(float(rng.normal(0, 1.5 if i == 0 else 6.0)), 5),
+        "shift": plain(rng.normal(0, 1.5 if i == 0 else 6.0)),
         "angle": round(angle + float(rng.normal(0, 0.35)), 5),
-        "length": round(float(rng.uniform(3.0, 7.5)), 5),
-        "width": round(float(rng.uniform(1.5, 2.6)), 5),
-        "thickness": round(float(rng.uniform(0.8, 1.3)), 5),
+        "length": plain(rng.uniform(3.0, 7.5)),
+        "width": plain(rng.uniform(1.5, 2.6)),
+        "thickness": plain(rng.uniform(0.8, 1.3)),
         "depth": 0.0,
-        "delay": round(float(i * rng.uniform(0.15, 0.5)), 5),
+        "delay": plain(i * rng.uniform(0.15, 0.5)),
     }
 
 

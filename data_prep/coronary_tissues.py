@@ -10,22 +10,27 @@ import numpy as np
 from data_prep.coronary_vessel import WALL, Grid, Points, Vessel, smooth_step
 from data_prep.ct import smooth_field
 
-__all__ = ["draw_scan", "draw_surroundings", "surroundings", "vessel_hu"]
+__all__ = ["draw_scan", "draw_surroundings", "plain", "surroundings", "vessel_hu"]
 
 FAT = -95.0
+
+
+def plain(value: float, digits: int = 5) -> float:
+    """A drawn number as it stands in a datalist: rounded, and no longer numpy's."""
+    return round(float(value), digits)
 
 
 def draw_scan(rng: np.random.Generator) -> dict[str, float]:
     """Noise of the scan, of the contrast in the lumen and of the plaques' tissue (``fibrous`` and ``lipid``, HU)."""
     return {
-        "lumen": round(float(rng.uniform(320, 450)), 3),  # HU at the ostium
-        "fall": round(float(rng.uniform(0.08, 0.24)), 5),  # share lost by the end
-        "psf": round(float(rng.uniform(0.36, 0.52)), 5),  # mm
-        "noise": round(float(rng.uniform(19, 30)), 4),  # HU
-        "grain": round(float(rng.uniform(0.26, 0.36)), 5),  # mm
-        "fibrous": round(float(rng.uniform(80, 125)), 3),
-        "lipid": round(float(rng.uniform(25, 60)), 3),
-        "core": round(float(rng.uniform(0.0, 0.75)), 4),  # share of a plaque's size that is lipid core
+        "lumen": plain(rng.uniform(320, 450), 3),  # HU at the ostium
+        "fall": plain(rng.uniform(0.08, 0.24)),  # share lost by the end
+        "psf": plain(rng.uniform(0.36, 0.52)),  # mm
+        "noise": plain(rng.uniform(19, 30), 4),  # HU
+        "grain": plain(rng.uniform(0.26, 0.36)),  # mm
+        "fibrous": plain(rng.uniform(80, 125), 3),
+        "lipid": plain(rng.uniform(25, 60), 3),
+        "core": plain(rng.uniform(0.0, 0.75), 4),  # share of a plaque's size that is lipid core
     }
 
 
@@ -33,8 +38,8 @@ def draw_surroundings(rng: np.random.Generator) -> dict[str, Any]:
     """Noise of what lies around the vessel: muscle and a chamber, pericardium, veins, branches and the aorta."""
     side = int(rng.integers(2))
 
-    def number(low: float, high: float, digits: int = 5) -> float:
-        return round(float(rng.uniform(low, high)), digits)
+    def number(low: float, high: float) -> float:
+        return plain(rng.uniform(low, high))
 
     def border(near: float, far: float) -> list[float]:
         return [number(near, far) for _ in range(7)]
@@ -43,14 +48,14 @@ def draw_surroundings(rng: np.random.Generator) -> dict[str, Any]:
         return [[number(a, b) for a, b in zip(low, high)] for _ in range(count)]
 
     return {
-        "muscle_angle": round(float(np.pi * side + rng.normal(0, 0.3)), 5),
+        "muscle_angle": plain(np.pi * side + rng.normal(0, 0.3)),
         "muscle": [value - (i == 0) for i, value in enumerate(border(1.6, 6.5))],
         "muscle_hu": number(80, 125),
         "muscle_from": number(-0.25, 0.45),
         "muscle_to": number(0.65, 1.4),
         "chamber": number(2.0, 9.0),  # mm of muscle before the blood
         "chamber_hu": number(150, 380),
-        "pericardium_angle": round(float(np.pi * (1 - side) + rng.normal(0, 0.3)), 5),
+        "pericardium_angle": plain(np.pi * (1 - side) + rng.normal(0, 0.3)),
         "pericardium": border(3.8, 9.5),
         "beyond": number(0, 1),
         "aorta": [number(-1.5, 2.5), number(-0.25, 0.25), number(-0.03, 0.08)],

@@ -15,7 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit, UID_dictionary
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, rejecting
 from data_prep.grey import Picture, check_shape, check_spacing, single_channel
 from data_prep.isolated import IsolatedDecoder
 from segcft_ext.presentation import as_displayed, dicom_spacing
@@ -63,16 +63,15 @@ def read_dicom(data: bytes, indexed: bool = False) -> Picture:
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if photometric in ("MONOCHROME1", "MONOCHROME2") and samples == 1:
         pixels = decode_pixels(dataset)
-        try:
+        with rejecting("unreadable", "rescale, window or look-up table of the DICOM file make no sense"):
             pixels = pixels if indexed else as_displayed(pixels, dataset)
-        except ValueError:
-            raise Rejected("unreadable", "rescale, window or look-up table of the DICOM file make no sense") from None
     elif _COLOURS.fullmatch(photometric) and samples == 3:
         pixels = single_channel(decode_pixels(dataset))
     else:
         raise Rejected("colour")
-    spacing, notes = _spacing(dataset)
-    return Picture(pixels, spacing, (*notes, *_burned_in(dataset)))
+    spacing, at_detector = dicom_spacing(dataset)
+    notes = (*(("detector_spacing",) if at_detector else ()), *_burned_in(dataset))
+    return Picture(pixels, None if spacing is None else check_spacing(*spacing), notes)
 
 
 def decode_pixels(dataset: Dataset) -> np.ndarray:
@@ -135,11 +134,6 @@ def _declared_shape(encoded: bytes) -> tuple[int, int] | None:
             height, width = struct.unpack_from(">HH", encoded, position + 5)
             return height, width
         position += 2 + length
-
-
-def _spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    found, at_detector = dicom_spacing(dataset)
-    return (None if found is None else check_spacing(*found)), ("detector_spacing",) if at_detector else ()
 
 
 def _burned_in(dataset: Dataset) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from data_prep.geometry import fit_image, fit_label, fit_spacing
 from data_prep.intensity import to_unit_range
 from data_prep.journal import stamp
 from data_prep.masks import Masks
-from data_prep.readers import quiet, read_picture, real_path, source_name, strip_suffix
+from data_prep.names import real_path, source_name, strip_suffix
+from data_prep.readers import quiet, read_picture
 from data_prep.rows import Match
 from data_prep.structures import combine_masks, label_values
 from data_prep.table import Table
@@ -35,18 +36,13 @@ class FolderSource(Source):
         table: further variables, sources and patients.
 
     Raises:
-        ValueError: when a folder does not exist or no case is found.
+        ValueError: when a folder does not exist, no case is found, or a table of masks cannot be read.
     """
 
     size: tuple[int, int]
 
     def __init__(
-        self,
-        roots: Sequence[Path],
-        images: str,
-        masks: Masks,
-        size: tuple[int, int],
-        table: Table | None = None,
+        self, roots: Sequence[Path], images: str, masks: Masks, size: tuple[int, int], table: Table | None = None
     ) -> None:
         self.size = size
         self.labels = label_values(masks.structures)

@@ -24,6 +24,7 @@ SECONDS = 60
 """Longest time that one file may take."""
 
 _LENGTH = struct.Struct(">Q")
+_NPY = b"\x93NUMPY"
 
 
 class IsolatedDecoder:
@@ -58,8 +59,8 @@ class IsolatedDecoder:
             process.communicate()
             self._process = None
             raise Rejected("unreadable", "the decoder does not survive the file") from None
-        if not reply:
-            raise Rejected("unreadable", "the compressed data cannot be decoded")
+        if not reply.startswith(_NPY):
+            raise Rejected("unreadable", f"the compressed data cannot be decoded ({reply.decode()})")
         return np.load(io.BytesIO(reply), allow_pickle=False)
 
 
@@ -83,10 +84,8 @@ def _receive(pipe: IO[bytes]) -> bytes:
 
 
 def _serve() -> None:
-    """Answer until the pipe is closed: the array as .npy, or nothing for a file that cannot be decoded."""
+    """Answer until the pipe is closed: the array as .npy, or the type of the error that a damaged file has caused."""
     import pydicom  # not needed by the process that asks
-
-    from data_prep.readers import FAULTS
 
     while True:
         try:
@@ -98,8 +97,8 @@ def _serve() -> None:
             dataset = pydicom.dcmread(io.BytesIO(data))
             dataset.pixel_array_options(decoding_plugin="gdcm")
             np.save(stream, dataset.pixel_array, allow_pickle=False)
-        except FAULTS:
-            stream = io.BytesIO()
+        except Exception as error:
+            stream = io.BytesIO(type(error).__name__.encode())
         _send(sys.stdout.buffer, stream.getvalue())
 
 

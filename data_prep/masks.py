@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, naming
 from data_prep.grey import Picture
 from data_prep.nifti import corners_apart
 from data_prep.readers import read_picture
@@ -33,7 +33,11 @@ class Masks(ABC):
     folders: Mapping[str, str]
 
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        """Take note of all cases, as (folder's name, file's name without suffix), before any is read."""
+        """Take note of all cases, as (folder's name, file's name without suffix), before any is read.
+
+        Raises:
+            ValueError: when a table of masks cannot be read or lacks a column.
+        """
         return
 
     def fingerprint(self, index: int) -> Any:
@@ -69,11 +73,9 @@ class MaskFolders(Masks):
         _expect(files, self.structures)
         masks = {}
         for name in self.structures:
-            try:
+            with naming(name):
                 mask = read_picture(files[name], indexed=True)
                 masks[name] = threshold_mask(mask.pixels)
-            except Rejected as fault:
-                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
             _check_register(mask, image, name)
         return masks
 
@@ -83,34 +85,31 @@ class LabelMaps(Masks):
 
     Args:
         folder: folder of the label maps, relative to each root.
-        values: value, or values, of each structure in these files, in the order of the new label values. 0 is the
-            background, and so are values listed as ``background``; a value that is not listed rejects the case.
+        values: values of each structure in these files, in the order of the new label values. 0 is the background, and
+            so are values listed as ``background``; a value that is not listed rejects the case.
 
     Raises:
-        ValueError: when a value is no whole number or stands for two structures.
+        ValueError: when a value stands for two structures, or there is no structure but the background.
     """
 
-    def __init__(self, folder: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str, values: Mapping[str, Sequence[int]]) -> None:
         self.folders = {"label map": folder}
-        listed = {name: given if isinstance(given, list) else [given] for name, given in values.items()}
-        together = [value for given in listed.values() for value in given]
-        if not all(isinstance(value, int) and not isinstance(value, bool) for value in together):
-            raise ValueError(f"labels: found {values}, expected a whole number, or a list of them, for each structure")
-        if len(set(together)) != len(together) or any(0 in listed[name] for name in listed if name != "background"):
+        self._values = {name: list(given) for name, given in values.items() if name != "background"}
+        self._background = [0, *values.get("background", [])]
+        together = [value for given in values.values() for value in given]
+        if len(set(together)) != len(together) or any(0 in given for given in self._values.values()):
             raise ValueError(f"labels: found {values}, expected every value once and 0 for the background alone")
-        self._background = [0, *listed.pop("background", [])]
-        self._values = listed
-        self.structures = list(listed)
+        if not self._values:
+            raise ValueError(f"labels: found {values}, expected structures besides the background")
+        self.structures = list(self._values)
 
     def fingerprint(self, index: int) -> Any:
         return [self._background, self._values]
 
     def read(self, index: int, files: Mapping[str, Path], image: Picture) -> dict[str, np.ndarray]:
         _expect(files, list(self.folders))
-        try:
+        with naming("label map"):
             label_map = read_picture(files["label map"], indexed=True)
-        except Rejected as fault:
-            raise Rejected(fault.reason, f"label map: {fault.text}") from None
         _check_register(label_map, image, "the label map")
         values = _snapped(label_map.pixels)
         known = [*self._background, *(value for given in self._values.values() for value in given)]
@@ -129,24 +128,21 @@ class MaskTable(Masks):
         columns: column of each structure, in the order of the label values.
         id_column: the column with the image's file name, with or without suffix.
 
-    Raises:
-        ValueError: when the table cannot be read or lacks a column.
+    Attributes:
+        unused: number of rows that belong to no case, once :meth:`match` has read the table.
     """
+
+    unused = 0
 
     def __init__(self, path: Path, columns: Mapping[str, str], id_column: str = "id") -> None:
         self.folders = {}
         self.structures = list(columns)
-        self._columns = columns
-        self._rows = Rows(path, list(columns.values()), id_column)
+        self._path, self._columns, self._id_column = path, columns, id_column
         self._matches: list[Match] = []
 
-    @property
-    def unused(self) -> int:
-        """Number of rows that belong to no case."""
-        return self._rows.unused
-
     def match(self, cases: Sequence[tuple[str, str]]) -> None:
-        self._matches = self._rows.match(cases)
+        rows = Rows(self._path, list(self._columns.values()), self._id_column)
+        self._matches, self.unused = rows.match(cases), rows.unused
 
     def fingerprint(self, index: int) -> Any:
         match = self._matches[index]
@@ -161,10 +157,8 @@ class MaskTable(Masks):
         _expect(given, self.structures)
         masks = {}
         for name, column in self._columns.items():
-            try:
+            with naming(name):
                 masks[name] = decode_rle(row[column], image.pixels.shape)
-            except Rejected as fault:
-                raise Rejected(fault.reason, f"{name}: {fault.text}") from None
         return masks
 
 

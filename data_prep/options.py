@@ -11,38 +11,45 @@ import re
 from pathlib import Path
 from typing import Any
 
+from data_prep.collect import Run
 from data_prep.masks import LabelMaps, MaskFolders, Masks, MaskTable
+from data_prep.names import real_path
 from data_prep.regions import region_definition
 from data_prep.splits import FRACTIONS, check_fractions
-from segcft_ext.command_line import read_sizes, read_whole
+from segcft_ext.command_line import read_names, read_sizes, read_whole
 
 __all__ = [
-    "read_boundaries",
-    "read_flag",
-    "read_fractions",
-    "read_image_size",
-    "read_json",
-    "read_label_values",
-    "read_list",
-    "read_mapping",
-    "read_masks",
-    "read_numbers",
-    "read_vessel_regions",
-    "read_vessel_size",
-    "read_workers",
-]
+    "read_flag", "read_image_size", "read_label_values", "read_mapping", "read_masks", "read_numbers",
+    "read_region_definition", "read_run", "read_variables", "read_vessel_regions", "read_vessel_size",
+]  # fmt: skip
 
-EXAMPLES = {
-    "fractions": json.dumps(FRACTIONS),
-    "labels": '{"heart": 3}',
-    "missing": '{"age": 0}',
-    "units": '{"age": "years"}',
-}
+EXAMPLES = {"fractions": json.dumps(FRACTIONS), "missing": '{"age": 0}', "units": '{"age": "years"}'}
+
+
+def read_run(out: str, *, names: bool = True, mapping: str | None = None, strict: Any = False, **given: Any) -> Run:
+    """The options that all sources have in common.
+
+    Args:
+        out: the output folder.
+        names: whether case names may identify patients, so that they are kept in a file, ``mapping``.
+        mapping: this file, by default beside the output folder.
+        strict: whether to stop at a rejected case.
+        given: other options of :class:`~data_prep.collect.Run`, as they were typed.
+    """
+    folder = Path(out)
+    beside = folder.absolute().with_name(f"{real_path(folder).name}.mapping.json") if names else None
+    given["seed"] = read_whole("seed", given["seed"], 0)
+    given["fractions"] = check_fractions(read_mapping("fractions", given["fractions"]))
+    if given["workers"] is not None:
+        given["workers"] = read_whole("workers", given["workers"])
+    return Run(folder, mapping=Path(mapping) if mapping else beside, strict=read_flag("strict", strict), **given)
 
 
 def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_column: str) -> Masks:
     """The masks that --masks, --structures, --labels and --mask_table (with --id_column) describe together."""
-    masks, structures, labels = read_json("masks", masks), _structures(structures), read_mapping("labels", labels)
+    masks, names = _read_json("masks", masks), read_names("structures", structures)
+    if len(set(names)) < len(names):
+        raise ValueError(f"structures: found {','.join(names)}, expected each of them once")
     if isinstance(masks, dict) and not all(isinstance(place, str) for place in masks.values()):
         raise ValueError(f"masks: found {masks!r}, expected the name of a folder, or column, for each structure")
     if table is not None and labels is not None:
@@ -50,20 +57,13 @@ def read_masks(masks: Any, structures: Any, labels: Any, table: str | None, id_c
     if labels is not None:
         if isinstance(masks, dict):
             raise ValueError(f"masks: found {masks!r}, expected with --labels a folder")
-        return LabelMaps(masks, labels)
+        return LabelMaps(masks, read_label_values(labels))
     if table is not None:
-        return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in structures}, id_column)
-    return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in structures})
+        return MaskTable(Path(table), masks if isinstance(masks, dict) else {n: n for n in names}, id_column)
+    return MaskFolders(masks if isinstance(masks, dict) else {name: f"{masks}/{name}" for name in names})
 
 
-def _structures(given: Any) -> list[str]:
-    names = read_list(given)
-    if len(set(names)) < len(names):
-        raise ValueError(f"structures: found {','.join(names)}, expected each of them once")
-    return names
-
-
-def read_json(option: str, given: Any) -> Any:
+def _read_json(option: str, given: Any) -> Any:
     """Parse a text that looks like a JSON object or list; anything else is returned unchanged."""
     if not isinstance(given, str) or given.lstrip()[:1] not in ("{", "["):
         return given
@@ -75,39 +75,16 @@ def read_json(option: str, given: Any) -> Any:
 
 def read_mapping(option: str, given: Any) -> dict[str, Any] | None:
     """A JSON mapping, or None."""
-    found = read_json(option, given)
+    found = _read_json(option, given)
     if found is not None and not isinstance(found, dict):
         raise ValueError(f"{option}: found {given!r}, expected JSON as '{EXAMPLES[option]}'")
     return found
 
 
-def read_fractions(given: Any) -> dict[str, float]:
-    """The share of each split, from JSON; the default ones for None."""
-    return check_fractions(read_mapping("fractions", given))
-
-
-def read_list(given: Any) -> list[str]:
-    """Names from "a,b", a JSON list or a sequence."""
-    given = read_json("names", given)
-    parts = given.split(",") if isinstance(given, str) else given
-    return [name for name in (str(part).strip() for part in parts) if name]
-
-
-def read_workers(given: Any) -> int | None:
-    """A number of processes, or None."""
-    return None if given is None else read_whole("workers", given)
-
-
-def read_boundaries(given: Any) -> list[float] | None:
-    """Numbers from "0,0.5,1", a JSON list or a sequence, or None."""
-    return None if given is None else [_boundary(part) for part in read_list(given)]
-
-
-def _boundary(given: str) -> float:
-    try:
-        return float(given)
-    except ValueError:
-        raise ValueError(f"boundaries: found {given!r}, expected numbers from 0 to 1") from None
+def read_variables(given: Any) -> dict[str, Any] | list[str]:
+    """A JSON mapping from each variable to its kind, or names alone."""
+    found = _read_json("variables", given)
+    return found if isinstance(found, dict) else read_names("variables", found)
 
 
 def read_vessel_size(given: Any, dims: int) -> tuple[int, ...]:
@@ -130,26 +107,40 @@ def read_vessel_regions(names: Any, boundaries: Any) -> dict[str, Any] | None:
         if boundaries is not None:
             raise ValueError(f"boundaries: found {boundaries!r}, expected none for whole vessels (--regions none)")
         return None
-    return region_definition(read_list(names or []), read_boundaries(boundaries))
+    return read_region_definition("regions", names, boundaries)
 
 
-def read_numbers(option: str, given: Any, count: int | None = None) -> tuple[float, ...]:
-    """Numbers from "0,90", a list or a number alone."""
+def read_region_definition(
+    option: str, names: Any, boundaries: Any, of: str = "image", axis: int = 0
+) -> dict[str, Any]:
+    """The header's ``regions`` from their names, which the option gives, and boundaries; None stands for a default."""
+    named = None if names is None else read_names(option, names)
+    return region_definition(named, None if boundaries is None else read_numbers("boundaries", boundaries), of, axis)
+
+
+def read_numbers(option: str, given: Any, count: int | None = None) -> list[float]:
+    """Numbers from "0,90", a JSON list, a sequence or a number alone."""
+    found = _read_json(option, given)
+    parts = found.split(",") if isinstance(found, str) else found if isinstance(found, (list, tuple)) else [found]
     try:
-        found = tuple(float(part) for part in (read_list(given) if isinstance(given, (str, list, tuple)) else [given]))
-    except ValueError:
-        found = ()
+        found = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        found = []
     if not found or count not in (None, len(found)) or not all(map(math.isfinite, found)):
         raise ValueError(f"{option}: found {given!r}, expected {count or 'one or several'} finite number(s)")
     return found
 
 
 def read_label_values(given: Any) -> dict[str, list[int]]:
-    """Values by structure from "lumen=1-14,calcified_plaque=20" or from JSON."""
-    found = read_json("labels", given)
+    """Values by structure from "lumen=1-14,calcified_plaque=20", or from JSON: a value, or a list of them, for each."""
+    found = _read_json("labels", given)
     if isinstance(found, dict):
         listed = {name: values if isinstance(values, list) else [values] for name, values in found.items()}
-        if all(listed.values()) and all(type(value) is int for values in listed.values() for value in values):
+        if (
+            listed
+            and all(listed.values())
+            and all(type(value) is int for values in listed.values() for value in values)
+        ):
             return listed
     values: dict[str, list[int]] = {}
     for part in found.split(",") if isinstance(found, str) else [given]:

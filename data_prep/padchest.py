@@ -72,7 +72,6 @@ class PadChestSource(Source):
         ValueError: when a table cannot be read, lacks a column, or no row passes the filters.
     """
 
-    truth: Mapping[str, Any] | None = None
     variables: Sequence[Mapping[str, Any]] = (
         {"name": "age", "kind": "continuous", "unit": "years"},
         {"name": "sex", "kind": "binary", "unit": "", "categories": list(SEXES)},

@@ -61,14 +61,15 @@ class PhantomSource(Source):
 
     def load(self, item: Item) -> Case:
         """Draw and render one case."""
-        variables, exogenous = self._phantom.sample(self._case_seed(item))
-        image, label = self._phantom.render(variables, exogenous)
-        further = {"age": float(variables["age"]), "sex": int(variables["sex"])}
-        return Case(image=image, label=label, variables=further, exogenous=exogenous)
-
-    def _case_seed(self, item: Item) -> int:
         # Case seeds from a seed sequence: neighbouring seeds of a run must not share cases.
-        return int(np.random.SeedSequence([self._seed, item.index]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self._seed, item.index]).generate_state(1)[0])
+        variables, exogenous = self._phantom.sample(seed)
+        image, label = self._phantom.render(variables, exogenous)
+        return Case(image=image, label=label, exogenous=exogenous, **self._further(variables, exogenous))
+
+    def _further(self, variables: Mapping[str, Any], exogenous: Mapping[str, Any]) -> dict[str, Any]:
+        """What else is known of a case."""
+        return {"variables": {"age": float(variables["age"]), "sex": int(variables["sex"])}}
 
 
 class CoronarySource(PhantomSource):
@@ -96,14 +97,5 @@ class CoronarySource(PhantomSource):
         self.regions = regions
         self._coronary = phantom
 
-    def load(self, item: Item) -> Case:
-        """Draw and render one case."""
-        variables, exogenous = self._coronary.sample(self._case_seed(item))
-        image, label = self._coronary.render(variables, exogenous)
-        return Case(
-            image=image,
-            label=label,
-            spacing=self._coronary.spacing(exogenous),
-            arc_length=(0.0, exogenous["vessel"]["length"]),
-            exogenous=exogenous,
-        )
+    def _further(self, variables: Mapping[str, Any], exogenous: Mapping[str, Any]) -> dict[str, Any]:
+        return {"spacing": self._coronary.spacing(exogenous), "arc_length": (0.0, exogenous["vessel"]["length"])}

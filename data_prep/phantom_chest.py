@@ -67,8 +67,8 @@ class ChestPhantom:
         """
         rng = np.random.default_rng([seed, 0])
 
-        def normal(limit: float = 2.3) -> float:
-            return round(float(np.clip(rng.normal(), -limit, limit)), 6)
+        def normal() -> float:
+            return round(float(np.clip(rng.normal(), -2.3, 2.3)), 6)
 
         exogenous: dict[str, Any] = {
             "texture_seed": int(rng.integers(2**31)),

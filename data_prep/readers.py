@@ -9,60 +9,26 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import struct
 import threading
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import OrientationError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from PIL import Image
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, rejecting
 from data_prep.dicom import read_dicom
 from data_prep.grey import Picture, check_shape, single_channel
 from data_prep.nifti import is_nifti, read_nifti
 from segcft_ext.presentation import is_dicom, raster_pixels
 
-__all__ = ["FAULTS", "MAX_BYTES", "SUFFIXES", "quiet", "read_picture", "real_path", "source_name", "strip_suffix"]
-
-SUFFIXES = (".nii.gz", ".nii", ".dicom", ".dcm", ".png", ".tiff", ".tif")
-"""Suffixes taken off a file's name to get the case's name. Others belong to the name (DICOM UIDs have dots)."""
+__all__ = ["MAX_BYTES", "quiet", "read_picture"]
 
 MAX_BYTES = 2**29
 """Largest file that is read, 512 MiB; a picture of 8192 x 8192 pixels of 32 bits has half of that."""
-
-FAULTS = (
-    OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError,
-    OverflowError, RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
-    Image.DecompressionBombError, ImageFileError, HeaderDataError, OrientationError, WrapStructError,
-    BytesLengthException, InvalidDicomError,
-)  # fmt: skip
-"""What decoders raise on damaged files, as met with Pillow, nibabel and pydicom."""
-
-
-def strip_suffix(name: str) -> str:
-    """The name without its suffix, if that is one of :data:`SUFFIXES`."""
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
-
-
-def source_name(name: str) -> str:
-    """A folder's or a file's name as that of a source: one whose bytes are not UTF-8 could be written to no output."""
-    return name.encode("utf-8", "replace").decode()
-
-
-def real_path(path: Path) -> Path:
-    """The path without links; in a circle of links as far as possible (pathlib raises there before Python 3.13)."""
-    return Path(os.path.realpath(path))
 
 
 def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
@@ -77,22 +43,17 @@ def read_picture(path: Path | zipfile.Path, indexed: bool = False) -> Picture:
     Raises:
         Rejected: when the format is unknown, the file is damaged or too large, or it holds colours or several frames.
     """
-    try:
+    with rejecting("unreadable", "the file cannot be opened"):
         if not path.is_file():  # reading from a pipe would block
             raise Rejected("unreadable", "this is no file, or a link to none")
         # Python allocates as much as it is asked to read, which takes time: ask for no more than the file has.
         size = path.stat().st_size if isinstance(path, Path) else MAX_BYTES
         with path.open("rb") as file:
             data = file.read(min(size, MAX_BYTES) + 1)
-    except FAULTS as error:
-        raise Rejected("unreadable", f"the file cannot be opened ({type(error).__name__})") from None
     if len(data) > MAX_BYTES:
         raise Rejected("too_large", f"the file has more than {MAX_BYTES} bytes")
-    with quiet():
-        try:
-            picture = _read(data, indexed)
-        except FAULTS as error:
-            raise Rejected("unreadable", f"the file cannot be decoded ({type(error).__name__})") from None
+    with quiet(), rejecting("unreadable", "the file cannot be decoded"):
+        picture = _read(data, indexed)
     if picture.pixels.ndim != 2:
         raise Rejected("unreadable", f"the file holds an array of shape {picture.pixels.shape}, not a picture")
     check_shape(*picture.pixels.shape)

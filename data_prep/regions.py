@@ -15,8 +15,8 @@ from typing import Any
 from monai.utils.module import optional_import
 from tqdm import tqdm
 
-from data_prep.readers import real_path
-from data_prep.structures import measured_values, regional_variables
+from data_prep.measured import measured_values, regional_variables
+from data_prep.names import real_path
 from segcft_ext.datalist import Datalist, read_datalist, write_datalist
 from segcft_ext.datalist_format import SPLITS, validate_regions
 from segcft_ext.measurements import Area, Measurement, RegionArea, instantiate_measurement
@@ -72,11 +72,12 @@ def derive_regions(
             a structure that is not divided anew has other regions.
         DatalistError: when the datalist or a label map cannot be read, or the regions contradict its format.
     """
-    source, target = read_datalist(datalist), Path(out).absolute()
+    target = Path(out).absolute()
     if target.suffix != ".json" or target.is_dir():
         raise ValueError(f"out: found {out}, expected a file, as {Path(out, 'datalist.json')}")
-    if target.parent.resolve() == source.path.parent.resolve():
-        raise ValueError(f"out: {target} lies in the folder of {source.path}; choose another folder")
+    if target.parent.resolve() == Path(datalist).absolute().parent.resolve():
+        raise ValueError(f"out: {target} lies in the folder of {datalist}; choose another folder")
+    source = read_datalist(datalist)
     content = json.loads(source.path.read_text(encoding="utf-8"))
     divided = _areas(source, structures)
     variables: list[dict[str, Any]] = []

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import pandas as pd
 
-from data_prep.readers import strip_suffix
+from data_prep.names import strip_suffix
 
 __all__ = ["LONGEST_CELL", "Match", "Rows", "is_missing", "read_table"]
 
@@ -29,6 +28,8 @@ def is_missing(cell: str) -> bool:
 def read_table(path: Path) -> pd.DataFrame:
     """A table with every cell as text, empty where missing: CSV, TSV (.tsv, .tab), Excel (.xlsx, .xls) or Parquet.
 
+    The index of a CSV or TSV table holds the number of each row's line in the file.
+
     Raises:
         ValueError: when the table cannot be read, a row of a CSV or TSV file has more or fewer cells than its header,
             or two columns have one name.
@@ -45,8 +46,8 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = _read_text(path, "\t" if suffix in (".tsv", ".tab") else ",")
     except ImportError as error:
         raise ValueError(f"{path}: pip install 'segcft-ext[formats]' reads such tables ({error})") from error
-    except (OSError, ValueError, KeyError, BadZipFile, csv.Error) as error:
-        raise ValueError(f"{path}: the table cannot be read: {str(error).strip()}") from error
+    except Exception as error:  # readers of damaged Excel and Parquet files raise errors of many types
+        raise ValueError(f"{path}: the table cannot be read: {str(error).strip() or type(error).__name__}") from error
     frame.columns = frame.columns.map(str)
     doubled = sorted({name for name in frame.columns[frame.columns.duplicated()] if name.strip()})
     if doubled:
@@ -64,7 +65,7 @@ def _read_text(path: Path, separator: str) -> pd.DataFrame:
     for line, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f"line {line}: found {len(cells)} cells, expected {len(header)}")
-    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=str)
+    return pd.DataFrame([cells for _, cells in rows], [line for line, _ in rows], header, dtype=str)
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Rows:
         patient_column: the column that names the case's patient.
 
     Attributes:
+        path: the table.
         frame: the columns, as text.
         unused: number of rows that :meth:`match` gave to no case.
 
@@ -110,6 +112,7 @@ class Rows:
         source_column: str | None = None,
         patient_column: str | None = None,
     ) -> None:
+        self.path = path
         frame = read_table(path)
         wanted = list(dict.fromkeys([id_column, *columns, *filter(None, (source_column, patient_column))]))
         unknown = [column for column in wanted if column not in frame.columns]

@@ -10,13 +10,13 @@ too.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.readers import source_name
+from data_prep.names import source_name
+from data_prep.rows import read_table
 
 __all__ = ["Scan", "find_scans", "list_scans"]
 
@@ -101,22 +101,13 @@ def list_scans(table: Path) -> list[Scan]:
     """
     if not table.exists():
         raise ValueError(f"{table}: no such folder or list")
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, lines = [], []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise csv.Error(f"line {reader.line_num}: found more or fewer cells than the header has")
-                rows.append({key: value.strip() for key, value in row.items() if key})
-                lines.append(reader.line_num)
-            columns = [name for name in reader.fieldnames or [] if name]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: cannot be read as CSV: {error}") from error
+    frame = read_table(table)
+    columns = [name for name in frame if name]
     known = {"volume", "label", "centreline", "vessel", "patient"}
-    if not {"volume", "label"} <= set(columns) <= known or len(set(columns)) < len(columns) or not rows:
-        expected = f"some of {sorted(known)}, each once"
-        raise ValueError(f"{table}: found the columns {columns} and {len(rows)} rows, expected {expected}")
+    if not {"volume", "label"} <= set(columns) <= known or frame.empty:
+        expected = f"some of {sorted(known)}, and rows"
+        raise ValueError(f"{table}: found the columns {columns} and {len(frame)} rows, expected {expected}")
+    lines, rows = list(frame.index), [{k: cell.strip() for k, cell in r.items()} for r in frame.to_dict("records")]
     for line, row in zip(lines, rows):
         if not row["volume"]:
             raise ValueError(f"{table}: line {line}: volume: found nothing, expected a file")

@@ -61,28 +61,23 @@ class Table(Rows):
         patient_column: str | None = None,
     ) -> None:
         units, missing = dict(units or {}), dict(missing or {})
-        super().__init__(path, list(variables), id_column, source_column, patient_column)
+        kinds = variables if isinstance(variables, Mapping) else dict.fromkeys(variables)
         for option, given in (("units", units), ("missing", missing)):
             if set(given) - set(variables):
                 raise ValueError(
                     f"{option}: {sorted(set(given) - set(variables))} are not among the variables asked for"
                 )
-
+        known = {n: _definition(n, kind, units.get(n, "")) for n, kind in kinds.items() if kind is not None}
+        super().__init__(path, list(variables), id_column, source_column, patient_column)
         self._missing = {
             name: {_plain(value) for value in (given if isinstance(given, (list, tuple)) else [given])}
             for name, given in missing.items()
         }
         self.definitions: list[dict[str, Any]] = []
         self.notes: list[str] = []
-        kinds = variables if isinstance(variables, Mapping) else dict.fromkeys(variables)
         self._listed = {name: {*map(_plain, kind)} for name, kind in kinds.items() if isinstance(kind, (list, tuple))}
-        for name, kind in kinds.items():
-            if kind is None:
-                column = [cell for cell in map(str.strip, self.frame[name]) if not self._is_missing(name, cell)]
-                kind = infer_kind(column, f"{path}: column {name!r}")
-                if kind != "continuous":
-                    self._note_words(name, kind)
-            self.definitions.append(_definition(name, kind, units.get(name, "")))
+        for name in kinds:
+            self.definitions.append(known.get(name) or self._infer(name, units.get(name, "")))
 
     def values(self, row: Mapping[str, str] | None) -> dict[str, float | int | None]:
         """The variables of one row; all missing without a row.
@@ -111,6 +106,13 @@ class Table(Rows):
     def _is_missing(self, name: str, cell: str) -> bool:
         plain = _plain(cell)
         return plain in self._missing.get(name, ()) or (is_missing(cell) and plain not in self._listed.get(name, ()))
+
+    def _infer(self, name: str, unit: str) -> dict[str, Any]:
+        column = [cell for cell in map(str.strip, self.frame[name]) if not self._is_missing(name, cell)]
+        kind = infer_kind(column, f"{self.path}: column {name!r}")
+        if kind != "continuous":
+            self._note_words(name, kind)
+        return _definition(name, kind, unit)
 
     def _note_words(self, name: str, categories: Sequence[str]) -> None:
         cells = [cell for cell in map(str.strip, self.frame[name]) if cell.lower() in _WORDS]

@@ -16,11 +16,12 @@ import numpy as np
 import pydicom
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from pydicom.datadict import dictionary_description
+from pydicom.dataset import Dataset
 
-from data_prep.cases import Rejected
+from data_prep.cases import Rejected, rejecting
 from data_prep.dicom import decode_pixels
 from data_prep.nifti import corners_apart, is_nifti
-from data_prep.readers import FAULTS, quiet
+from data_prep.readers import quiet
 from segcft_ext.presentation import MILLIMETRES, is_dicom
 
 __all__ = ["SCALED", "Volume", "align_axes", "check_same_grid", "read_ct", "read_labels"]
@@ -138,11 +139,8 @@ def check_same_grid(image: Volume, label: Volume) -> None:
 
 
 def _read(reader: Callable[[Path], Volume], kind: str, path: Path) -> Volume:
-    with quiet():
-        try:
-            volume = reader(path)
-        except FAULTS as error:
-            raise Rejected("unreadable", f"the {kind} cannot be decoded ({type(error).__name__})") from None
+    with quiet(), rejecting("unreadable", f"the {kind} cannot be decoded"):
+        volume = reader(path)
     if volume.voxels.ndim != 3 or min(volume.voxels.shape) < 4:
         raise Rejected("unreadable", f"the {kind} holds an array of shape {volume.voxels.shape}, not a volume")
     if not np.isfinite(volume.affine).all() or abs(np.linalg.det(volume.affine)) < 1e-9:
@@ -184,11 +182,35 @@ def _read_series(folder: Path) -> Volume:
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom_file(path)]
     datasets = [dataset for dataset in map(pydicom.dcmread, files) if "PixelData" in dataset]
+    _check_slices(datasets)
+    first = datasets[0]
+    along_row, along_column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(along_row, along_column)
+    datasets.sort(key=lambda dataset: float(normal @ np.array(dataset.ImagePositionPatient, float)))
+    positions = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
+    row_spacing, column_spacing = (float(s) for s in first.PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_row * column_spacing, along_column * row_spacing
+    affine[:3, 2] = _even_step(positions, normal)
+    affine[:3, 3] = positions[0]
+    # Pixels are (row, column); a row's pixels run along the first direction, so columns come first here.
+    stack = np.stack([decode_pixels(dataset).T for dataset in datasets], axis=2)
+    scale = np.array([(float(d.RescaleSlope), float(d.RescaleIntercept)) for d in datasets])
+    if (scale == np.rint(scale)).all():
+        voxels = stack.astype(np.int32) * scale[:, 0].astype(np.int32) + scale[:, 1].astype(np.int32)
+        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)  # half the memory
+    else:
+        voxels = (stack * scale[:, 0] + scale[:, 1]).astype(np.float32)
+    return Volume(voxels, LPS_TO_RAS @ affine)
+
+
+def _check_slices(datasets: Sequence[Dataset]) -> None:
+    """Check that there are slices, all of one CT series in Hounsfield units, and of one geometry."""
     if not datasets:
         raise Rejected("unreadable", "the folder holds no DICOM image")
     if len({str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}) > 1:
         raise Rejected("several_series")
-    first = datasets[0]
+    same = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
     for dataset in datasets:
         lacking = [dictionary_description(keyword) for keyword in PLACE if not dataset.get(keyword)]
         if lacking:
@@ -199,15 +221,13 @@ def _read_series(folder: Path) -> Volume:
             raise Rejected("not_hounsfield", "a slice of the DICOM series has no Rescale Slope and Intercept")
         if dataset.get("Modality", "CT") != "CT" or dataset.get("RescaleType", "HU") not in ("HU", "US"):
             raise Rejected("not_hounsfield", "the DICOM series is not a CT rescaled to Hounsfield units")
-        same = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
-        if any(
-            not np.allclose(np.array(dataset[k].value, float), np.array(first[k].value, float), atol=1e-3) for k in same
-        ):
+        found, first = ([np.array(d[key].value, float) for key in same] for d in (dataset, datasets[0]))
+        if not all(np.allclose(a, b, atol=1e-3) for a, b in zip(found, first)):
             raise Rejected("incomplete_series", "the slices differ in size, spacing or orientation")
-    along_row, along_column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(along_row, along_column)
-    datasets.sort(key=lambda dataset: float(normal @ np.array(dataset.ImagePositionPatient, float)))
-    positions = np.array([dataset.ImagePositionPatient for dataset in datasets], float)
+
+
+def _even_step(positions: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """The step from slice to slice, shape (3,), of slices at these positions (N, 3), in mm, sorted along the normal."""
     steps = np.diff(positions @ normal)
     if len(steps) == 0 or steps.min() < 1e-3:
         raise Rejected("incomplete_series", "there is one slice only, or there are several at one position")
@@ -219,17 +239,4 @@ def _read_series(folder: Path) -> Volume:
     if aside > 0.1 * np.median(steps):
         text = f"a slice lies {aside:.3f} mm beside the line through the first and the last one, evenly divided"
         raise Rejected("incomplete_series", text)
-    # Pixels are (row, column); a row's pixels run along the first direction, so columns come first here.
-    stack = np.stack([decode_pixels(dataset).T for dataset in datasets], axis=2)
-    scale = np.array([(float(d.RescaleSlope), float(d.RescaleIntercept)) for d in datasets])
-    if (scale == np.rint(scale)).all():
-        voxels = stack.astype(np.int32) * scale[:, 0].astype(np.int32) + scale[:, 1].astype(np.int32)
-        voxels = np.clip(voxels, -32768, 32767).astype(np.int16)  # half the memory
-    else:
-        voxels = (stack * scale[:, 0] + scale[:, 1]).astype(np.float32)
-    row_spacing, column_spacing = (float(s) for s in first.PixelSpacing)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = along_row * column_spacing, along_column * row_spacing
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[0]
-    return Volume(voxels, LPS_TO_RAS @ affine)
+    return step

@@ -12,13 +12,14 @@ import pydicom
 import pytest
 from scipy.spatial import KDTree
 
+import data_prep.planning
 from data_prep.__main__ import main
 from data_prep.cases import REASONS, Item, Rejected
-from data_prep.ccta import CctaSource
+from data_prep.ccta import CctaSource, Straightening
 from data_prep.centrelines import Vessel, arc_length
-from data_prep.collect import _Worker
 from data_prep.executors import _batches
 from data_prep.journal import stamp
+from data_prep.outcomes import Worker
 from data_prep.scans import find_scans, list_scans
 from data_prep.territories import Axis, foreign, other_limb, trace_axes
 from data_prep.volumes import Volume, read_ct, read_labels
@@ -30,7 +31,7 @@ LENGTH = float(arc_length(centreline(2000))[-1])
 
 
 def source_of(root: Path, **options) -> CctaSource:
-    return CctaSource(find_scans(root), LABELS, **{"size": (96, 32), "spacing": 0.4} | options)
+    return CctaSource(find_scans(root), Straightening(LABELS, **{"size": (96, 32), "spacing": 0.4} | options))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_a_list_names_files_vessels_and_patients(scan, tmp_path):
         line = "centerlines/one.coronary_left_centerline.csv"
         rows.append(",".join([*(str(scan / file) for file in (*files, line)), vessel, patient]))
     table.write_text("\n".join(rows), encoding="utf-8")
-    source = CctaSource(list_scans(table), LABELS, size=(96, 32))
+    source = CctaSource(list_scans(table), Straightening(LABELS, size=(96, 32)))
     assert [(item.source, item.patient, item.name.rsplit("/", 1)[1]) for item in source.items] == [
         ("list", "p1", "LAD"), ("list", "p1", "again"),
     ]  # fmt: skip
@@ -435,6 +436,26 @@ def test_a_bad_centreline_costs_its_own_case_only(tmp_path, text):
     assert rejection(source, bad[1]).reason == "centreline_unreadable"
 
 
+@pytest.mark.parametrize("step", ["find_centrelines", "split_vessels"])
+def test_a_scan_whose_vessels_cannot_be_found_costs_its_own_case_only(tmp_path, monkeypatch, step):
+    for name in ("scan1", "scan2"):
+        write_scan(tmp_path, name)
+    if step == "find_centrelines":
+        shutil.rmtree(tmp_path / "centerlines")
+    whole, calls = getattr(data_prep.planning, step), []
+
+    def fail_once(*given):
+        calls.append(given)
+        return whole(*given) if len(calls) > 1 else calls[0][99]  # an error that no check foresaw
+
+    monkeypatch.setattr(data_prep.planning, step, fail_once)
+    source = source_of(tmp_path)
+    assert [item.name.split("/")[0] for item in source.items] == ["scan1", "scan2"]
+    fault = rejection(source)
+    assert fault.reason == "unreadable" and "the vessels cannot be found (IndexError in " in fault.text
+    assert source.load(source.items[1]).label.any()
+
+
 def test_a_file_whose_name_contradicts_its_compression_is_told_from_a_damaged_one(tmp_path):
     packed = write_nifti(tmp_path / "a.nii.gz", np.zeros((8, 8, 8), np.uint8), np.eye(4))
     plain = write_nifti(tmp_path / "b.nii", np.zeros((8, 8, 8), np.uint8), np.eye(4))
@@ -544,17 +565,17 @@ def test_files_that_are_no_slices_are_passed_over_and_a_slice_that_is_replaced_i
         ({"convention": "XYZ"}, "coordinates"), ({"shortest": 0}, "shortest"), ({"sigma": -1}, "smoothing"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_named(scan, options, text):
+def test_wrong_options_are_named(options, text):
     with pytest.raises(ValueError, match=text):
-        source_of(scan, **options)
+        Straightening(LABELS, **options)
 
 
 @pytest.mark.parametrize(
     "structures", [{}, {"lumen": (0,)}, {"lumen": (1,), "calcified_plaque": (1,)}, {"plaque": (1,)}]
 )
-def test_wrong_labels_are_named(scan, structures):
+def test_wrong_labels_are_named(structures):
     with pytest.raises(ValueError, match="labels"):
-        CctaSource(find_scans(scan), structures)
+        Straightening(structures)
 
 
 @pytest.mark.parametrize(
@@ -575,11 +596,20 @@ def test_wrong_labels_are_named(scan, structures):
         (["--regions", "none", "--boundaries", "0,0.5,1"], "boundaries: found '0,0.5,1', expected none for whole"),
         (["--angles", "0,nan"], "angles: found '0,nan', expected one or several finite"),
         (["--window", "-150,inf"], "window: found .* expected 2 finite"),
+        (["--order", "2"], "order: found 2, expected 1 or 3"),
+        (["--coordinates", "XYZ"], "coordinates: found XYZ, expected LPS or RAS"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "{out}/names.json"], "which is to be free of names"),
     ],
 )
-def test_command_line_mistakes_end_with_one_line(scan, tmp_path, options, message):
+def test_command_line_mistakes_end_with_one_line_before_anything_is_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr("data_prep.commands.find_scans", lambda path: pytest.fail("a folder was read"))
+    scan, out = tmp_path, tmp_path / "out"
     with pytest.raises(SystemExit, match=message):
-        main(["ccta", str(scan), "--out", str(tmp_path / "out"), *options])
+        main(["ccta", str(scan), "--out", str(out), *(option.replace("{out}", str(out)) for option in options)])
 
 
 def test_two_places_of_one_name_are_refused(scan, tmp_path):
@@ -606,15 +636,16 @@ def test_a_list_that_names_a_file_that_is_not_there_is_refused(scan, tmp_path, c
     with pytest.raises(ValueError, match=rf"list.csv: line 3: {column}: \S*nowhere: no such file; paths are relative"):
         list_scans(tmp_path / "list.csv")
     for wrong, message in (
-        (lines[1].rpartition(",")[0], "cannot be read as CSV: line 3: found more or fewer cells"),  # a row that was cut
-        (lines[1] + ",x", "cannot be read as CSV: line 3: found more or fewer cells"),
+        # a row that was cut
+        (lines[1].rpartition(",")[0], "the table cannot be read: line 3: found 2 cells, expected 3"),
+        (lines[1] + ",x", "the table cannot be read: line 3: found 4 cells, expected 3"),
         ("," + lines[1].partition(",")[2], "line 3: volume: found nothing"),
     ):
         (tmp_path / "list.csv").write_text("\n".join([*lines[:2], wrong]), encoding="utf-8")
         with pytest.raises(ValueError, match=f"list.csv: {message}"):
             list_scans(tmp_path / "list.csv")
     (tmp_path / "list.csv").write_text("volume,label,label\na,b,c\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"found the columns \['volume', 'label', 'label'\] .* each once"):
+    with pytest.raises(ValueError, match=r"list\.csv: found the column 'label' twice, expected every name once"):
         list_scans(tmp_path / "list.csv")
     with pytest.raises(ValueError, match="elsewhere: no such folder or list"):
         list_scans(tmp_path / "elsewhere")
@@ -646,7 +677,7 @@ def test_the_command_line_prepares_a_datalist_of_regions(tmp_path, capsys, dims)
 def test_a_run_with_another_window_takes_nothing_over(tmp_path):
     root = write_scan(tmp_path / "set")
     digests = {
-        _Worker(source, tmp_path, "auto", "salt").input_digest(source.items[0])
+        Worker(source, tmp_path, "auto", "salt").input_digest(source.items[0])
         for window in ((-150, 750), (-150, 750), (-100, 500))
         for source in [source_of(root, window=window)]
     }

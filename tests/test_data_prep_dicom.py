@@ -214,6 +214,12 @@ def test_a_decoder_that_does_not_answer_costs_one_file(tmp_path, monkeypatch, di
     np.testing.assert_array_equal(read_picture(path).pixels, PIXELS)
 
 
+def test_what_the_other_process_cannot_decode_is_told_by_the_type_of_the_error(tmp_path):
+    path = write_dicom(tmp_path / "a", PIXELS, JPEGLosslessSV1)
+    with pytest.raises(Rejected, match=r"the compressed data cannot be decoded \(\w*Error\)"):
+        dicom._gdcm.decode(path.read_bytes()[:-40])
+
+
 def test_a_dicom_file_without_a_picture_is_rejected(tmp_path):
     dataset = pydicom.dcmread(write_dicom(tmp_path / "a", PIXELS))
     del dataset.Rows

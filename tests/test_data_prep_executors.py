@@ -62,7 +62,7 @@ def test_a_full_disk_of_a_cluster_is_told_and_costs_nothing(chests, tmp_path, cl
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.collect.write_array", full)
+        patch.setattr("data_prep.outcomes.write_array", full)
         with pytest.raises(SystemExit, match=r"b: No space left on device; [01] of 12 cases are finished and kept"):
             run(chests, tmp_path / "b", "--scheduler", cluster.scheduler_address)
     assert run(chests, tmp_path / "a") == run(chests, tmp_path / "b", "--scheduler", cluster.scheduler_address)

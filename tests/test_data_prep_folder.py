@@ -400,11 +400,13 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(chests, monke
             "units: found 'years', expected JSON as '{\"age\": \"years\"}'",
         ),
         ([*TABLE, "--variables", "age", "--missing", "0"], "missing: found '0', expected JSON as '{\"age\": 0}'"),
-        (["--labels", "[1, 2]"], r"labels: found '\[1, 2\]', expected JSON as '{\"heart\": 3}'"),
+        (["--labels", "[1, 2]"], r"labels: found '\[1, 2\]', expected structures and their values, as lumen=1"),
         (["--variables", "age"], "need a --table"),
         (["--table", "nowhere.csv", "--variables", "age"], "nowhere.csv: the table cannot be read"),
         ([*TABLE, "--variables", "weight"], "no column 'weight'; the table has"),
         (TABLE, "say which columns are wanted"),
+        ([*TABLE, "--variables", "age,,sex"], "variables: found 'age,,sex', expected names, as a,b"),
+        (["--structures", "[heart"], "structures: found '.heart', expected names, as a,b"),
         ([*TABLE, "--variables", '{"age": "real"}'], "variables: 'age' is 'real'"),
         ([*TABLE, "--variables", '{"age": 3}'], "variables: 'age' is 3, expected \"continuous\" or a list"),
         ([*TABLE, "--variables", '{"age": '], "variables: .* is no JSON"),
@@ -425,6 +427,37 @@ def test_mistakes_end_with_one_line(chests, monkeypatch, options, message):
     with pytest.raises(SystemExit, match=message):
         run(chests, *options)
     assert not (chests / "out" / "datalist.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "4"], "size: found '4'"),
+        (["--unit", "mm3"], "unit: found 'mm3', expected one of auto, percent, mm2"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--fractions", '{"training": 1}'], "fractions"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "out/names.json"], "mapping: out/names.json lies in out"),
+        (["--mapping", "cases.csv"], "cases.csv: expected the mapping of an earlier run"),
+        (["--out", "north"], "out: north/images lies in the folder"),
+        (["--labels", "heart"], "labels: found 'heart'"),
+        (["--labels", "heart=1,left_lung=1"], "labels: found"),
+        (["--structures", "heart,"], "structures: found"),
+        (["--variables", '{"age": "real"}'], "variables: 'age' is 'real'"),
+        (["--variables", "age", "--units", '{"weight": "kg"}'], "units: .'weight'. are not among"),
+        (["--variables", "age", "--missing", "0"], "missing: found '0'"),
+    ],
+)
+def test_options_are_checked_before_any_table_or_folder_is_read(chests, monkeypatch, options, message):
+    monkeypatch.chdir(chests)
+    monkeypatch.setattr("data_prep.rows.read_table", lambda path: pytest.fail("a table was read"))
+    monkeypatch.setattr("data_prep.folder._find_files", lambda folders: pytest.fail("a folder was read"))
+    tables = ["--table", "cases.csv", *(["--mask_table", "cases.csv"] if "--labels" not in options else [])]
+    with pytest.raises(SystemExit, match=message):
+        main(["folder", "north", *tables, "--out", "out", *options])
+    assert not (chests / "out").exists()
 
 
 def test_links_to_folders_are_followed_and_circles_of_them_are_not(chests):

@@ -58,12 +58,14 @@ def test_label_maps_and_run_lengths_give_what_folders_of_masks_give(clinic):
             ("b", ["--masks", "maps", "--labels", LABELS]),
             ("c", ["--mask_table", str(clinic / "masks.csv")]),
             ("d", ["--mask_table", str(clinic / "masks.csv"), "--masks", '{"heart": "Heart"}']),
+            ("e", ["--masks", "maps", "--labels", "left_lung=50, right_lung=20-22, heart=7"]),
         )
     ]
     assert len(found[0]) == COUNT
     for name, label in found[0].items():
         np.testing.assert_array_equal(found[1][name], label)
         np.testing.assert_array_equal(found[2][name], label)
+        np.testing.assert_array_equal(found[4][name], label)
         assert (label == 3).sum() == (found[3][name] == 1).sum() and found[3][name].max() == 1
 
 
@@ -87,9 +89,9 @@ def test_label_maps_that_were_saved_as_scaled_integers_are_whole(tmp_path, dtype
     image.to_filename(tmp_path / "a.nii")
     stored = read_picture(tmp_path / "a.nii")
     assert (stored.pixels != np.rint(stored.pixels)).any()
-    values = {f"s{value}": value for value in range(1, 15)}
+    values = {f"s{value}": [value] for value in range(1, 15)}
     masks = LabelMaps("maps", values).read(0, {"label map": tmp_path / "a.nii"}, stored)
-    for name, value in values.items():
+    for name, (value,) in values.items():
         np.testing.assert_array_equal(masks[name], np.abs(stored.pixels - value) < 0.5)
     halves = nibabel.Nifti1Image(np.rint(stored.pixels.T) / 2, image.affine)
     halves.to_filename(tmp_path / "b.nii")
@@ -175,8 +177,10 @@ def test_tables_of_every_format_say_the_same(clinic, suffix):
         (["--masks", "maps", "--labels", "{}", "--mask_table", "m.csv"], "either label maps or in a --mask_table"),
         (["--masks", "maps", "--labels", "3"], "labels: found"),
         (["--masks", "maps", "--labels", '{"heart": "x"}'], "labels: found"),
-        (["--masks", "maps", "--labels", '{"heart": 0}'], "labels: found"),
-        (["--masks", "maps", "--labels", '{"heart": 1, "left_lung": [1, 2]}'], "labels: found"),
+        (["--masks", "maps", "--labels", '{"heart": 0}'], "labels: found .* 0 for the background alone"),
+        (["--masks", "maps", "--labels", "heart=1,left_lung=1-2"], "labels: found .* expected every value once"),
+        (["--masks", "maps", "--labels", "{}"], "labels: found '{}', expected structures and their values"),
+        (["--masks", "maps", "--labels", "background=1"], "labels: found .* expected structures besides"),
         (["--masks", "nowhere", "--labels", LABELS], "expected there: label map"),
         (["--mask_table", "nowhere.csv"], "nowhere.csv: the table cannot be read"),
     ],

@@ -79,8 +79,9 @@ def test_no_identifier_of_padchest_reaches_the_output(tmp_path):
         if i == 0:
             (tmp_path / "images" / "0" / name).write_bytes(b"broken")
     write_tables(tmp_path, list(rows.values()), rows_of(tmp_path / "chexmask.csv"))
-    run(tmp_path)
-    planted = [b"study77", b"patient88", b"1951", b"20130417", b"001.png", str(tmp_path).encode()]
+    run(tmp_path, "--salt", "s")  # a random id may happen to end like a name
+    planted = [b"study77", b"patient88", b"1951", b"20130417", str(tmp_path).encode(), *map(str.encode, rows)]
+    assert b"000.png" in planted and reasons(tmp_path) == {"000.png": "unsupported_format"}
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file() and path.suffix != ".png":
             assert not [text for text in planted if text in path.read_bytes()], path.name
@@ -331,6 +332,25 @@ def test_mistakes_end_with_one_line(tmp_path, change, message):
     change(tmp_path)
     with pytest.raises(SystemExit, match=message):
         run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "4"], "size: found '4'"),
+        (["--workers", "0"], "workers: found 0"),
+        (["--seed", "one"], "seed: found 'one'"),
+        (["--strict=maybe"], "strict: found 'maybe'"),
+        (["--salt", ""], "salt: found an empty text"),
+        (["--mapping", "out/names.json"], "mapping: out/names.json lies in out"),
+    ],
+)
+def test_options_are_checked_before_the_tables_are_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    for reader in ("_read_table", "find_files", "index_masks"):
+        monkeypatch.setattr(f"data_prep.padchest.{reader}", lambda *_: pytest.fail("something was read"))
+    with pytest.raises(SystemExit, match=message):
+        main(["padchest", "images", "--table", "a.csv", "--chexmask", "b.csv", "--out", "out", *options])
 
 
 def test_a_packed_table_of_masks_is_to_be_unpacked(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.collect import prepare
+from data_prep.collect import Run, prepare
 from data_prep.phantom import PhantomSource
 from segcft_ext.datalist import read_datalist
 from segcft_ext.datalist_format import SPLITS
@@ -31,7 +31,7 @@ class FlatPhantom:
 
 def make(out, count=12, seed=0):
     source = PhantomSource(FlatPhantom(), count, (16, 16), seed, TRUTH)
-    return prepare(source, out, name="flat", seed=seed).datalist
+    return prepare(source, Run(out, name="flat", seed=seed)).datalist
 
 
 def entries_of(datalist):
@@ -96,16 +96,19 @@ def test_the_truth_of_vessels_may_follow_the_causal_model(tmp_path):
         main(["phantom", "--kind", "chest", "--descendants", "--out", str(tmp_path / "chest")])
 
 
-def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OverflowError, ZeroDivisionError])
+def test_a_case_that_no_check_foresaw_is_rejected_and_a_full_disk_is_not(tmp_path, monkeypatch, error):
     class Broken(FlatPhantom):
         def render(self, variables, exogenous):
             if exogenous["grey"] < 0.3:
-                raise OverflowError("of this case only")
+                raise error("of this case only")
             return super().render(variables, exogenous)
 
-    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), tmp_path / "out", name="flat")
+    summary = prepare(PhantomSource(Broken(), 20, (16, 16), 0, None), Run(tmp_path / "out", name="flat"))
     assert 0 < summary.rejected["unreadable"] < 20
-    monkeypatch.setattr("data_prep.collect.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    rejected = (tmp_path / "out" / "rejected.csv").read_text()
+    assert f"the case cannot be loaded ({error.__name__} in {__name__}.py, line " in rejected
+    monkeypatch.setattr("data_prep.outcomes.write_array", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full; 0 of 12 cases"):
         make(tmp_path / "full")
 
@@ -123,5 +126,5 @@ def test_what_the_datalist_cannot_hold_is_refused_before_an_earlier_result_is_to
         for name, value in change.items():
             setattr(source, name, value)
         with pytest.raises(ValueError, match=text):
-            prepare(source, tmp_path / "out", **options)
+            prepare(source, Run(tmp_path / "out", **options))
         assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.ccta import CctaSource
+from data_prep.ccta import CctaSource, Straightening
 from data_prep.coronary_vessel import LABELS, Grid
 from data_prep.phantom_volumes import HeartPhantom, write_heart
 from data_prep.scans import find_scans
@@ -20,7 +20,7 @@ def hearts(tmp_path_factory):
 def test_straightened_volumes_have_the_areas_of_the_phantom(hearts):
     folder, arteries = hearts
     labels = {name: (value,) for name, value in LABELS.items() if value}
-    source = CctaSource(find_scans(folder), labels, size=(256, 64, 64))
+    source = CctaSource(find_scans(folder), Straightening(labels, size=(256, 64, 64)))
     found, truth = np.zeros((3, 3)), np.zeros((3, 3))
     for item, artery in zip(source.items, arteries):
         case = source.load(item)
@@ -39,10 +39,10 @@ def test_straightened_volumes_have_the_areas_of_the_phantom(hearts):
 def test_wrong_options_end_with_one_line(hearts, tmp_path):
     folder, _ = hearts
     for arguments, text in (
-        (["--labels", "aorta=1"], "labels"),
-        (["--angles", "left"], "angles"),
-        (["--window", "5"], "window"),
-        (["--coordinates", "XYZ"], "coordinates"),
+        (["--labels", "aorta=1"], r"labels: found \['aorta'\], expected lumen"),
+        (["--angles", "left"], "angles: found 'left'"),
+        (["--window", "5"], "window: found '5', expected 2"),
+        (["--coordinates", "XYZ"], "coordinates: found XYZ"),
     ):
         with pytest.raises(SystemExit, match=text):
             main(["ccta", str(folder), "--out", str(tmp_path / "out"), *arguments])

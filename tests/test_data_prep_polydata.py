@@ -39,6 +39,14 @@ def test_a_damaged_file_is_rejected_or_read_but_never_raises_anything_else(path)
     assert "centreline_unreadable" in outcomes
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".vtp"][:1], ids=lambda path: path.name)
+def test_an_error_of_any_type_rejects_the_file(path, monkeypatch):
+    monkeypatch.setattr("xml.etree.ElementTree.fromstring", lambda data: 1 / 0)
+    with pytest.raises(Rejected, match="cannot be parsed \\(ZeroDivisionError in ") as caught:
+        parse_polydata(path.read_bytes())
+    assert caught.value.reason == "centreline_unreadable"
+
+
 METADATA = "METADATA\nINFORMATION 0\n\n"
 ARRAYS = [
     f"FIELD FieldData 2\nfirst 1 3 double\n1 2 3\n{METADATA}second 1 3 int\n4 5 6\n{METADATA}",

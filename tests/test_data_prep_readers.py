@@ -13,8 +13,9 @@ import tifffile
 from dicom_files import write_dicom
 from PIL import Image
 
-from data_prep.cases import Rejected
-from data_prep.readers import quiet, read_picture, strip_suffix
+from data_prep.cases import Rejected, rejecting
+from data_prep.names import strip_suffix
+from data_prep.readers import quiet, read_picture
 
 PIXELS = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 100
 
@@ -171,7 +172,7 @@ def test_a_file_in_a_folder_that_may_not_be_entered_is_rejected(tmp_path, monkey
 
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     monkeypatch.setattr("pathlib.Path.is_file", refuse)
-    with pytest.raises(Rejected, match=r"cannot be opened \(PermissionError\)") as fault:
+    with pytest.raises(Rejected, match=r"cannot be opened \(PermissionError in ") as fault:
         read_picture(tmp_path / "a.png")
     assert fault.value.reason == "unreadable" and str(tmp_path) not in fault.value.text
 
@@ -192,6 +193,47 @@ def test_damaged_files_are_rejected_and_their_names_are_not_told(tmp_path):
                 read_picture(damaged)
             assert fault.value.reason in ("unreadable", "unsupported_format")
             assert "Doe" not in fault.value.text
+
+
+class Unforeseen(Exception):
+    """An error of a type that no list of a decoder's errors holds."""
+
+
+@pytest.mark.parametrize("error", [Unforeseen, ZeroDivisionError, AssertionError])
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        ("pydicom.dcmread", "d"),
+        ("nibabel.Nifti1Image.from_bytes", "b.nii"),
+        ("PIL.Image.open", "a.png"),
+        ("zipfile.Path.open", "a.zip"),
+    ],
+)
+def test_an_error_of_any_type_rejects_the_file_and_says_where_it_arose(tmp_path, monkeypatch, decoder, name, error):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    nibabel.save(nibabel.Nifti1Image(PIXELS.astype(np.int16), np.eye(4)), tmp_path / "b.nii")
+    write_dicom(tmp_path / "d", PIXELS)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    path = zipfile.Path(tmp_path / name, "a.png") if name == "a.zip" else tmp_path / name
+
+    def fail(*_, **__):
+        raise error("of Doe Jane")
+
+    monkeypatch.setattr(decoder, fail)
+    with pytest.raises(
+        Rejected, match=rf"cannot be (decoded|opened) \({error.__name__} in {__name__}.py, line \d+\)"
+    ) as fault:
+        read_picture(path)
+    assert fault.value.reason == "unreadable" and "Doe" not in fault.value.text
+
+
+def test_an_interruption_and_errors_that_do_not_lie_in_the_case_are_passed_on():
+    for error in (KeyboardInterrupt, SystemExit, OSError):
+        with pytest.raises(error), rejecting("unreadable", "the case cannot be loaded", OSError):
+            raise error
+    with pytest.raises(Rejected, match="colour"), rejecting("unreadable", "the case cannot be loaded"):
+        raise Rejected("colour")
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,14 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         (["--boundaries", "0.2,0.5"], r"boundaries: found \[0.2, 0.5\], expected \d numbers that rise from 0 to 1"),
         (["--boundaries", "0,0.5,0.5,1"], r"boundaries: found .* expected \d numbers that rise from 0 to 1"),
         (["--names", "top,top"], "names: found .* expected each name once"),
+        (["--names", "top,,bottom"], "names: found 'top,,bottom', expected names, as a,b"),
+        (["--structures", "left,"], "structures: found 'left,', expected names, as a,b"),
+        (["--boundaries", "0,nan,1"], "boundaries: found '0,nan,1', expected one or several finite"),
         (["--of", "body"], "of: found 'body', expected 'image' or 'structure'"),
     ):
         monkeypatch.setattr("data_prep.regions.measured_values", lambda *_: pytest.fail("a case was measured"))
         with pytest.raises(SystemExit, match=message):
             main(["regions", str(whole.path), "--out", str(tmp_path / "new" / "datalist.json"), *options])
         assert not (tmp_path / "new").exists()
-    with pytest.raises(SystemExit, match="boundaries: found 'half', expected numbers"):
+    with pytest.raises(SystemExit, match="boundaries: found '0,half,1', expected one or several finite"):
         main(["regions", str(whole.path), "--out", str(out), "--boundaries", "0,half,1"])

@@ -19,7 +19,7 @@ from PIL import Image
 from data_prep import executors
 from data_prep.__main__ import main
 from data_prep.cases import Rejected
-from data_prep.collect import prepare
+from data_prep.collect import Run, prepare
 from data_prep.folder import FolderSource
 from data_prep.journal import Journal, _program_digest, open_journal
 from data_prep.masks import MaskFolders
@@ -282,7 +282,7 @@ def test_two_runs_do_not_write_to_one_folder(chests, tmp_path):
         open_journal(tmp_path),
         pytest.raises(ValueError, match="another run is writing there"),
     ):
-        prepare(FolderSource([chests / "clinic"], "images", MASKS, (24, 24)), tmp_path)
+        prepare(FolderSource([chests / "clinic"], "images", MASKS, (24, 24)), Run(tmp_path))
 
 
 def test_processes_that_die_are_told(chests, tmp_path, monkeypatch):
