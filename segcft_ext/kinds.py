@@ -65,7 +65,6 @@ KINDS = {
             "dscm_pretraining": {"max_epochs": 20},
             "reg_cft": {"max_epochs": 45, "val_interval": 23},
             "seg_cft": {"max_epochs": 45, "val_interval": 23},
-            "judge": {"max_epochs": 80},
             "evaluation": {"interventions_per_case": 1, "figure_cases": 1},
         },
         positional=True,
