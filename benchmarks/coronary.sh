@@ -4,9 +4,9 @@
 #   benchmarks/coronary.sh OUT [SIZE] [COUNT] [EPOCHS] [JUDGE_SEED]
 #
 # SIZE is along,across in pixels, 128,32 by default. EPOCHS is `full`, the epochs of the configs (DSCM: 30), or `demo`,
-# those of the demo. JUDGE_SEED is 1000 by default, as in the demo. The project's environment must be active. One
-# segmentor and one judge are trained; then, for each way of dividing the vessel into variables, a regressor, a DSCM,
-# Reg-CFT and Seg-CFT, and an evaluation is run:
+# those of the demo, but 80 for the judge, too. JUDGE_SEED is 1000 by default, as in the demo. The project's environment
+# must be active. One segmentor and one judge are trained; then, for each way of dividing the vessel into variables, a
+# regressor, a DSCM, Reg-CFT and Seg-CFT, and an evaluation is run:
 #
 #   thirds   proximal, mid and distal: nine variables (Pos-Seg-CFT)
 #   whole    three variables (Seg-CFT)
