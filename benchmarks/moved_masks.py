@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 from monai.networks.utils import one_hot
+from torch import Tensor
 from tqdm import tqdm
 
 from segcft_ext.evaluation.draws import draw_targets
@@ -43,7 +44,7 @@ def main() -> None:
     targets = {
         name: torch.tensor(draw_targets(datalist, name, len(entries), draws, 0)).float() for name in measurements
     }
-    rows = {name: [] for name in measurements}
+    rows: dict[str, list[Tensor]] = {name: [] for name in measurements}
     first = 0
     for batch in tqdm(config.get_parsed_content("dataloader"), unit="batch"):
         image, spacing = batch["image"], batch["spacing"]

@@ -14,6 +14,7 @@ from data_prep.folder import FolderSource
 from data_prep.masks import MaskTable
 from data_prep.names import real_path
 from data_prep.options import (
+    read_chest_size,
     read_flag,
     read_image_size,
     read_label_values,
@@ -117,9 +118,17 @@ def folder(
     if not folders:
         raise ValueError("no folder given; see python -m data_prep folder --help")
     run = read_run(
-        out, mapping=mapping, salt=salt, name=name, unit=unit, strict=strict,
-        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
-    )  # fmt: skip
+        out,
+        mapping=mapping,
+        salt=salt,
+        name=name,
+        unit=unit,
+        strict=strict,
+        seed=seed,
+        fractions=fractions,
+        workers=workers,
+        scheduler=scheduler,
+    )
     check_unit(unit, "mm2")
     pixels = read_image_size(size)
     masks_from = read_masks(masks, structures, labels, mask_table, id_column)
@@ -192,9 +201,16 @@ def padchest(
     if not images:
         raise ValueError("no folder of images given; see python -m data_prep padchest --help")
     run = read_run(
-        out, mapping=mapping, salt=salt, name=name, strict=strict,
-        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
-    )  # fmt: skip
+        out,
+        mapping=mapping,
+        salt=salt,
+        name=name,
+        strict=strict,
+        seed=seed,
+        fractions=fractions,
+        workers=workers,
+        scheduler=scheduler,
+    )
     pixels = read_image_size(size)
     source = PadChestSource(Path(table), Path(chexmask), [Path(place) for place in images], pixels)
     for what, count in source.counts.items():
@@ -277,9 +293,16 @@ def ccta(
         raise ValueError("no folder or list given; see python -m data_prep ccta --help")
     axes = read_whole("dims", dims)
     run = read_run(
-        out, mapping=mapping, salt=salt, name=name, strict=strict,
-        seed=seed, fractions=fractions, workers=workers, scheduler=scheduler,
-    )  # fmt: skip
+        out,
+        mapping=mapping,
+        salt=salt,
+        name=name,
+        strict=strict,
+        seed=seed,
+        fractions=fractions,
+        workers=workers,
+        scheduler=scheduler,
+    )
     low, high = read_numbers("window", window, 2)
     options = Straightening(
         read_label_values("lumen=1,calcified_plaque=2,noncalcified_plaque=3" if labels is None else labels),
@@ -348,9 +371,7 @@ def phantom(
     if kind == "chest":
         if (axes, regions, boundaries, follow) != (2, None, None, False):
             raise ValueError("dims, regions, boundaries and descendants are options of --kind coronary")
-        height, pixels = read_image_size(64 if size is None else size)
-        if height != pixels:
-            raise ValueError(f"size: found {size!r}, expected one number or the same twice: a chest is square")
+        pixels = read_chest_size(64 if size is None else size)
         truth = {"_target_": "data_prep.phantom_chest.ChestPhantom", "size": pixels}
         source = PhantomSource(ChestPhantom(size=pixels), count, (pixels, pixels), run.seed, truth)
     elif kind == "coronary":

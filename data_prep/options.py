@@ -19,9 +19,19 @@ from data_prep.splits import FRACTIONS, check_fractions
 from segcft_ext.command_line import read_names, read_sizes, read_whole
 
 __all__ = [
-    "read_flag", "read_image_size", "read_label_values", "read_mapping", "read_masks", "read_numbers",
-    "read_region_definition", "read_run", "read_variables", "read_vessel_regions", "read_vessel_size",
-]  # fmt: skip
+    "read_chest_size",
+    "read_flag",
+    "read_image_size",
+    "read_label_values",
+    "read_mapping",
+    "read_masks",
+    "read_numbers",
+    "read_region_definition",
+    "read_run",
+    "read_variables",
+    "read_vessel_regions",
+    "read_vessel_size",
+]
 
 EXAMPLES = {"fractions": json.dumps(FRACTIONS), "missing": '{"age": 0}', "units": '{"age": "years"}'}
 
@@ -164,3 +174,11 @@ def read_image_size(given: Any) -> tuple[int, int]:
     if len(numbers) not in (1, 2) or min(numbers) < 8:
         raise ValueError(f"size: found {given!r}, expected a whole number of pixels from 8 on, or two of them (96x64)")
     return numbers[0], numbers[-1]
+
+
+def read_chest_size(given: Any) -> int:
+    """Height, which is also the width, of a chest phantom, from 64 or "64x64"."""
+    height, width = read_image_size(given)
+    if height != width:
+        raise ValueError(f"size: found {given!r}, expected one number or the same twice: a chest is square")
+    return height

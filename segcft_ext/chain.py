@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import segcft_ext
-from data_prep.options import read_image_size, read_vessel_size
+from data_prep.options import read_chest_size, read_vessel_size
 from data_prep.phantom_chest import ChestPhantom
 from data_prep.phantom_coronary import CoronaryPhantom
 from segcft_ext.chain_stages import Chain, project_code
@@ -225,12 +225,9 @@ def _modelled_variables(stage: str, datalist: Datalist, settings: Settings) -> l
 
 def _phantom_size(given: Any, kind: str) -> tuple[int, ...]:
     """The size of a demo's phantoms, read and refused as ``data_prep phantom`` does, but before anything is run."""
-    if kind == "coronary":
-        return CoronaryPhantom(read_vessel_size(given, dims=2)).size
-    height, width = read_image_size(given)
-    if height != width:
-        raise ValueError(f"size: found {given!r}, expected one number or the same twice: a chest is square")
-    return (ChestPhantom(height).size,) * 2
+    if kind == "chest":
+        return (ChestPhantom(read_chest_size(given)).size,) * 2
+    return CoronaryPhantom(read_vessel_size(given, dims=2)).size
 
 
 def _chosen(option: str, given: Any, known: Sequence[str]) -> list[str]:
