@@ -5,7 +5,7 @@
 #   benchmarks/radiographs.sh CXR OUT [SIZE]
 #
 # CXR holds jsrt/ and wingspan/, each with png/ and mask/{left_lung,right_lung,heart}/, and cases.csv. The project's
-# environment must be active. It takes about three hours on one core at 64 x 64, and resumes where it was interrupted.
+# environment must be active. It takes two to three hours on one core at 64 x 64, and resumes where it was interrupted.
 set -euo pipefail
 cxr=$1 out=$2 size=${3:-64}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
