@@ -30,7 +30,7 @@ from segcft_ext.figures import (
     save_figure,
 )
 from segcft_ext.folders import writable_folder, write_json_atomically, write_text_atomically
-from segcft_ext.wording import quantity, words
+from segcft_ext.wording import quantity, words, written_unit
 
 __all__ = ["EvaluationWriter"]
 
@@ -106,12 +106,13 @@ class EvaluationWriter:
             name: np.array([[figures["effectiveness"][do][j][figure] for j in measured] for do in engine.interventions])
             for name, figures in methods.items()
         }
+        unit = "%" if figure == "mape" else ", ".join(sorted({written_unit(units[j]) for j in measured}))
         self._save(
             effectiveness_heatmap(
                 errors,
                 engine.interventions,
                 measured,
-                f"mean absolute error, {'%' if figure == 'mape' else ', '.join(sorted({units[j] for j in measured}))}",
+                f"mean absolute error, {unit}",
                 digits=1 if figure == "mape" else 2,
             ),
             "effectiveness-heatmap",
