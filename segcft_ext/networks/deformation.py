@@ -233,7 +233,7 @@ class DeformationHead(nn.Module):
 
     @torch.no_grad()
     def _learn_tissues(self, image: Tensor, anatomy: Tensor) -> None:
-        masks = F.one_hot(anatomy.argmax(1), anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
+        masks = F.one_hot(anatomy.max(1).indices, anatomy.shape[1]).movedim(-1, 1).float().flatten(2)
         with torch.autocast(image.device.type, enabled=False):  # means over many pixels, in full precision
             sums = torch.einsum("bkp,bcp->kc", masks, image.flatten(2).float())
         # Averaged over the processes, so that all of them keep the same means, over the batches of all.
